@@ -1,0 +1,1 @@
+"""Everything between files on disk and batches on devices: data sets, sampling, augmentation."""

@@ -1,0 +1,1 @@
+"""Procedural occluded pedestrians (see `input_pipeline.synthetic`)."""

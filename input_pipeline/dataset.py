@@ -1,0 +1,114 @@
+"""From a configuration to what a run reads: the training set and the evaluation splits."""
+
+import functools
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from input_pipeline.builders import load_builder
+from input_pipeline.catalog import Catalog, read_catalog
+from input_pipeline.pipeline import evaluation_batches, train_batches
+from pgfl_jax.config import Config
+from pgfl_jax.evaluate import EvaluationData, EvaluationSplit, Protocol
+from pgfl_jax.train import TrainingData
+
+PROTOCOLS = (
+    Protocol("occluded", query="query", gallery="gallery"),
+    Protocol("holistic", query="query_holistic", gallery="gallery"),
+)
+
+
+def open_builder(config: Config) -> Any:
+    """The builder of the configured data set, prepared if it was not yet."""
+    builder = load_builder(config.data.dataset, config.data.data_dir)
+    builder.download_and_prepare()
+    return builder
+
+
+def training_data(config: Config, builder: Any) -> TrainingData:
+    """The training split, with the poses that ``config.data.pose.source`` asks for."""
+    catalog = read_catalog(builder, "train")
+    if config.data.pose.source == "shuffled":
+        catalog = catalog.shuffle_poses(config.seed)
+    elif config.data.pose.source == "none":
+        catalog = catalog.without_poses()
+    batches = functools.partial(
+        _train_batches, catalog, config, jax.process_index(), jax.process_count()
+    )
+    return TrainingData(
+        num_identities=catalog.num_identities,
+        filenames=catalog.filenames,
+        batches=batches,
+        description=_describe(catalog, builder.info.full_name, config.data.pose.source),
+    )
+
+
+def evaluation_data(config: Config, builder: Any) -> EvaluationData:
+    """The query and gallery splits with their own poses, and the protocols over them."""
+    protocols = [protocol for protocol in PROTOCOLS if protocol.query in builder.info.splits]
+    names = sorted({name for p in protocols for name in (p.query, p.gallery)})
+    catalogs = {name: read_catalog(builder, name) for name in names}
+    return EvaluationData(
+        dataset=builder.info.full_name,
+        splits={name: _evaluation_split(catalog, config) for name, catalog in catalogs.items()},
+        protocols=protocols,
+    )
+
+
+def _train_batches(
+    catalog: Catalog, config: Config, process_index: int, process_count: int, start_step: int
+) -> Any:
+    return train_batches(
+        catalog,
+        config.data,
+        map_shape=config.map_shape,
+        seed=config.seed,
+        start_step=start_step,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def _evaluation_split(catalog: Catalog, config: Config) -> EvaluationSplit:
+    batches = functools.partial(
+        evaluation_batches,
+        catalog,
+        config.data,
+        map_shape=config.map_shape,
+        batch_size=config.eval.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return EvaluationSplit(
+        filenames=catalog.filenames,
+        identities=catalog.identities,
+        cameras=catalog.cameras,
+        occlusion=catalog.occlusion,
+        batches=batches,
+    )
+
+
+def _describe(catalog: Catalog, name: str, pose_source: str) -> dict[str, Any]:
+    """Fingerprints, so that two runs can be seen to have read the same."""
+    posed = catalog.keypoints.any(axis=(1, 2))
+    return {
+        "name": name,
+        "images": len(catalog),
+        "images_sha256": _sha256(*catalog.images),
+        "identities_sha256": _sha256(
+            *(str(name).encode() for name in catalog.filenames),
+            catalog.labels.astype("<i8").tobytes(),
+        ),
+        "pose_source": pose_source,
+        "pose_coverage": float(posed.mean()),
+        "poses_sha256": _sha256(np.ascontiguousarray(catalog.keypoints).tobytes()),
+    }
+
+
+def _sha256(*chunks: bytes) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()

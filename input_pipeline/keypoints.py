@@ -1,0 +1,118 @@
+"""COCO-17 keypoints and the eight body parts drawn from them (NumPy only)."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+JOINTS = (
+    "nose",
+    "left_eye",
+    "right_eye",
+    "left_ear",
+    "right_ear",
+    "left_shoulder",
+    "right_shoulder",
+    "left_elbow",
+    "right_elbow",
+    "left_wrist",
+    "right_wrist",
+    "left_hip",
+    "right_hip",
+    "left_knee",
+    "right_knee",
+    "left_ankle",
+    "right_ankle",
+)
+NUM_JOINTS = len(JOINTS)
+
+
+def mirror_name(name: str) -> str:
+    """The name of the same joint on the other side of the body; itself on the midline."""
+    if name.startswith("left_"):
+        return "right_" + name.removeprefix("left_")
+    return name.replace("right_", "left_")
+
+
+# ``keypoints[FLIP]`` renames left to right and right to left after a mirroring.
+FLIP = np.array([JOINTS.index(mirror_name(name)) for name in JOINTS])
+
+# Points that COCO lacks, each on the line through two joints: first + fraction · (second - first),
+# as trustworthy as the weaker of the two. COCO ends at the ankle: a foot is drawn as the shin
+# prolonged by a quarter of its length, which reaches the sole of a standing person and says nothing
+# about where the toes point.
+DERIVED_POINTS = {
+    "neck": ("left_shoulder", "right_shoulder", 0.5),
+    "left_sole": ("left_ankle", "left_knee", -0.25),
+    "right_sole": ("right_ankle", "right_knee", -0.25),
+}
+POINTS = (*JOINTS, *DERIVED_POINTS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A body part: what is drawn for it.
+
+    Attributes:
+        name: its name in logs and pictures.
+        joints: joints drawn as a spot.
+        limbs: pairs of points drawn as a capsule.
+    """
+
+    name: str
+    joints: tuple[str, ...]
+    limbs: tuple[tuple[str, str], ...]
+
+    @property
+    def segments(self) -> tuple[tuple[int, int], ...]:
+        """Everything drawn, as index pairs into ``POINTS``; a joint is a segment without length."""
+        pairs = (*((joint, joint) for joint in self.joints), *self.limbs)
+        return tuple((POINTS.index(start), POINTS.index(end)) for start, end in pairs)
+
+
+def _side_parts(kind: str, chain: tuple[str, ...], extra: tuple[str, ...] = ()) -> list[Part]:
+    """The left and the right part made of a chain of joints, and of derived points after it."""
+    parts = []
+    for side in ("left", "right"):
+        points = [f"{side}_{name}" for name in chain + extra]
+        limbs = tuple(itertools.pairwise(points))
+        parts.append(Part(f"{side} {kind}", tuple(points[: len(chain)]), limbs))
+    return parts
+
+
+_HEAD = Part(
+    "head",
+    ("nose", "left_eye", "right_eye", "left_ear", "right_ear"),
+    (
+        ("nose", "neck"),
+        ("nose", "left_eye"),
+        ("nose", "right_eye"),
+        ("left_eye", "left_ear"),
+        ("right_eye", "right_ear"),
+        # From behind, a pose often has ears and no nose.
+        ("left_ear", "neck"),
+        ("right_ear", "neck"),
+    ),
+)
+# The sides and both diagonals of the quadrilateral: together their capsules leave no hole in it.
+_TORSO = Part(
+    "torso",
+    ("left_shoulder", "right_shoulder", "left_hip", "right_hip"),
+    (
+        ("left_shoulder", "right_shoulder"),
+        ("left_hip", "right_hip"),
+        ("left_shoulder", "left_hip"),
+        ("right_shoulder", "right_hip"),
+        ("left_shoulder", "right_hip"),
+        ("right_shoulder", "left_hip"),
+    ),
+)
+# The order is the order of the channel groups (docs/method.md).
+PARTS = (
+    _HEAD,
+    _TORSO,
+    *_side_parts("arm", ("shoulder", "elbow", "wrist")),
+    *_side_parts("leg", ("hip", "knee", "ankle")),
+    *_side_parts("foot", ("ankle",), ("sole",)),
+)
+NUM_PARTS = len(PARTS)

@@ -1,0 +1,213 @@
+"""Catalog to batches of arrays: tf.data around the sampler, the augmentation and the part maps."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from input_pipeline import augment, pose_maps, sampler
+from input_pipeline.catalog import Catalog, DataError
+from input_pipeline.keypoints import NUM_JOINTS
+from pgfl_jax.config import DataConfig
+
+Batch = dict[str, np.ndarray]
+
+
+def train_batches(
+    catalog: Catalog,
+    config: DataConfig,
+    *,
+    map_shape: tuple[int, int],
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Endless augmented PxK batches; batch ``step`` is a pure function of ``(seed, step)``.
+
+    Each process gets its slice of b = P·K / process_count rows; the slices of all processes, in
+    their order, are the batch that a single process would get.
+
+    Args:
+        catalog: the training split.
+        config: the data options.
+        map_shape: (h, w) of the part maps.
+        seed: of sampling and augmentation.
+        start_step: the first batch's step, for resuming.
+        process_index: which slice, 0 … process_count - 1.
+        process_count: how many slices.
+
+    Returns:
+        Iterator of dicts: ``images`` (b, H, W, 3) float32, ``labels`` (b,) int32, ``part_maps``
+        (b, h, w, 8) float32, ``visibility`` (b, 8) float32, ``indices`` (b,) int32 into the
+        catalog. The arrays are read-only. Closing the iterator stops the reading.
+
+    Raises:
+        DataError: the identities or the processes do not suit the batch; while iterating, an image
+            that cannot be decoded, with its name.
+    """
+    local = _local_size(config.batch_size, process_count, "data.identities_per_batch")
+    steps = sampler.identity_batches(
+        catalog.identities,
+        catalog.cameras,
+        identities_per_batch=config.identities_per_batch,
+        images_per_identity=config.images_per_identity,
+        seed=seed,
+        start_step=start_step,
+    )
+    mine = slice(process_index * local, (process_index + 1) * local)
+    positions = np.arange(config.batch_size)[mine]
+
+    def rows() -> Iterator[Batch]:
+        for step, indices in enumerate(steps, start_step):
+            counters = step * config.batch_size + positions
+            yield {
+                **_rows(catalog, indices[mine]),
+                "labels": catalog.labels[indices[mine]].astype(np.int32),
+                "seeds": np.stack([np.full_like(counters, seed), counters], axis=1),
+            }
+
+    @tf.autograph.experimental.do_not_convert
+    def transform(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        image = augment.decode(row.pop("encoded"))
+        row["images"], row["keypoints"] = augment.augment(
+            image, row["keypoints"], row.pop("seeds"), config
+        )
+        return row
+
+    extra = {"labels": ((), tf.int32), "seeds": ((2,), tf.int64)}
+    return _iterate(catalog, _dataset(rows, extra, transform, local, config, map_shape))
+
+
+def evaluation_batches(
+    catalog: Catalog,
+    config: DataConfig,
+    *,
+    map_shape: tuple[int, int],
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """The catalog once, in its order, in batches of one static shape.
+
+    Every process gets the same number of batches, each with its b = batch_size / process_count
+    rows of the global batch; the last ones are filled up with rows of zeros.
+
+    Args:
+        catalog: the split to embed.
+        config: the data options.
+        map_shape: (h, w) of the part maps.
+        batch_size: rows of a batch over all processes.
+        process_index: which slice, 0 … process_count - 1.
+        process_count: how many slices.
+
+    Returns:
+        Iterator of dicts as of :func:`train_batches`, without ``labels`` and with ``valid`` (b,)
+        float32: 1 for an image, 0 for a filling row (whose index is 0).
+
+    Raises:
+        DataError: the processes do not divide the batch; while iterating, an image that cannot be
+            decoded, with its name.
+    """
+    local = _local_size(batch_size, process_count, "eval.batch_size")
+    mine = np.arange(process_index * local, (process_index + 1) * local)
+
+    def rows() -> Iterator[Batch]:
+        for start in range(0, len(catalog), batch_size):
+            valid = start + mine < len(catalog)
+            yield {
+                **_rows(catalog, np.where(valid, start + mine, 0)),
+                "valid": valid.astype(np.float32),
+            }
+
+    @tf.autograph.experimental.do_not_convert
+    def transform(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        image = augment.decode(row.pop("encoded"))
+        image, keypoints = augment.prepare(image, row["keypoints"], config)
+        row["images"], row["keypoints"] = image * row["valid"], keypoints * row["valid"]
+        return row
+
+    extra = {"valid": ((), tf.float32)}
+    return _iterate(catalog, _dataset(rows, extra, transform, local, config, map_shape))
+
+
+def _local_size(batch_size: int, process_count: int, option: str) -> int:
+    """Rows of one process."""
+    if batch_size % process_count:
+        raise DataError(
+            f"{option}: a batch of {batch_size} cannot be divided among {process_count} processes; "
+            f"make it a multiple of {process_count}"
+        )
+    return batch_size // process_count
+
+
+def _rows(catalog: Catalog, indices: np.ndarray) -> Batch:
+    """What every kind of batch takes from the catalog."""
+    return {
+        "encoded": catalog.images[indices],
+        "keypoints": catalog.keypoints[indices],
+        "indices": indices.astype(np.int32),
+    }
+
+
+def _dataset(
+    rows: Callable[[], Iterator[Batch]],
+    extra: Mapping[str, tuple[tuple[int, ...], tf.DType]],
+    transform: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]],
+    size: int,
+    config: DataConfig,
+    map_shape: tuple[int, int],
+) -> tf.data.Dataset:
+    """Rows of one batch at a time → images in parallel → batches with part maps.
+
+    Python is entered once a batch, not once an image.
+    """
+    columns = {
+        "encoded": ((), tf.string),
+        "keypoints": ((NUM_JOINTS, 3), tf.float32),
+        "indices": ((), tf.int32),
+        **extra,
+    }
+    signature = {
+        name: tf.TensorSpec((size, *shape), dtype) for name, (shape, dtype) in columns.items()
+    }
+
+    @tf.autograph.experimental.do_not_convert
+    def add_part_maps(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        batch["part_maps"], batch["visibility"] = pose_maps.part_maps(
+            batch.pop("keypoints"),
+            image_shape=(config.height, config.width),
+            map_shape=map_shape,
+            sigma=config.pose.sigma,
+            threshold=config.pose.threshold,
+        )
+        return batch
+
+    threads = os.cpu_count() or 1
+    dataset = tf.data.Dataset.from_generator(rows, output_signature=signature).unbatch()
+    dataset = dataset.map(transform, num_parallel_calls=threads, deterministic=True)
+    dataset = dataset.batch(size, drop_remainder=True).map(add_part_maps).prefetch(2)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = threads
+    options.threading.max_intra_op_parallelism = 1
+    return dataset.with_options(options)
+
+
+def _iterate(catalog: Catalog, dataset: tf.data.Dataset) -> Iterator[Batch]:
+    """The dataset's batches as NumPy; an image that cannot be decoded ends it by name."""
+    try:
+        yield from dataset.as_numpy_iterator()
+    except tf.errors.InvalidArgumentError as error:
+        # tf.data does not say which image it was: look for it, now that time does not matter.
+        raise DataError(_find_corrupt(catalog) or str(error)) from error
+
+
+def _find_corrupt(catalog: Catalog) -> str | None:
+    """Name the first image that cannot be decoded, with the remedy."""
+    for image, filename in zip(catalog.images, catalog.filenames, strict=True):
+        try:
+            augment.decode(image)
+        except tf.errors.InvalidArgumentError:
+            return f"{filename}: the image cannot be decoded; replace or remove the file"
+    return None

@@ -1,0 +1,97 @@
+"""Keypoints to part maps and part visibilities, in TensorFlow operations.
+
+They run inside tf.data after batching, and eagerly (``.numpy()``) for pictures: one implementation.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from input_pipeline import keypoints as kp
+
+_SEGMENTS = np.array([segment for part in kp.PARTS for segment in part.segments])
+_SEGMENTS_PER_PART = [len(part.segments) for part in kp.PARTS]
+_FIRST, _SECOND = (
+    np.array([kp.JOINTS.index(point[i]) for point in kp.DERIVED_POINTS.values()]) for i in (0, 1)
+)
+_FRACTION = np.array([[point[2]] for point in kp.DERIVED_POINTS.values()], np.float32)
+
+
+def part_maps(
+    keypoints: tf.Tensor,
+    *,
+    image_shape: tuple[int, int],
+    map_shape: tuple[int, int],
+    sigma: float,
+    threshold: float,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Draw the eight body parts of every image.
+
+    A part map is the maximum of ``weight · exp(-d² / 2s²)`` over what the part draws: spots at its
+    joints and capsules along its limbs, d the distance to the spot or segment and s = sigma · H.
+    The weight is the joint's confidence, for a limb the lower one of its ends; what lies under
+    the threshold does not draw.
+
+    Args:
+        keypoints: (B, 17, 3) x, y in pixels of the network's input and confidence in [0, 1];
+            pixel centres lie at integers.
+        image_shape: (H, W) of the network's input, pixels.
+        map_shape: (h, w) of the maps, cells.
+        sigma: width of what is drawn, as a fraction of H.
+        threshold: lowest confidence that draws.
+
+    Returns:
+        Maps (B, h, w, 8) and visibilities (B, 8), float32 in [0, 1]; the visibility of a part is
+        the highest weight among what it draws, 0 where it draws nothing.
+    """
+    points = _with_derived_points(tf.convert_to_tensor(keypoints, tf.float32))
+    start = tf.gather(points, _SEGMENTS[:, 0], axis=1)
+    end = tf.gather(points, _SEGMENTS[:, 1], axis=1)
+    weight = tf.minimum(start[..., 2], end[..., 2])
+    weight = tf.where(weight >= threshold, weight, 0.0)
+    squared = _squared_distances(start[..., :2], end[..., :2], image_shape, map_shape)
+    drawn = tf.exp(squared * (-0.5 / (sigma * image_shape[0]) ** 2)) * weight[..., None, None]
+    return (
+        tf.stack(_max_per_part(drawn), axis=-1),
+        tf.stack(_max_per_part(weight), axis=-1),
+    )
+
+
+def _with_derived_points(joints: tf.Tensor) -> tf.Tensor:
+    """Append ``DERIVED_POINTS`` to the joints: (B, 17, 3) to (B, 20, 3)."""
+    first, second = tf.gather(joints, _FIRST, axis=1), tf.gather(joints, _SECOND, axis=1)
+    position = first[..., :2] + _FRACTION * (second[..., :2] - first[..., :2])
+    confidence = tf.minimum(first[..., 2:], second[..., 2:])
+    return tf.concat([joints, tf.concat([position, confidence], axis=-1)], axis=1)
+
+
+def _squared_distances(
+    start: tf.Tensor, end: tf.Tensor, image_shape: tuple[int, int], map_shape: tuple[int, int]
+) -> tf.Tensor:
+    """Squared distance of every cell centre to every segment.
+
+    Args:
+        start: (B, S, 2) x, y in pixels.
+        end: (B, S, 2) x, y in pixels.
+        image_shape: (H, W) pixels.
+        map_shape: (h, w) cells.
+
+    Returns:
+        (B, S, h, w) square pixels.
+    """
+    (height, width), (rows, columns) = image_shape, map_shape
+    y = ((np.arange(rows, dtype=np.float32) + 0.5) * (height / rows) - 0.5)[:, None]
+    x = ((np.arange(columns, dtype=np.float32) + 0.5) * (width / columns) - 0.5)[None, :]
+    direction = end - start
+    length = tf.maximum(tf.reduce_sum(direction**2, axis=-1, keepdims=True), 1e-12)
+    # Along x and along y apart for as long as possible: the full (B, S, h, w) is what costs.
+    from_x = x - start[..., 0, None, None]
+    from_y = y - start[..., 1, None, None]
+    along_x, along_y = direction[..., 0, None, None], direction[..., 1, None, None]
+    scale = 1.0 / length[..., None]
+    position = tf.clip_by_value(from_x * (along_x * scale) + from_y * (along_y * scale), 0.0, 1.0)
+    return (from_x - position * along_x) ** 2 + (from_y - position * along_y) ** 2
+
+
+def _max_per_part(values: tf.Tensor) -> list[tf.Tensor]:
+    """Maximum over each part's segments (axis 1)."""
+    return [tf.reduce_max(part, axis=1) for part in tf.split(values, _SEGMENTS_PER_PART, axis=1)]

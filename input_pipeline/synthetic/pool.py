@@ -1,0 +1,92 @@
+"""Renders a split on all cores; what comes out does not depend on how many there are."""
+
+import functools
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import cv2
+
+from input_pipeline.synthetic.plan import Shot, plan_split
+from input_pipeline.synthetic.render import render
+from input_pipeline.synthetic.settings import Preset
+
+# Below this many pixels starting processes costs more than it saves.
+_WORTH_A_PROCESS = 2_000_000
+_CHUNK = 16
+
+
+def render_example(preset: Preset, shot: Shot) -> dict[str, Any]:
+    """One example as the data set stores it; the image is an encoded JPEG file."""
+    picture = render(preset, shot)
+    return {
+        "image": picture.jpeg,
+        "identity": shot.person,
+        "camera": shot.camera,
+        "keypoints": picture.keypoints,
+        "occlusion": picture.occlusion,
+        "filename": shot.filename,
+    }
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Renderer:
+    """Renders the splits of a data set with processes that are started once, when first needed.
+
+    Used as a context manager, or closed by `close`.
+    """
+
+    def __init__(self, preset: Preset, processes: int | None = None) -> None:
+        """Takes the data set and the number of processes: by default, all cores.
+
+        With one process, or for a small split, the calling process renders by itself.
+        """
+        self._preset = preset
+        self._processes = processes
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Renderer":
+        """The renderer itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Ends the processes."""
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes, without waiting for work that nobody asks for any more."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def split(self, name: str) -> Iterator[dict[str, Any]]:
+        """Yields all examples of a split, in the plan's order, whatever the processes do."""
+        shots = plan_split(self._preset, name)
+        one = functools.partial(render_example, self._preset)
+        if self._count(len(shots)) == 1:
+            yield from map(one, shots)
+            return
+        if self._pool is None:
+            # Spawned, not forked: TensorFlow's threads in this process do not survive a fork.
+            self._pool = ProcessPoolExecutor(
+                self._count(len(shots)),
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=cv2.setNumThreads,
+                initargs=(1,),
+            )
+        yield from self._pool.map(one, shots, chunksize=_CHUNK)
+
+    def _count(self, images: int) -> int:
+        if self._processes is not None:
+            return self._processes
+        height, width = self._preset.image_shape
+        small = self._pool is None and images * height * width < _WORTH_A_PROCESS
+        return 1 if small else available_cores()

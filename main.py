@@ -1,0 +1,48 @@
+"""Command line: ``python main.py --config=configs/X.py --workdir=DIR [--mode=train|evaluate]``."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow: no start-up noise
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/default.py.")
+flags.DEFINE_string("workdir", None, "Folder of the run; a run found there is continued.")
+flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+
+
+def main(_: list[str]) -> None:
+    """Check the configuration, open the data, and train or evaluate."""
+    # Imported late: the processes that render the synthetic data set import this file too.
+    from pgfl_jax.config import parse_config
+
+    config = parse_config(FLAGS.config)
+
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")  # they are JAX's
+
+    from input_pipeline.dataset import evaluation_data, open_builder, training_data
+    from pgfl_jax.evaluate import evaluate_checkpoint
+    from pgfl_jax.evaluate import evaluate_checkpoint
+    from pgfl_jax.train import train
+
+    builder = open_builder(config)
+    workdir = Path(FLAGS.workdir)
+    if FLAGS.mode == "train":
+        train(config, workdir, training_data(config, builder), evaluation_data(config, builder))
+    else:
+        evaluate_checkpoint(config, workdir, evaluation_data(config, builder))
+
+
+if __name__ == "__main__":
+    FLAGS.set_default("verbosity", logging.WARNING)
+    flags.mark_flags_as_required(["config", "workdir"])
+    try:
+        app.run(main)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,292 @@
+"""The configuration as frozen dataclasses: checked once, before anything starts.
+
+``configs/*.py`` return an ``ml_collections.ConfigDict`` (every option with its default and comment
+stands in ``configs/default.py``); :func:`parse_config` turns it into the dataclasses below. Every
+problem is a :class:`ConfigError` of one line that names the option.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pgfl_jax.losses.weights import LossConfig
+from pgfl_jax.models.backbones import BACKBONES
+
+NUM_PARTS = 8
+Backbone = Literal["resnet8", "resnet18", "resnet34", "resnet50"]
+Embedding = Literal["main", "foreground", "parts"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot work; the message names the option and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PoseConfig:
+    """How keypoints become part maps."""
+
+    source: Literal["annotated", "shuffled", "none"]
+    threshold: float
+    sigma: float
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Training augmentation; geometry acts on image and keypoints together."""
+
+    flip: float
+    pad: int
+    erasing: float
+    erasing_area: tuple[float, float]
+    erasing_aspect: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read and how a batch is composed."""
+
+    dataset: str
+    data_dir: str
+    height: int
+    width: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    identities_per_batch: int
+    images_per_identity: int
+    pose: PoseConfig
+    augment: AugmentConfig
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step, over all devices and processes."""
+        return self.identities_per_batch * self.images_per_identity
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    backbone: Backbone
+    pooling: Literal["gap", "gem"]
+    pose_branches: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and learning-rate schedule; times in epochs."""
+
+    name: Literal["adam", "adamw", "sgd"]
+    learning_rate: float
+    weight_decay: float
+    momentum: float
+    schedule: Literal["step", "cosine"]
+    warmup_epochs: float
+    warmup_factor: float
+    milestones: tuple[float, ...]
+    decay_factor: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training loop; ``*_every`` in steps."""
+
+    epochs: float
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Retrieval evaluation."""
+
+    checkpoint: Literal["newest", "best"]
+    batch_size: int
+    embeddings: tuple[Embedding, ...]
+    max_rank: int
+    occlusion_bins: tuple[float, ...]
+    bootstrap_resamples: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a run depends on."""
+
+    seed: int
+    data: DataConfig
+    model: ModelConfig
+    loss: LossConfig
+    optim: OptimConfig
+    train: TrainConfig
+    eval: EvalConfig
+
+    @property
+    def map_shape(self) -> tuple[int, int]:
+        """(h, w) of the feature map, and so of the part maps."""
+        stride = BACKBONES[self.model.backbone].stride
+        return self.data.height // stride, self.data.width // stride
+
+    def check_devices(self, count: int) -> None:
+        """Raise a ConfigError if batches cannot be split evenly over ``count`` devices."""
+        batch_size = self.data.batch_size
+        _require(
+            batch_size % count == 0,
+            "data.identities_per_batch",
+            self.data.identities_per_batch,
+            f"times images_per_identity it makes a batch of {batch_size}, "
+            f"which {count} devices cannot share evenly",
+        )
+        _require(
+            self.eval.batch_size % count == 0,
+            "eval.batch_size",
+            self.eval.batch_size,
+            f"{count} devices cannot share it evenly",
+        )
+
+    def flat_options(self) -> dict[str, Any]:
+        """Every option by its dotted name, ``{"data.height": 256, …}``."""
+        return dict(_flatten(dataclasses.asdict(self), ""))
+
+
+def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def parse_config(values: Mapping[str, Any]) -> Config:
+    """Convert and check a whole configuration.
+
+    Args:
+        values: a ``ConfigDict`` or nested mapping with exactly the options of :class:`Config`.
+
+    Returns:
+        The frozen configuration.
+
+    Raises:
+        ConfigError: an option is unknown, missing, ill-typed, out of range, or does not go with
+            another; one line that names it.
+    """
+    config = _convert(Config, values, "config")
+    _check_ranges(config)
+    return config
+
+
+def _convert(expected: Any, value: Any, path: str) -> Any:
+    """Convert ``value`` to the type ``expected``, or raise a ConfigError that names ``path``."""
+    origin, args = typing.get_origin(expected), typing.get_args(expected)
+    if dataclasses.is_dataclass(expected):
+        return _convert_dataclass(expected, value, path)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{path}: {value!r} is not one of {', '.join(map(str, args))}")
+        return value
+    if origin is types.UnionType:  # only ``X | None``
+        inner = next(arg for arg in args if arg is not types.NoneType)
+        return None if value is None else _convert(inner, value, path)
+    if origin is tuple:
+        return _convert_tuple(args, value, path)
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        raise ConfigError(f"{path}: expected {expected.__name__}, got {value!r}")
+    return value
+
+
+def _convert_dataclass(cls: Any, value: Any, path: str) -> Any:
+    if not isinstance(value, Mapping) and not hasattr(value, "items"):
+        raise ConfigError(f"{path}: expected a group of options, got {value!r}")
+    hints = typing.get_type_hints(cls)
+    given = dict(value.items())
+    for name in given:
+        if name not in hints:
+            raise ConfigError(f"{path}.{name}: unknown option; known are {', '.join(hints)}")
+    for name in hints:
+        if name not in given:
+            raise ConfigError(f"{path}.{name}: missing option")
+    return cls(**{name: _convert(hints[name], given[name], f"{path}.{name}") for name in hints})
+
+
+def _convert_tuple(args: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{path}: expected a tuple, got {value!r}")
+    types_ = args[:1] * len(value) if args[-1] is Ellipsis else args
+    if len(types_) != len(value):
+        raise ConfigError(f"{path}: expected {len(types_)} values, got {value!r}")
+    return tuple(
+        _convert(type_, item, f"{path}[{i}]")
+        for i, (type_, item) in enumerate(zip(types_, value, strict=True))
+    )
+
+
+def _check_ranges(config: Config) -> None:
+    """Everything that types cannot say; the table reads: condition, option, what is wanted."""
+    data, augment, loss = config.data, config.data.augment, config.loss
+    optim, train, evaluation = config.optim, config.train, config.eval
+    backbone = BACKBONES[config.model.backbone]
+    weights = ("identity", "triplet", "alignment", "semantic", "feature_kd", "logit_kd",
+               "interaction")  # fmt: skip
+    lo, hi = augment.erasing_area
+    checks = [
+        (config.seed >= 0, "seed", "must not be negative"),
+        (data.identities_per_batch >= 2, "data.identities_per_batch",
+         "the triplet loss needs at least 2 identities in a batch"),
+        (data.images_per_identity >= 2, "data.images_per_identity",
+         "the triplet loss needs at least 2 images of an identity"),
+        (data.height > 0 and data.height % backbone.stride == 0, "data.height",
+         f"must be a multiple of {config.model.backbone}'s stride, {backbone.stride}"),
+        (data.width > 0 and data.width % backbone.stride == 0, "data.width",
+         f"must be a multiple of {config.model.backbone}'s stride, {backbone.stride}"),
+        (min(data.std) > 0, "data.std", "must be above 0"),
+        (0 <= data.pose.threshold <= 1, "data.pose.threshold", "must lie in [0, 1]"),
+        (data.pose.sigma > 0, "data.pose.sigma", "must be above 0"),
+        (0 <= augment.flip <= 1, "data.augment.flip", "must lie in [0, 1]"),
+        (augment.pad >= 0, "data.augment.pad", "must not be negative"),
+        (0 <= augment.erasing <= 1, "data.augment.erasing", "must lie in [0, 1]"),
+        (0 < lo <= hi < 1, "data.augment.erasing_area", "must be 0 < low <= high < 1"),
+        (0 < augment.erasing_aspect <= 1, "data.augment.erasing_aspect", "must lie in (0, 1]"),
+        (backbone.channels % NUM_PARTS == 0, "model.backbone",
+         f"{backbone.channels} channels cannot be divided among {NUM_PARTS} parts"),
+        *((getattr(loss, name) >= 0, f"loss.{name}", "must not be negative") for name in weights),
+        (0 <= loss.smoothing < 1, "loss.smoothing", "must lie in [0, 1)"),
+        (loss.margin is None or loss.margin >= 0, "loss.margin", "must not be negative"),
+        (loss.temperature > 0, "loss.temperature", "must be above 0"),
+        (loss.kd_start >= 0, "loss.kd_start", "must not be negative"),
+        (loss.kd_ramp >= 0, "loss.kd_ramp", "must not be negative"),
+        (optim.learning_rate > 0, "optim.learning_rate", "must be above 0"),
+        (optim.weight_decay >= 0, "optim.weight_decay", "must not be negative"),
+        (0 <= optim.momentum < 1, "optim.momentum", "must lie in [0, 1)"),
+        (0 <= optim.warmup_epochs < train.epochs, "optim.warmup_epochs",
+         f"must lie in [0, train.epochs), that is below {train.epochs}"),
+        (0 <= optim.warmup_factor <= 1, "optim.warmup_factor", "must lie in [0, 1]"),
+        (optim.schedule != "step" or list(optim.milestones) == sorted(set(optim.milestones)),
+         "optim.milestones", "must rise"),
+        (optim.schedule != "step" or min((optim.warmup_epochs, *optim.milestones))
+         == optim.warmup_epochs, "optim.milestones", "must come after the warm-up"),
+        (train.epochs > 0, "train.epochs", "must be above 0"),
+        (train.log_every > 0, "train.log_every", "must be above 0"),
+        (train.eval_every > 0, "train.eval_every", "must be above 0"),
+        (train.checkpoint_every > 0, "train.checkpoint_every", "must be above 0"),
+        (evaluation.batch_size > 0, "eval.batch_size", "must be above 0"),
+        (evaluation.embeddings[:1] == ("main",), "eval.embeddings", "must begin with main"),
+        (config.model.pose_branches or evaluation.embeddings == ("main",), "eval.embeddings",
+         "only main exists with config.model.pose_branches=False"),
+        (config.model.pose_branches or loss.interaction_variant == "off",
+         "loss.interaction_variant", "needs config.model.pose_branches=True"),
+        (evaluation.max_rank >= 20, "eval.max_rank", "must be at least 20, the last rank reported"),
+        (list(evaluation.occlusion_bins) == sorted(set(evaluation.occlusion_bins)),
+         "eval.occlusion_bins", "must rise"),
+        (evaluation.bootstrap_resamples > 0, "eval.bootstrap_resamples", "must be above 0"),
+    ]  # fmt: skip
+    options = config.flat_options()
+    for condition, option, message in checks:
+        _require(condition, option, options[option], message)
+
+
+def _require(condition: bool, option: str, value: Any, message: str) -> None:
+    if not condition:
+        raise ConfigError(f"config.{option} = {value!r}: {message}")

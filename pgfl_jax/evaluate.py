@@ -1,0 +1,277 @@
+"""Retrieval evaluation: embed the splits, rank the gallery for every query, write the scores."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from pgfl_jax.checkpoint import CheckpointError, open_checkpoints
+from pgfl_jax.config import Config, Embedding, EvalConfig
+from pgfl_jax.metrics import RetrievalMetrics, bootstrap_interval, evaluate_retrieval
+from pgfl_jax.models import PGFL, main_branch, normalise
+from pgfl_jax.reporting.manifest import read_manifest
+from pgfl_jax.reporting.writers import score_table, write_json
+from pgfl_jax.run import Run
+from pgfl_jax.sharding import batch_sharding, make_mesh, replicated, shard_batch
+from pgfl_jax.train_state import TrainState
+
+CMC_RANKS = (1, 3, 5, 10, 20)
+
+Batch = Mapping[str, np.ndarray]
+EmbedFn = Callable[[TrainState, Mapping[str, Array]], Array]
+
+
+class EvaluationError(RuntimeError):
+    """An evaluation that has no meaning; the message names what is at fault."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvaluationSplit:
+    """N images to embed, and what is known about each.
+
+    Attributes:
+        filenames: (N,) names.
+        identities: (N,) identities.
+        cameras: (N,) cameras.
+        occlusion: (N,) hidden share of the person in [0, 1]; NaN where unknown.
+        batches: starts an iteration over the images in their order, in batches of one static
+            shape: ``images``, ``part_maps``, ``visibility``, and ``valid``, 0 for filling rows.
+    """
+
+    filenames: np.ndarray
+    identities: np.ndarray
+    cameras: np.ndarray
+    occlusion: np.ndarray
+    batches: Callable[[], Iterator[Batch]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """Which split queries which; the name stands on every result."""
+
+    name: str
+    query: str
+    gallery: str
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationData:
+    """The splits and protocols of a data set; the first protocol decides the best step."""
+
+    dataset: str
+    splits: Mapping[str, EvaluationSplit]
+    protocols: Sequence[Protocol]
+
+
+def make_embed(model: PGFL, mesh: Mesh, embedding: Embedding) -> EmbedFn:
+    """Compile the function from a batch to retrieval embeddings.
+
+    Args:
+        model: the network.
+        mesh: the devices; the batch is split over them.
+        embedding: ``main`` (MB: images alone) or a teacher, which needs the poses of the batch.
+
+    Returns:
+        ``embed(state, batch) -> (B, D)`` unit-length embeddings.
+    """
+
+    def embed(state: TrainState, batch: Mapping[str, Array]) -> Array:
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        if embedding == "main":
+            outputs = model.apply(main_branch(variables), batch["images"], train=False)
+        else:
+            pose = batch["part_maps"], batch["visibility"]
+            outputs = model.apply(variables, batch["images"], *pose, train=False)
+        return normalise(getattr(outputs, embedding).neck)
+
+    shardings = replicated(mesh), batch_sharding(mesh)
+    return jax.jit(embed, in_shardings=shardings, out_shardings=replicated(mesh))
+
+
+def embed_split(
+    embed: EmbedFn, state: TrainState, split: EvaluationSplit, mesh: Mesh
+) -> Float[np.ndarray, "images channels"]:
+    """Embed every image of a split, (N, D).
+
+    Raises:
+        EvaluationError: an embedding is NaN or infinite; names the first images.
+    """
+    rows = []
+    for batch in split.batches():
+        inputs = {name: batch[name] for name in ("images", "part_maps", "visibility")}
+        embeddings = np.asarray(embed(state, shard_batch(inputs, mesh)))
+        rows.append(embeddings[batch["valid"] > 0])
+    embeddings = np.concatenate(rows)
+    broken = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if broken.size:
+        names = ", ".join(split.filenames[broken[:3]])
+        raise EvaluationError(f"{broken.size} embeddings are not finite, the first are of {names}")
+    return embeddings
+
+
+def evaluate(
+    embed_fns: Mapping[str, EmbedFn],
+    state: TrainState,
+    data: EvaluationData,
+    config: EvalConfig,
+    mesh: Mesh,
+    *,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Score every protocol with every embedding.
+
+    Args:
+        embed_fns: from the embedding's name to its function, see :func:`make_embed`.
+        state: the parameters.
+        data: splits and protocols.
+        config: the evaluation options.
+        mesh: the devices.
+        seed: of the bootstrap.
+
+    Returns:
+        One result, ready for JSON, per embedding and protocol, in this order; fractions in [0, 1].
+
+    Raises:
+        EvaluationError: embeddings that are not finite.
+    """
+    results = []
+    for name, embed in embed_fns.items():
+        started = time.perf_counter()
+        embeddings = {
+            split: embed_split(embed, state, data.splits[split], mesh) for split in data.splits
+        }
+        embed_seconds = time.perf_counter() - started
+        for protocol in data.protocols:
+            started = time.perf_counter()
+            query, gallery = data.splits[protocol.query], data.splits[protocol.gallery]
+            metrics = evaluate_retrieval(
+                1 - embeddings[protocol.query] @ embeddings[protocol.gallery].T,
+                query.identities,
+                gallery.identities,
+                query.cameras,
+                gallery.cameras,
+                max_rank=config.max_rank,
+            )
+            results.append(
+                {
+                    "dataset": data.dataset,
+                    "protocol": protocol.name,
+                    "step": int(state.step),
+                    "embedding": name,
+                    "distance": "cosine",
+                    "rerank": False,
+                    "num_query": len(query.identities),
+                    "num_gallery": len(gallery.identities),
+                    **scores(metrics, query.occlusion, config, seed=seed),
+                    "seconds": {
+                        "embed_all_splits": embed_seconds,
+                        "rank": time.perf_counter() - started,
+                    },
+                }
+            )
+    return results
+
+
+class Evaluator:
+    """Evaluates states of one run as its configuration says, and writes the results.
+
+    ``results/<protocol>.json`` holds the scores of the main branch; those of a teacher stand in
+    ``results/<protocol>.<teacher>.json``. The newest evaluation replaces the one before it.
+    """
+
+    def __init__(self, run: Run, mesh: Mesh, data: EvaluationData, workdir: Path) -> None:
+        """Compile the embedding functions, at their first use."""
+        self._run, self._mesh, self._data, self._workdir = run, mesh, data, workdir
+        names = run.config.eval.embeddings
+        self._embed_fns = {name: make_embed(run.model, mesh, name) for name in names}
+
+    def __call__(self, state: TrainState) -> list[dict[str, Any]]:
+        """Evaluate, print and write; returns the results as :func:`evaluate` does."""
+        config = self._run.config
+        results = evaluate(
+            self._embed_fns, state, self._data, config.eval, self._mesh, seed=config.seed
+        )
+        for result in results:
+            name = result["protocol"]
+            if result["embedding"] != "main":
+                name += f".{result['embedding']}"
+            write_json(self._workdir / "results" / f"{name}.json", result)
+        print(f"evaluation at step {int(state.step)}\n{score_table(results)}", flush=True)
+        return results
+
+
+def scores(
+    metrics: RetrievalMetrics, occlusion: np.ndarray, config: EvalConfig, *, seed: int
+) -> dict[str, Any]:
+    """The scores of one ranking, with bootstrap intervals over queries and occlusion bins.
+
+    Args:
+        metrics: of the ranking.
+        occlusion: (Q,) hidden share of each query's person; NaN where unknown.
+        config: bins and number of resamples.
+        seed: of the bootstrap.
+    """
+    average_precision = metrics.average_precision
+    rank1 = np.where(np.isnan(average_precision), np.nan, metrics.first_match_rank == 1)
+    intervals = {
+        name: bootstrap_interval(values, seed=seed, resamples=config.bootstrap_resamples)
+        for name, values in (("mAP", average_precision), ("rank1", rank1))
+    }
+    return {
+        "num_valid_queries": metrics.num_valid_queries,
+        "mAP": metrics.mean_ap,
+        "mINP": metrics.mean_inp,
+        "cmc": {str(rank): float(metrics.cmc[rank - 1]) for rank in CMC_RANKS},
+        "ci95": {name: list(interval) for name, interval in intervals.items()},
+        "by_occlusion": _by_occlusion(
+            average_precision, rank1, occlusion, config.occlusion_bins
+        ),
+    }
+
+
+def _by_occlusion(
+    average_precision: np.ndarray,
+    rank1: np.ndarray,
+    occlusion: np.ndarray,
+    edges: Sequence[float],
+) -> list[dict[str, Any]]:
+    """Scores of the valid queries in each bin [lo, hi) of occlusion; empty bins are left out."""
+    bins = []
+    for lo, hi in zip(edges, edges[1:], strict=False):
+        inside = (occlusion >= lo) & (occlusion < hi) & ~np.isnan(average_precision)
+        if inside.any():
+            bins.append(
+                {
+                    "bin": [lo, hi],
+                    "queries": int(inside.sum()),
+                    "mAP": float(average_precision[inside].mean()),
+                    "rank1": float(rank1[inside].mean()),
+                }
+            )
+    return bins
+
+
+def evaluate_checkpoint(config: Config, workdir: Path, data: EvaluationData) -> list[dict[str, Any]]:
+    """Evaluate the checkpoint of ``workdir`` that ``config.eval.checkpoint`` names.
+
+    Raises:
+        CheckpointError: there is none, or it holds another architecture.
+    """
+    mesh = make_mesh()
+    config.check_devices(mesh.size)
+    manifest = read_manifest(workdir)
+    run = Run.create(
+        config, num_identities=manifest["num_identities"], num_images=manifest["num_images"]
+    )
+    with open_checkpoints(workdir) as checkpoints:
+        step = checkpoints.best if config.eval.checkpoint == "best" else checkpoints.newest
+        if step is None:
+            raise CheckpointError(f"{workdir}/checkpoints: no checkpoint; train first")
+        state = checkpoints.restore(run.abstract_state(), mesh, step)
+    return Evaluator(run, mesh, data, workdir)(state)

@@ -1,0 +1,37 @@
+"""The losses: pure functions of shapes and masks, one file each; `total_loss` adds them up."""
+
+from pgfl_jax.losses.alignment import foreground_alignment
+from pgfl_jax.losses.cross_branch import INTERACTION_VARIANTS, interaction
+from pgfl_jax.losses.feature_kd import feature_distillation
+from pgfl_jax.losses.identity import identity_loss
+from pgfl_jax.losses.logit_kd import logit_distillation
+from pgfl_jax.losses.masking import masked_mean, pose_mask, spatial_distribution
+from pgfl_jax.losses.semantic import channel_group_semantic
+from pgfl_jax.losses.total import total_loss
+from pgfl_jax.losses.triplet import (
+    HardestPairs,
+    batch_hard_triplet,
+    cross_triplet,
+    mine_hardest,
+)
+from pgfl_jax.losses.weights import LossConfig, kd_scale
+
+__all__ = [
+    "INTERACTION_VARIANTS",
+    "HardestPairs",
+    "LossConfig",
+    "batch_hard_triplet",
+    "channel_group_semantic",
+    "cross_triplet",
+    "feature_distillation",
+    "foreground_alignment",
+    "identity_loss",
+    "interaction",
+    "kd_scale",
+    "logit_distillation",
+    "masked_mean",
+    "mine_hardest",
+    "pose_mask",
+    "spatial_distribution",
+    "total_loss",
+]

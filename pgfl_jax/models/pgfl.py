@@ -1,0 +1,134 @@
+"""PGFL-KD: one trunk, a main branch for test time and two pose-guided teachers for training."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pgfl_jax.models.backbones import BACKBONES
+from pgfl_jax.models.bnneck import BNNeck
+from pgfl_jax.models.branches import (
+    EPSILON,
+    GeneralizedMeanPooling,
+    average_pooling,
+    foreground_pooling,
+    part_pooling,
+    pose_mask,
+)
+from pgfl_jax.models.outputs import BranchOutputs, PGFLOutputs
+
+
+class PGFL(nn.Module):
+    """Pose-guided feature learning with knowledge distillation (docs/method.md, "Branches").
+
+    Attributes:
+        num_identities: classes of the identity classifiers.
+        backbone: a name in :data:`pgfl_jax.models.backbones.BACKBONES`.
+        pooling: MB's pooling, ``gap`` or ``gem``.
+        pose_branches: False for the baseline: MB alone, in training too.
+        interaction: how branches train through one another; ``shared_classifier`` gives all
+            branches MB's classifier, ``cross_classifier`` adds MB's logits by the teachers'
+            classifiers; the other variants change no module.
+    """
+
+    num_identities: int
+    backbone: str
+    pooling: str = "gap"
+    pose_branches: bool = True
+    interaction: str = "off"
+
+    def setup(self) -> None:
+        """Declare the modules; those that a call does not reach get no parameters."""
+        self.trunk = BACKBONES[self.backbone].copy()
+        self.main_pooling = GeneralizedMeanPooling() if self.pooling == "gem" else average_pooling
+        self.main_neck, self.foreground_neck, self.parts_neck = BNNeck(), BNNeck(), BNNeck()
+        self.main_classifier = self._classifier()
+        shared = self.interaction == "shared_classifier"
+        self.foreground_classifier = self.main_classifier if shared else self._classifier()
+        self.parts_classifier = self.main_classifier if shared else self._classifier()
+
+    def _classifier(self) -> nn.Dense:
+        init = nn.initializers.normal(0.001)
+        return nn.Dense(self.num_identities, use_bias=False, kernel_init=init)
+
+    def __call__(
+        self,
+        images: Float[Array, "batch image_height image_width 3"],
+        pose_maps: Float[Array, "batch height width parts"] | None = None,
+        visibility: Float[Array, "batch parts"] | None = None,
+        *,
+        train: bool,
+    ) -> PGFLOutputs:
+        """Run the branches.
+
+        Args:
+            images: (B, H, W, 3), normalised.
+            pose_maps: (B, h, w, G) part maps in [0, 1] at the resolution of the feature map, or None
+                to run MB alone.
+            visibility: (B, G) part visibility in [0, 1]; given with ``pose_maps``.
+            train: batch statistics and classifiers in, or running statistics and no classifier.
+
+        Returns:
+            The named outputs. Rows without a pose (visibility all 0) are left out of the batch
+            statistics of FEB and SAB; their values there have no meaning.
+        """
+        features = self.trunk(images, train=train)
+        main = self._branch(
+            self.main_pooling(features), self.main_neck, self.main_classifier, None, train
+        )
+        if pose_maps is None or visibility is None or not self.pose_branches:
+            return PGFLOutputs(features, main, None, None, None)
+
+        has_pose = pose_mask(visibility)
+        foreground = self._branch(
+            foreground_pooling(features, jnp.max(pose_maps, axis=-1)),
+            self.foreground_neck,
+            self.foreground_classifier,
+            has_pose,
+            train,
+        )
+        parts = self._branch(
+            part_pooling(features, pose_maps, visibility),
+            self.parts_neck,
+            self.parts_classifier,
+            has_pose,
+            train,
+        )
+        cross_logits = None
+        if train and self.interaction == "cross_classifier":
+            cross_logits = (
+                self.foreground_classifier(main.neck),
+                self.parts_classifier(main.neck),
+            )
+        return PGFLOutputs(features, main, foreground, parts, cross_logits)
+
+    def _branch(
+        self,
+        embedding: Array,
+        neck: BNNeck,
+        classifier: nn.Dense,
+        mask: Array | None,
+        train: bool,
+    ) -> BranchOutputs:
+        normalised = neck(embedding, mask, train=train)
+        return BranchOutputs(embedding, normalised, classifier(normalised) if train else None)
+
+
+def main_branch(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables that the test-time function needs: trunk, MB's pooling and BNNeck.
+
+    Without the pose branches and classifiers there are fewer parameters, and
+    ``model.apply(main_branch(variables), images, train=False).main`` runs on images alone.
+    """
+    needed = ("trunk", "main_pooling", "main_neck")
+    return {
+        collection: {name: tree for name, tree in variables[collection].items() if name in needed}
+        for collection in ("params", "batch_stats")
+    }
+
+
+def normalise(neck: Float[Array, "batch channels"]) -> Float[Array, "batch channels"]:
+    """The retrieval embedding: BNNeck outputs scaled to unit Euclidean length."""
+    return neck / jnp.maximum(jnp.linalg.norm(neck, axis=-1, keepdims=True), EPSILON)

@@ -1,0 +1,1 @@
+"""What a run tells its user: the terminal, ``metrics.jsonl``, TensorBoard, the manifest."""

@@ -1,0 +1,100 @@
+"""Where the numbers of a training run go."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+SHORT_NAMES = {"foreground": "feb", "parts": "sab", "main": "mb", "feature": "feat"}
+
+
+class MetricWriter:
+    """Writes scalars to ``metrics.jsonl`` and, as TensorBoard events, to ``metrics/``.
+
+    One line of ``metrics.jsonl`` is ``{"step": …, "name": value, …}``. A resumed run drops the
+    lines after its checkpoint first, so that the file reads as that of an undisturbed run.
+    """
+
+    def __init__(self, workdir: Path, resume_step: int) -> None:
+        """Open the files of a run that continues after ``resume_step`` steps."""
+        # TensorFlow comes with clu's writer; the package itself does without.
+        from clu.metric_writers import SummaryWriter
+
+        self._path = workdir / "metrics.jsonl"
+        self._keep_until(resume_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._summary = SummaryWriter(str(workdir / "metrics"))
+
+    def _keep_until(self, step: int) -> None:
+        if not self._path.exists():
+            return
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A killed process may leave half a line at the end.
+        whole = [line for line in lines if line.endswith("\n")]
+        kept = [line for line in whole if step and json.loads(line)["step"] <= step]
+        replace_text(self._path, "".join(kept))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Write the scalars of a step."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        self._summary.write_scalars(step, dict(values))
+
+    def close(self) -> None:
+        """Flush and close both files."""
+        self._file.close()
+        self._summary.close()
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file beside and rename it, so that nobody ever sees half of it."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as indented JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def progress_line(
+    step: int,
+    num_steps: int,
+    terms: Mapping[str, float],
+    *,
+    images_per_second: float,
+    seconds_left: float,
+) -> str:
+    """The line that training prints: step, losses by name, images/s and the time left."""
+    width = len(str(num_steps))
+    losses = " ".join(f"{_short(name)} {value:.3g}" for name, value in terms.items())
+    minutes, seconds = divmod(round(seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    eta = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    return (
+        f"step {step:{width}d}/{num_steps} | {losses} | {images_per_second:.0f} images/s | ETA {eta}"
+    )
+
+
+def _short(name: str) -> str:
+    for long, short in SHORT_NAMES.items():
+        name = name.replace(long, short)
+    return name
+
+
+def score_table(results: list[dict]) -> str:
+    """The scores of an evaluation as a table for the terminal, in percent."""
+    lines = [
+        f"{'protocol':<28} {'embedding':<10} {'mAP':>6} {'(95 %)':>13} {'Rank-1':>7} "
+        f"{'Rank-5':>7} {'mINP':>6} {'queries':>8}"
+    ]
+    for result in results:
+        lo, hi = (100 * end for end in result["ci95"]["mAP"])
+        lines.append(
+            f"{result['protocol']:<28} {result['embedding']:<10} {100 * result['mAP']:6.1f} "
+            f"{f'({lo:.1f}–{hi:.1f})':>13} {100 * result['cmc']['1']:7.1f} "
+            f"{100 * result['cmc']['5']:7.1f} {100 * result['mINP']:6.1f} "
+            f"{result['num_valid_queries']:8d}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,78 @@
+"""What a configuration builds: the network, its optimizer, the length of the training."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from pgfl_jax.config import NUM_PARTS, Config
+from pgfl_jax.models import PGFL
+from pgfl_jax.optim import learning_rate_schedule, make_optimizer
+from pgfl_jax.sharding import replicated
+from pgfl_jax.train_state import TrainState
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """The constant parts of a training.
+
+    Attributes:
+        config: the configuration.
+        model: the network.
+        optimizer: built once; a rebuilt one would compile the step anew.
+        schedule: from the step to the learning rate.
+        steps_per_epoch: batches that hold as many images as the training set; may be fractional.
+        num_steps: length of the training.
+    """
+
+    config: Config
+    model: PGFL
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    steps_per_epoch: float
+    num_steps: int
+
+    @classmethod
+    def create(cls, config: Config, *, num_identities: int, num_images: int) -> "Run":
+        """Build the parts for a training set of ``num_images`` of ``num_identities``."""
+        model = PGFL(
+            num_identities=num_identities,
+            backbone=config.model.backbone,
+            pooling=config.model.pooling,
+            pose_branches=config.model.pose_branches,
+            interaction=config.loss.interaction_variant,
+        )
+        steps_per_epoch = num_images / config.data.batch_size
+        num_steps = max(1, round(config.train.epochs * steps_per_epoch))
+        schedule = learning_rate_schedule(
+            config.optim, num_steps=num_steps, steps_per_epoch=steps_per_epoch
+        )
+        optimizer = make_optimizer(config.optim, schedule)
+        return cls(config, model, optimizer, schedule, steps_per_epoch, num_steps)
+
+    def init_state(self, mesh: Mesh) -> TrainState:
+        """A fresh state, drawn from the config's seed, with a copy on every device."""
+        return jax.jit(self._init, out_shardings=replicated(mesh))()
+
+    def abstract_state(self) -> TrainState:
+        """Shapes and dtypes of the state, without computing it."""
+        return jax.eval_shape(self._init)
+
+    def _init(self) -> TrainState:
+        data = self.config.data
+        variables = self.model.init(
+            jax.random.key(self.config.seed),
+            jnp.zeros((2, data.height, data.width, 3)),
+            jnp.ones((2, *self.config.map_shape, NUM_PARTS)),
+            jnp.ones((2, NUM_PARTS)),
+            train=True,
+        )
+        params = variables["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=variables["batch_stats"],
+            opt_state=self.optimizer.init(params),
+        )

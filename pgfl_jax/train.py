@@ -1,0 +1,233 @@
+"""The training loop."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from pgfl_jax.checkpoint import Checkpoints, open_checkpoints
+from pgfl_jax.config import Config, ConfigError
+from pgfl_jax.evaluate import EvaluationData, Evaluator
+from pgfl_jax.reporting.manifest import write_manifest
+from pgfl_jax.reporting.writers import MetricWriter, progress_line, write_json
+from pgfl_jax.sharding import make_mesh, shard_batch
+from pgfl_jax.run import Run
+from pgfl_jax.train_state import TrainState
+from pgfl_jax.train_step import Metrics, make_train_step
+
+# Options that a resumed run may change: they do not touch the parameters.
+FREE_OPTIONS = ("data.data_dir", "train.log_every", "train.eval_every", "train.checkpoint_every",
+                "eval.")
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became NaN or infinite; the message names the step, the term and the images."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingData:
+    """What the loop needs to know of a training set.
+
+    Attributes:
+        num_identities: number of classes.
+        filenames: (N,) names, to which the ``indices`` of a batch point.
+        batches: starts the endless stream of batches at a step: ``images``, ``labels``,
+            ``part_maps``, ``visibility`` and ``indices``, this process's rows of each.
+        description: for the manifest: fingerprints of images, identities and poses.
+    """
+
+    num_identities: int
+    filenames: np.ndarray
+    batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]]
+    description: Mapping[str, Any]
+
+
+def train(
+    config: Config,
+    workdir: Path,
+    training: TrainingData,
+    evaluation: EvaluationData,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+) -> TrainState:
+    """Train to the end, from the newest checkpoint in ``workdir`` if there is one.
+
+    The order within a turn is fixed: evaluate the state, save it, take the batch of this step,
+    step, log. So a checkpoint holds all there is to know, and the batch depends on the step alone:
+    a killed and resumed run repeats the undisturbed one.
+
+    Args:
+        config: the configuration.
+        workdir: receives everything the run writes.
+        training: the training set.
+        evaluation: the splits to evaluate on.
+        devices: default: all of them.
+
+    Returns:
+        The final state.
+
+    Raises:
+        ConfigError: the workdir holds a run of another configuration, or the batch cannot be split.
+        CheckpointError: the checkpoint cannot be used.
+        NonFiniteLossError: a loss became NaN or infinite; the last checkpoint stays.
+    """
+    mesh = make_mesh(devices)
+    config.check_devices(mesh.size)
+    run = Run.create(
+        config, num_identities=training.num_identities, num_images=len(training.filenames)
+    )
+    _prepare_workdir(config, workdir, training)
+    train_step = make_train_step(run, mesh)
+    evaluator = Evaluator(run, mesh, evaluation, workdir)
+    with open_checkpoints(workdir) as checkpoints:
+        start = checkpoints.newest or 0
+        if checkpoints.newest is None:
+            state = run.init_state(mesh)
+        else:
+            print(f"resuming from step {start} of {workdir}")
+            state = checkpoints.restore(run.abstract_state(), mesh, start)
+        batches = training.batches(start)
+        with _Log(workdir, start, run, training.filenames) as log:
+            for step in range(start, run.num_steps + 1):
+                last = step == run.num_steps
+                evaluation_due = step % config.train.eval_every == 0 or last
+                save_due = step % config.train.checkpoint_every == 0 or evaluation_due
+                # What was restored has been evaluated and saved already.
+                if save_due and (step > start or step == 0):
+                    log.flush()
+                    score = log.evaluation(evaluator(state)) if evaluation_due else None
+                    checkpoints.save(state, score)
+                    log.restart_clock()
+                if last:
+                    break
+                batch = dict(next(batches))
+                indices = batch.pop("indices")
+                state, metrics = train_step(state, shard_batch(batch, mesh))
+                log.add(step + 1, metrics, indices)
+    return state
+
+
+class _Log:
+    """The numbers of the steps since the last progress line.
+
+    They stay on the device, so that no step waits for the one before, and are fetched at once.
+    """
+
+    def __init__(
+        self, workdir: Path, start: int, run: Run, filenames: Sequence[str]
+    ) -> None:
+        self._writer = MetricWriter(workdir, start)
+        self._run = run
+        self._filenames = filenames
+        self._pending: list[tuple[int, Metrics, np.ndarray]] = []
+        self._compiled = False
+        self.restart_clock()
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._writer.close()
+
+    def restart_clock(self) -> None:
+        """Do not count what happened since the last step as training time."""
+        self._started, self._timed_steps = time.perf_counter(), 0
+
+    def add(self, step: int, metrics: Metrics, indices: np.ndarray) -> None:
+        """Take the metrics of the step that made ``step`` steps; print every ``log_every``."""
+        self._pending.append((step, metrics, indices))
+        if not self._compiled:
+            jax.block_until_ready(metrics)
+            self._compiled = True
+            self.restart_clock()
+        else:
+            self._timed_steps += 1
+        if step % self._run.config.train.log_every == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Fetch, check, print and write what is pending.
+
+        Raises:
+            NonFiniteLossError: a term of one of the steps is NaN or infinite.
+        """
+        if not self._pending:
+            return
+        steps, metrics, indices = zip(*self._pending, strict=True)
+        values = jax.device_get(metrics)
+        seconds = time.perf_counter() - self._started
+        self._pending = []
+        _check_finite(steps, values, indices, self._filenames)
+        step = steps[-1]
+        means = {name: float(np.mean([value[name] for value in values])) for name in values[0]}
+        seconds_per_step = seconds / max(self._timed_steps, 1)
+        images_per_second = self._run.config.data.batch_size / seconds_per_step
+        line = progress_line(
+            step,
+            self._run.num_steps,
+            means,
+            images_per_second=images_per_second,
+            seconds_left=(self._run.num_steps - step) * seconds_per_step,
+        )
+        print(line, flush=True)
+        rates = {
+            "learning_rate": float(self._run.schedule(step - 1)),
+            "images_per_second": images_per_second,
+        }
+        self._writer.write(step, means | rates)
+        self.restart_clock()
+
+    def evaluation(self, results: list[dict[str, Any]]) -> float:
+        """Write the scores of an evaluation; returns the one that decides the best step."""
+        values = {}
+        for result in results:
+            prefix = f"{result['protocol']}/{result['embedding']}"
+            values[f"{prefix}/mAP"] = result["mAP"]
+            values[f"{prefix}/rank1"] = result["cmc"]["1"]
+        self._writer.write(results[0]["step"], values)
+        return results[0]["mAP"]
+
+
+def _check_finite(
+    steps: Sequence[int],
+    values: Sequence[Mapping[str, np.ndarray]],
+    indices: Sequence[np.ndarray],
+    filenames: Sequence[str],
+) -> None:
+    for step, terms, batch in zip(steps, values, indices, strict=True):
+        broken = [name for name, value in terms.items() if not np.isfinite(value)]
+        if broken:
+            files = ", ".join(sorted({str(filenames[i]) for i in batch}))
+            raise NonFiniteLossError(
+                f"step {step}: {', '.join(broken)} not finite; the last checkpoint is intact. "
+                f"Lower config.optim.learning_rate, or look at the images of the batch: {files}"
+            )
+
+
+def _prepare_workdir(config: Config, workdir: Path, training: TrainingData) -> None:
+    """Write config.json and manifest.json, or refuse a workdir of another configuration."""
+    options = config.flat_options()
+    path = workdir / "config.json"
+    if path.exists():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        for name in sorted(options.keys() | stored.keys()):
+            old, new = stored.get(name), json.loads(json.dumps(options.get(name)))
+            if old != new and not name.startswith(FREE_OPTIONS):
+                raise ConfigError(
+                    f"config.{name} = {new!r}: {workdir} holds a run with {old!r}; "
+                    "use that value to continue it, or another --workdir"
+                )
+    write_json(path, options)
+    write_manifest(
+        workdir,
+        seed=config.seed,
+        num_identities=training.num_identities,
+        num_images=len(training.filenames),
+        data=dict(training.description),
+    )

@@ -1,0 +1,24 @@
+"""Everything that training carries from one step to the next."""
+
+from typing import Any
+
+import flax.struct
+import optax
+from jaxtyping import Array, Int
+
+
+@flax.struct.dataclass
+class TrainState:
+    """A pytree: the whole of it is saved, restored and donated.
+
+    Attributes:
+        step: steps taken so far.
+        params: parameters of all branches.
+        batch_stats: running statistics of the BatchNorms.
+        opt_state: state of the optimizer.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
