@@ -17,6 +17,8 @@ flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
 
 def main(_: list[str]) -> None:
     """Check the configuration, open the data, and train or evaluate."""
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells of every file that it writes
     # Imported late: the processes that render the synthetic data set import this file too.
     from pgfl_jax.config import parse_config
 
@@ -40,7 +42,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    FLAGS.set_default("verbosity", logging.WARNING)
     flags.mark_flags_as_required(["config", "workdir"])
     try:
         app.run(main)

@@ -66,7 +66,7 @@ class Checkpoints:
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
-            metrics={} if score is None else {SCORE: float(score)},
+            metrics=None if score is None else {SCORE: float(score)},
         )
 
     def restore(self, abstract: TrainState, mesh: Mesh, step: int) -> TrainState:

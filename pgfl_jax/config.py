@@ -11,6 +11,8 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from ml_collections import ConfigDict
+
 from pgfl_jax.losses.weights import LossConfig
 from pgfl_jax.models.backbones import BACKBONES
 
@@ -158,11 +160,11 @@ def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]
             yield f"{prefix}{name}", value
 
 
-def parse_config(values: Mapping[str, Any]) -> Config:
+def parse_config(values: ConfigDict) -> Config:
     """Convert and check a whole configuration.
 
     Args:
-        values: a ``ConfigDict`` or nested mapping with exactly the options of :class:`Config`.
+        values: nested, with exactly the options of :class:`Config`.
 
     Returns:
         The frozen configuration.
@@ -171,7 +173,7 @@ def parse_config(values: Mapping[str, Any]) -> Config:
         ConfigError: an option is unknown, missing, ill-typed, out of range, or does not go with
             another; one line that names it.
     """
-    config = _convert(Config, values, "config")
+    config = _convert(Config, values.to_dict(), "config")
     _check_ranges(config)
     return config
 
@@ -198,17 +200,16 @@ def _convert(expected: Any, value: Any, path: str) -> Any:
 
 
 def _convert_dataclass(cls: Any, value: Any, path: str) -> Any:
-    if not isinstance(value, Mapping) and not hasattr(value, "items"):
+    if not isinstance(value, Mapping):
         raise ConfigError(f"{path}: expected a group of options, got {value!r}")
     hints = typing.get_type_hints(cls)
-    given = dict(value.items())
-    for name in given:
+    for name in value:
         if name not in hints:
             raise ConfigError(f"{path}.{name}: unknown option; known are {', '.join(hints)}")
     for name in hints:
-        if name not in given:
+        if name not in value:
             raise ConfigError(f"{path}.{name}: missing option")
-    return cls(**{name: _convert(hints[name], given[name], f"{path}.{name}") for name in hints})
+    return cls(**{name: _convert(hints[name], value[name], f"{path}.{name}") for name in hints})
 
 
 def _convert_tuple(args: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:

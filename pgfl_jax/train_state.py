@@ -4,21 +4,22 @@ from typing import Any
 
 import flax.struct
 import optax
-from jaxtyping import Array, Int
 
 
 @flax.struct.dataclass
 class TrainState:
     """A pytree: the whole of it is saved, restored and donated.
 
+    Its leaves are arrays, or their abstract shapes where a checkpoint is restored.
+
     Attributes:
-        step: steps taken so far.
+        step: () int32, steps taken so far.
         params: parameters of all branches.
         batch_stats: running statistics of the BatchNorms.
         opt_state: state of the optimizer.
     """
 
-    step: Int[Array, ""]
+    step: Any
     params: Any
     batch_stats: Any
     opt_state: optax.OptState

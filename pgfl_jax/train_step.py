@@ -70,7 +70,7 @@ def make_train_step(run: Run, mesh: Mesh) -> TrainStep:
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        return new_state, terms | {"gradient_norm": optax.global_norm(gradients)}
+        return new_state, terms | {"gradient_norm": optax.tree.norm(gradients)}
 
     return jax.jit(
         train_step,

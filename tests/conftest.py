@@ -1,4 +1,4 @@
-"""A strict test session: eight CPU devices, no implicit rank promotion, shapes checked at run time."""
+"""A strict session: eight CPU devices, no implicit rank promotion, shapes checked at run time."""
 
 import os
 
@@ -6,6 +6,34 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import jaxtyping
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Before anything of the package is imported.
+jaxtyping.install_import_hook("pgfl_jax", "beartype.beartype")
+
+from configs import synthetic_tiny
+from input_pipeline.builders import load_builder
+from pgfl_jax.config import parse_config
+
+
+@pytest.fixture(scope="session")
+def tiny_data_dir(tmp_path_factory):
+    """A data folder with the tiny synthetic set, rendered once."""
+    folder = tmp_path_factory.mktemp("data")
+    load_builder("synthetic_occluded_reid/tiny", str(folder)).download_and_prepare()
+    return folder
+
+
+@pytest.fixture
+def tiny_config(tiny_data_dir):
+    """Makes the tiny configuration with some options changed: ``tiny_config(**{"a.b": 1})``."""
+
+    def make(**changes):
+        values = synthetic_tiny.get_config()
+        values.update_from_flattened_dict({"data.data_dir": str(tiny_data_dir), **changes})
+        return parse_config(values)
+
+    return make

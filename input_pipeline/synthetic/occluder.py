@@ -1,6 +1,7 @@
 """Puts something between the camera and the person so that it hides a given share of the body."""
 
 import dataclasses
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from input_pipeline.synthetic.props import Sprite, any_color
 from input_pipeline.synthetic.settings import SceneConfig
 from input_pipeline.synthetic.skeleton import draw_gait
 
-_SPRITES, _PLACES = 8, 12  # how often a sprite is redrawn, and moved, before the sure way is taken
+_KINDS_TRIED, _PLACES_TRIED = 6, 8  # before the sure way is taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,69 +36,56 @@ class Target:
     light: float
 
 
-def _panel(target: Target, rng: np.random.Generator) -> np.ndarray:
-    """A wall or a door frame that hides all on one side of the middle of the layer."""
+Occluder = Callable[[Target, float, np.random.Generator], np.ndarray]
+
+
+def _panel(target: Target, x: float, rng: np.random.Generator) -> np.ndarray:
+    """A wall or a door frame that hides all on one side of a nearly upright edge at `x`."""
     height, width = target.body.shape
     sprite = Sprite.empty(height, width)
     tint = any_color(rng) if rng.random() < 0.6 else (150, 140, 126)
     lean = rng.uniform(-0.04, 0.04) * width
-    side = 0 if rng.random() < 0.5 else width
-    top, bottom = (width / 2 + lean, -1), (width / 2 - lean, height + 1)
+    side = -1 if rng.random() < 0.5 else width
+    top, bottom = (x + lean, -1.0), (x - lean, height + 1.0)
     sprite.polygon([(side, -1), top, bottom, (side, height + 1)], tint)
-    step = height * rng.uniform(0.06, 0.3)
-    for y in np.arange(0.0, height, step):
+    for y in np.arange(0.0, height, height * rng.uniform(0.06, 0.3)):
         sprite.line((0, y), (width, y), height / 160, tone(tint, 0.85))
     sprite.line(top, bottom, height / 64, tone(tint, 0.7))
     return sprite.layer(rng)
 
 
-def _pedestrian(target: Target, rng: np.random.Generator) -> np.ndarray:
+def _pedestrian(target: Target, x: float, rng: np.random.Generator) -> np.ndarray:
     """Somebody else, nearer to the camera, dressed from the same palettes."""
-    height, width = target.body.shape
-    layer = new_layer(height, width)
+    layer = new_layer(*target.body.shape)
     tall = target.height * rng.uniform(0.9, 1.15)
-    feet = (width / 2, target.ground + rng.uniform(0.03, 0.3) * target.height)
+    feet = x, target.ground + rng.uniform(0.03, 0.3) * target.height
     figure = pose_figure(draw_person(rng), draw_gait(rng), target.pitch, tall, feet)
     draw_figure(layer, figure, target.light)
     return layer
 
 
-def _prop(target: Target, prop: props.Prop, rng: np.random.Generator) -> np.ndarray:
+def _one_of(*choice: props.Prop) -> Occluder:
     """A prop that stands a step nearer to the camera than the person."""
-    height, width = target.body.shape
-    sprite = Sprite.empty(height, width)
-    base = target.ground + rng.uniform(0.0, 0.1) * target.height
-    prop(sprite, width / 2, base, target.height * rng.uniform(1.0, 1.1), target.light, rng)
-    return sprite.layer(rng)
+
+    def occluder(target: Target, x: float, rng: np.random.Generator) -> np.ndarray:
+        sprite = Sprite.empty(*target.body.shape)
+        prop = choice[int(rng.integers(len(choice)))]
+        base = target.ground + rng.uniform(0.0, 0.2) * target.height
+        prop(sprite, x, base, target.height * rng.uniform(1.0, 1.15), target.light, rng)
+        return sprite.layer(rng)
+
+    return occluder
 
 
-_PROPS: dict[str, tuple[props.Prop, ...]] = {
-    "box": (props.box, props.litter_bin),
-    "pole": (props.pole,),
-    "bush": (props.bush, props.bush, props.branches),
-    "car": (props.car,),
+# Each kind with how far its axis may lie beside the person's outline, in body heights.
+KINDS: dict[str, tuple[Occluder, float]] = {
+    "box": (_one_of(props.box, props.litter_bin), 0.2),
+    "pole": (_one_of(props.pole), 0.0),
+    "bush": (_one_of(props.bush, props.bush, props.branches), 0.1),
+    "car": (_one_of(props.car), 1.0),
+    "panel": (_panel, 0.0),
+    "pedestrian": (_pedestrian, 0.1),
 }
-KINDS = (*_PROPS, "panel", "pedestrian")
-
-
-def _sprite(kind: str, target: Target, rng: np.random.Generator) -> np.ndarray:
-    """A layer (4, h, w) with an occluder of a kind, its axis in the middle column."""
-    if kind == "panel":
-        return _panel(target, rng)
-    if kind == "pedestrian":
-        return _pedestrian(target, rng)
-    choice = _PROPS[kind]
-    return _prop(target, choice[int(rng.integers(len(choice)))], rng)
-
-
-def _shifted(plane: np.ndarray, offset: int, *, edge: bool) -> np.ndarray:
-    """Moves (..., h, w) sideways by `offset`; `edge` repeats its border instead of nothing."""
-    width = plane.shape[-1]
-    columns = np.arange(width) - offset
-    moved = plane[..., np.clip(columns, 0, width - 1)]
-    if not edge:
-        moved[..., (columns < 0) | (columns >= width)] = 0
-    return moved
 
 
 def hidden_share(body: np.ndarray, hidden: np.ndarray) -> float:
@@ -119,19 +107,16 @@ def draw_occluder(target: Target, scene: SceneConfig, rng: np.random.Generator) 
     """
     weights = np.array([getattr(scene, f"{kind}_weight") for kind in KINDS])
     low, high = scene.cover
-    width = target.body.shape[1]
     columns = np.flatnonzero(target.body.any(axis=0))
-    middle = columns.mean() if columns.size else width / 2
-    reach = max(columns.size, 2)
-    for _ in range(_SPRITES):
-        kind = str(rng.choice(KINDS, p=weights / weights.sum()))
-        layer, edge = _sprite(kind, target, rng), kind == "panel"
-        covered = layer[3] > 0.5
-        for _ in range(_PLACES):
-            offset = round(middle - width / 2 + rng.uniform(-0.8, 0.8) * reach)
-            if low <= hidden_share(target.body, _shifted(covered, offset, edge=edge)) <= high:
-                return _shifted(layer, offset, edge=edge)
-    return _wall_from_the_left(target, rng.uniform(low, high), rng)
+    left, right = (columns[0], columns[-1]) if columns.size else (0, target.body.shape[1])
+    for _ in range(_KINDS_TRIED):
+        occluder, beside = KINDS[str(rng.choice(list(KINDS), p=weights / weights.sum()))]
+        beside *= target.height
+        for _ in range(_PLACES_TRIED):
+            layer = occluder(target, rng.uniform(left - beside, right + beside), rng)
+            if low <= hidden_share(target.body, layer[3] > 0.5) <= high:
+                return layer
+    return _wall_from_the_left(target, (low + high) / 2, rng)
 
 
 def _wall_from_the_left(target: Target, share: float, rng: np.random.Generator) -> np.ndarray:

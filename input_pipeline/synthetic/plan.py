@@ -69,13 +69,13 @@ def plan_split(preset: Preset, split: str) -> list[Shot]:
         ),
     }[split]
     who = _evenly(persons, images)
+    cameras = {person: _cameras_of(preset, person) for person in persons}
     occluded = _occluded(preset, split, images)
     shots: list[Shot] = []
     taken = 0
     for index, person in enumerate(who):
         taken = taken + 1 if index and who[index - 1] == person else 0
-        cameras = _cameras_of(preset, person)
-        camera = int(cameras[taken % len(cameras)])
+        camera = int(cameras[person][taken % preset.cameras_per_identity])
         name = f"{person:04d}_c{camera + 1}_{SPLITS.index(split)}{index:05d}.jpg"
         shots.append(Shot(split, index, person, camera, bool(occluded[index]), name))
     return shots

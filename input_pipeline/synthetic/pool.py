@@ -3,6 +3,8 @@
 import functools
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -36,6 +38,21 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _begin_worker() -> None:
+    """Readies a process: one thread for OpenCV, and no life of its own beyond its parent's."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends the processes
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Waits for the parent's end, even by SIGKILL, of which the pool would not tell its workers."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 class Renderer:
@@ -79,8 +96,7 @@ class Renderer:
             self._pool = ProcessPoolExecutor(
                 self._count(len(shots)),
                 mp_context=multiprocessing.get_context("spawn"),
-                initializer=cv2.setNumThreads,
-                initargs=(1,),
+                initializer=_begin_worker,
             )
         yield from self._pool.map(one, shots, chunksize=_CHUNK)
 

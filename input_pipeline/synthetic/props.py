@@ -1,7 +1,7 @@
 """Things of the street, drawn with OpenCV: in the background, or in front of somebody.
 
-Every prop is a function `(sprite, x, base, size, light, rng)`: where it stands on the ground, pixels
-per body height at that place, and where the light comes from (-1 left, 1 right).
+Every prop is a function `(sprite, x, base, size, light, rng)`: where it stands on the ground, how
+many pixels a body height is there, and where the light comes from (-1 left, 1 right).
 """
 
 import dataclasses
@@ -157,6 +157,7 @@ def car(
     def at(*points: tuple[float, float]) -> list[tuple[float, float]]:
         return [(x + flip * s * right, base - s * up) for right, up in points]
 
+    sprite.polygon(at((-0.98, 0.02), (-0.98, 0.1), (0.98, 0.1), (0.98, 0.02)), (30, 30, 32))
     sprite.polygon(at((-0.62, 0.37), (-0.36, 0.62), (0.42, 0.62), (0.76, 0.38)), tone(tint, 0.92))
     sprite.polygon(at((-0.52, 0.40), (-0.33, 0.585), (0.02, 0.585), (0.02, 0.40)), (58, 68, 76))
     sprite.polygon(at((0.06, 0.40), (0.06, 0.585), (0.39, 0.585), (0.62, 0.40)), (66, 76, 84))

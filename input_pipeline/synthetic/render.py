@@ -6,15 +6,20 @@ import functools
 import cv2
 import numpy as np
 
+from input_pipeline.keypoints import JOINTS
 from input_pipeline.synthetic import background
 from input_pipeline.synthetic.attributes import Person, draw_people, draw_person
-from input_pipeline.synthetic.camera import Camera, cameras, shoot
+from input_pipeline.synthetic.camera import cameras, shoot
 from input_pipeline.synthetic.figure import Figure, draw_figure, pose_figure
 from input_pipeline.synthetic.layer import SUPERSAMPLING, new_layer, over
 from input_pipeline.synthetic.occluder import Target, draw_occluder, hidden_share
 from input_pipeline.synthetic.plan import SPLITS, Shot
 from input_pipeline.synthetic.settings import KeypointNoise, Preset, Stream, random_stream
-from input_pipeline.synthetic.skeleton import COCO_JOINTS, draw_gait, faces_camera
+from input_pipeline.synthetic.skeleton import draw_gait, faces_camera
+
+# Confidences: of joints that are seen, and of those behind something or turned away.
+HIDDEN_BELOW = 0.2
+_SEEN, _HIDDEN = (0.75, 1.0), (0.02, 0.15)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +90,13 @@ def annotate(figure: Figure, hidden: np.ndarray, rng: np.random.Generator) -> np
         hidden: (h, w) bool, where something stands before the target.
         rng: for a little variation of the confidences.
     """
-    points = np.stack([figure.points[name][:2] for name in COCO_JOINTS])
+    points = np.stack([figure.points[name][:2] for name in JOINTS])
     rows, columns = hidden.shape
     pixel = np.rint(points).astype(int)
     inside = ((points >= -0.5) & (points <= np.array([columns, rows]) - 0.5)).all(axis=1)
     x, y = np.clip(pixel[:, 0], 0, columns - 1), np.clip(pixel[:, 1], 0, rows - 1)
     seen = faces_camera(figure.points, figure.height) & ~hidden[y, x]
-    high, low = rng.uniform(0.75, 1.0, len(points)), rng.uniform(0.02, 0.15, len(points))
+    high, low = rng.uniform(*_SEEN, len(points)), rng.uniform(*_HIDDEN, len(points))
     confidence = np.where(seen, high, low) * inside
     stored = (points + 0.5) / SUPERSAMPLING - 0.5
     return np.column_stack([stored, confidence]).astype(np.float32)
@@ -110,6 +115,9 @@ def perturb(
     """
     result = keypoints.copy()
     result[:, :2] += rng.normal(0.0, 1.0, (len(result), 2)) * noise.std * height
+    hidden = (result[:, 2] > 0.0) & (result[:, 2] < HIDDEN_BELOW)
+    believed = hidden & (rng.random(len(result)) < noise.hallucination)
+    result[believed, 2] = rng.uniform(*_SEEN, believed.sum())
     result[rng.random(len(result)) < noise.joint_dropout, 2] = 0.0
     if rng.random() < noise.pose_dropout:
         result[:] = 0.0
@@ -125,7 +133,7 @@ def render(preset: Preset, shot: Shot) -> Render:
     """
     key = (SPLITS.index(shot.split), shot.index)
     rng = random_stream(preset.seed, Stream.IMAGE, *key)
-    camera: Camera = cameras(preset)[shot.camera]
+    camera = cameras(preset)[shot.camera]
     place = background.canvas(preset, shot.camera)
     picture = background.crop(place, preset.image_shape, rng)
     rows, columns = picture.shape[1:]

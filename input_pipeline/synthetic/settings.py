@@ -76,11 +76,13 @@ class KeypointNoise:
     Attributes:
         std: standard deviation of each coordinate / the person's height.
         joint_dropout: probability that a joint's confidence is lost (set to 0).
+        hallucination: probability that a hidden joint inside the image is believed to be seen.
         pose_dropout: probability that an image has no pose at all (all 17 rows are 0).
     """
 
     std: float = 0.0
     joint_dropout: float = 0.0
+    hallucination: float = 0.0
     pose_dropout: float = 0.0
 
 

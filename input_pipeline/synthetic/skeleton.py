@@ -9,31 +9,9 @@ from math import cos, pi, radians, sin
 
 import numpy as np
 
-COCO_JOINTS = (
-    "nose",
-    "left_eye",
-    "right_eye",
-    "left_ear",
-    "right_ear",
-    "left_shoulder",
-    "right_shoulder",
-    "left_elbow",
-    "right_elbow",
-    "left_wrist",
-    "right_wrist",
-    "left_hip",
-    "right_hip",
-    "left_knee",
-    "right_knee",
-    "left_ankle",
-    "right_ankle",
-)
-NUM_FACE_JOINTS = 5
+from input_pipeline.keypoints import JOINTS
 
-COCO_LIMBS = (
-    (0, 1), (0, 2), (1, 3), (2, 4), (5, 6), (5, 7), (7, 9), (6, 8), (8, 10),
-    (5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16),
-)  # fmt: skip
+NUM_FACE_JOINTS = 5  # they come first in the COCO order
 
 # Segment lengths and offsets as fractions of the height of an adult.
 THIGH, SHIN, ANKLE_HEIGHT = 0.245, 0.245, 0.045
@@ -192,7 +170,7 @@ def faces_camera(projected: dict[str, np.ndarray], height: float) -> np.ndarray:
     Only joints of the face turn away: estimators place a body joint behind the body all the same.
     """
     head = projected["head"][2]
-    depth = np.array([projected[name][2] - head for name in COCO_JOINTS])
+    depth = np.array([projected[name][2] - head for name in JOINTS])
     turned = depth < FACE_HORIZON * height
     turned[NUM_FACE_JOINTS:] = False
     return ~turned

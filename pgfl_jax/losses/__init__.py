@@ -5,7 +5,7 @@ from pgfl_jax.losses.cross_branch import INTERACTION_VARIANTS, interaction
 from pgfl_jax.losses.feature_kd import feature_distillation
 from pgfl_jax.losses.identity import identity_loss
 from pgfl_jax.losses.logit_kd import logit_distillation
-from pgfl_jax.losses.masking import masked_mean, pose_mask, spatial_distribution
+from pgfl_jax.losses.masking import masked_mean, spatial_distribution
 from pgfl_jax.losses.semantic import channel_group_semantic
 from pgfl_jax.losses.total import total_loss
 from pgfl_jax.losses.triplet import (
@@ -31,7 +31,6 @@ __all__ = [
     "logit_distillation",
     "masked_mean",
     "mine_hardest",
-    "pose_mask",
     "spatial_distribution",
     "total_loss",
 ]

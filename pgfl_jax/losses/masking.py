@@ -42,18 +42,6 @@ def masked_mean(
     return jnp.sum(kept) / jnp.where(total > 0, total, 1)
 
 
-def pose_mask(visibility: Float[Array, "batch parts"]) -> Float[Array, " batch"]:
-    """1 where an image has a usable pose: one that shows at least one part, else 0.
-
-    This is the project's only definition of ``has_pose``. A pose that draws nothing, because every
-    joint is hidden or cropped away, counts as none.
-
-    Args:
-        visibility: per part, in [0, 1].
-    """
-    return upcast(jnp.max(visibility, axis=-1) > 0)
-
-
 def spatial_distribution(
     maps: Float[Array, "batch height width *parts"],
 ) -> Float[Array, "batch height width *parts"]:

@@ -11,7 +11,7 @@ EPSILON = 1e-6
 
 
 def pose_mask(visibility: Float[Array, "batch parts"]) -> Float[Array, " batch"]:
-    """1 where an image has a usable pose, else 0, (B,).
+    """1 where an image has a usable pose, else 0, (B,); the only definition of ``has_pose``.
 
     A pose that draws no part (all joints hidden, erased or outside) counts as none: there is no
     foreground to pool over.

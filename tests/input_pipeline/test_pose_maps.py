@@ -62,7 +62,7 @@ def reference(joints, image, cells):
 
 
 def test_a_spot_has_the_value_of_its_distance():
-    # Cells of 4×4 pixels: cell (1, 2) has its centre at x = 9.5, y = 5.5; s = 3.2 pixels.
+    # Cells of 4x4 pixels: cell (1, 2) has its centre at x = 9.5, y = 5.5; s = 3.2 pixels.
     maps, visibility = draw(pose(left_wrist=(9.5, 5.5, 1.0)))
     assert maps.shape == (1, 8, 4, 8)
     arm = maps[0, :, :, 2]

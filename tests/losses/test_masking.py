@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgfl_jax.losses.masking import EPS, masked_mean, pose_mask, safe_log, spatial_distribution
+from pgfl_jax.losses.masking import EPS, masked_mean, safe_log, spatial_distribution
 
 
 def test_masked_mean_weighs_by_the_mask():
@@ -23,12 +23,6 @@ def test_a_masked_nan_stays_out():
     value, slope = jax.value_and_grad(masked_mean)(jnp.array([jnp.nan, 2.0]), jnp.array([0.0, 1.0]))
     assert float(value) == 2
     assert slope.tolist() == [0, 1]
-
-
-def test_pose_mask_asks_for_one_visible_part():
-    visibility = jnp.array([[0.0, 0.0], [0.0, 0.2], [1.0, 1.0]])
-    assert pose_mask(visibility).tolist() == [0, 1, 1]
-    assert pose_mask(visibility).dtype == jnp.float32
 
 
 def test_spatial_distribution_sums_to_one_per_map(rng):

@@ -13,7 +13,7 @@ from input_pipeline.synthetic.pool import Renderer
 from input_pipeline.synthetic.settings import PRESETS, KeypointNoise, Preset, SceneConfig
 
 # What a pose estimator gets wrong on small, occluded people.
-ESTIMATOR_LIKE = KeypointNoise(std=0.02, joint_dropout=0.08, pose_dropout=0.03)
+ESTIMATOR_LIKE = KeypointNoise(std=0.02, joint_dropout=0.08, hallucination=0.1, pose_dropout=0.03)
 
 
 @dataclasses.dataclass(eq=False)

@@ -14,6 +14,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 Features = Float[Array, "batch height width channels"]
+Output = Float[Array, "batch out_height out_width out_channels"]
 
 _he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -38,7 +39,7 @@ class Conv1x1(nn.Module):
     stride: int = 1
 
     @nn.compact
-    def __call__(self, x: Features) -> Features:
+    def __call__(self, x: Features) -> Output:
         """Map (B, h, w, C) to (B, ceil(h / stride), ceil(w / stride), features)."""
         x = x[:, :: self.stride, :: self.stride]
         return nn.DenseGeneral(self.features, use_bias=False, kernel_init=_he_init, name="dense")(x)
@@ -56,7 +57,7 @@ class BasicBlock(nn.Module):
     expansion = 1
 
     @nn.compact
-    def __call__(self, x: Features, *, train: bool) -> Features:
+    def __call__(self, x: Features, *, train: bool) -> Output:
         """Map (B, h, w, C) to (B, h / stride, w / stride, width)."""
         norm = functools.partial(_BatchNorm, use_running_average=not train)
         y = nn.relu(norm(name="bn1")(_conv(self.width, 3, self.stride, "conv1")(x)))
@@ -72,7 +73,7 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     @nn.compact
-    def __call__(self, x: Features, *, train: bool) -> Features:
+    def __call__(self, x: Features, *, train: bool) -> Output:
         """Map (B, h, w, C) to (B, h / stride, w / stride, 4 · width)."""
         norm = functools.partial(_BatchNorm, use_running_average=not train)
         y = nn.relu(norm(name="bn1")(Conv1x1(self.width, name="conv1")(x)))
@@ -81,7 +82,7 @@ class Bottleneck(nn.Module):
         return nn.relu(y + _shortcut(x, y, self.stride, norm))
 
 
-def _shortcut(x: Features, y: Features, stride: int, norm: Callable[..., nn.Module]) -> Features:
+def _shortcut(x: Features, y: Output, stride: int, norm: Callable[..., nn.Module]) -> Output:
     if x.shape == y.shape:
         return x
     x = Conv1x1(y.shape[-1], stride, name="downsample_conv")(x)
@@ -117,7 +118,7 @@ class ResNet(nn.Module):
         return 4 * functools.reduce(lambda a, b: a * b, self.strides)
 
     @nn.compact
-    def __call__(self, images: Features, *, train: bool) -> Features:
+    def __call__(self, images: Features, *, train: bool) -> Output:
         """Map images (B, H, W, 3) to features (B, H / stride, W / stride, channels)."""
         x = self._patches(images) if self.patch_stem else _conv(64, 7, 2, "conv1")(images)
         x = nn.relu(_BatchNorm(use_running_average=not train, name="bn1")(x))
@@ -130,7 +131,7 @@ class ResNet(nn.Module):
                 x = self.block(width, stride if j == 0 else 1, name=name)(x, train=train)
         return x
 
-    def _patches(self, images: Features) -> Features:
+    def _patches(self, images: Features) -> Output:
         batch, height, width, _ = images.shape
         x = images.reshape(batch, height // 4, 4, width // 4, 4, 3).swapaxes(2, 3)
         x = x.reshape(batch, height // 4, width // 4, 48)

@@ -1,0 +1,42 @@
+"""Draws a contact sheet of the embedded data set.
+
+python -m input_pipeline.synthetic --preview sheet.png
+python -m input_pipeline.synthetic --preview query.png --split query --preset benchmark
+"""
+
+import argparse
+import os
+import sys
+
+from input_pipeline.synthetic.plan import SPLITS
+from input_pipeline.synthetic.settings import PRESETS
+
+
+def main() -> None:
+    """Parses the flags and writes the sheet."""
+    parser = argparse.ArgumentParser(prog="python -m input_pipeline.synthetic", description=__doc__)
+    parser.add_argument("--preview", metavar="FILE", required=True, help="picture file to write")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="demo")
+    parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("--people", type=int, default=8, help="rows: how many people")
+    parser.add_argument("--images", type=int, default=5, help="columns: pictures of each")
+    flags = parser.parse_args()
+    if flags.people < 1 or flags.images < 1:
+        parser.error("--people and --images must be at least 1")
+    # The part maps are TensorFlow operations; without these two it opens with lines of its own.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+    from input_pipeline.synthetic.preview import save_contact_sheet
+
+    try:
+        save_contact_sheet(
+            flags.preview, PRESETS[flags.preset], flags.split, flags.people, flags.images
+        )
+    except OSError as error:
+        sys.exit(str(error))
+    print(f"wrote {flags.preview}")
+
+
+if __name__ == "__main__":
+    main()

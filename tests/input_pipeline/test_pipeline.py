@@ -1,0 +1,201 @@
+import dataclasses
+import itertools
+import threading
+
+import cv2
+import numpy as np
+import pytest
+
+from input_pipeline.catalog import Catalog, DataError
+from input_pipeline.pipeline import evaluation_batches, train_batches
+from input_pipeline.pose_maps import part_maps
+from pgfl_jax.config import AugmentConfig, DataConfig, PoseConfig
+
+MAP_SHAPE = (8, 4)
+CONFIG = DataConfig(
+    dataset="",
+    data_dir="",
+    height=32,
+    width=16,
+    mean=(0.4, 0.5, 0.6),
+    std=(0.2, 0.3, 0.25),
+    identities_per_batch=4,
+    images_per_identity=2,
+    pose=PoseConfig(source="annotated", threshold=0.2, sigma=0.05),
+    augment=AugmentConfig(
+        flip=0.5, pad=2, erasing=0.5, erasing_area=(0.02, 0.4), erasing_aspect=0.3
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def catalog():
+    """Nine identities with three images each, of one colour per image, of several sizes."""
+    count, rng = 27, np.random.default_rng(0)
+    sizes = np.array([[32, 16], [40, 20], [24, 15]])[np.arange(count) % 3]
+    images, filenames = np.empty(count, object), np.empty(count, object)
+    for i, (height, width) in enumerate(sizes):
+        image = np.full((height, width, 3), colour(i), np.uint8)
+        images[i] = cv2.imencode(".png" if i % 2 else ".jpg", image)[1].tobytes()
+        filenames[i] = f"{i:02}.jpg"
+    keypoints = rng.uniform(0, 1, (count, 17, 3)).astype(np.float32)
+    keypoints[..., :2] *= sizes[:, None, ::-1]
+    keypoints[5] = 0
+    return Catalog(
+        images=images,
+        filenames=filenames,
+        identities=np.arange(count) // 3 + 100,
+        cameras=np.arange(count) % 3,
+        keypoints=keypoints,
+        image_sizes=sizes,
+        occlusion=np.full(count, np.nan, np.float32),
+    )
+
+
+def colour(i):
+    return 60 + 5 * i
+
+
+def train(catalog, steps, **options):
+    batches = train_batches(catalog, CONFIG, map_shape=MAP_SHAPE, **{"seed": 7, **options})
+    taken = list(itertools.islice(batches, steps))
+    batches.close()
+    return taken
+
+
+def assert_equal(batch, other):
+    assert batch.keys() == other.keys()
+    for name in batch:
+        np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
+
+
+def test_a_training_batch_is_complete(catalog):
+    (batch,) = train(catalog, 1)
+    assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
+        "images": ((8, 32, 16, 3), "float32"),
+        "labels": ((8,), "int32"),
+        "part_maps": ((8, 8, 4, 8), "float32"),
+        "visibility": ((8, 8), "float32"),
+        "indices": ((8,), "int32"),
+    }
+    np.testing.assert_array_equal(batch["labels"], catalog.labels[batch["indices"]])
+    np.testing.assert_array_equal(batch["labels"][::2], batch["labels"][1::2])
+    assert len(set(batch["labels"])) == 4
+
+
+def test_images_belong_to_their_indices(catalog):
+    for batch in train(catalog, 3):
+        red = (batch["images"][..., 0] * CONFIG.std[0] + CONFIG.mean[0]) * 255
+        own = np.abs(red - colour(batch["indices"])[:, None, None]) < 2
+        assert own.any(axis=(1, 2)).all()
+        padded, erased = np.abs(red) < 0.1, batch["images"][..., 0] == 0
+        assert (own | padded | erased).all()
+
+
+def test_resuming_gives_the_batches_that_would_have_come(catalog):
+    straight = train(catalog, 7)
+    for batch, other in zip(train(catalog, 3, start_step=4), straight[4:], strict=True):
+        assert_equal(batch, other)
+    assert (train(catalog, 1, seed=8)[0]["indices"] != straight[0]["indices"]).any()
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_processes_slices_make_up_the_batch(catalog, processes):
+    whole = train(catalog, 4)
+    slices = [train(catalog, 4, process_index=i, process_count=processes) for i in range(processes)]
+    for batch, parts in zip(whole, zip(*slices, strict=True), strict=True):
+        assert_equal(batch, {k: np.concatenate([part[k] for part in parts]) for k in batch})
+
+
+def test_the_same_image_is_augmented_anew_each_time(catalog):
+    seen = {}
+    for batch in train(catalog, 20):
+        for index, image in zip(batch["indices"], batch["images"], strict=True):
+            seen.setdefault(int(index), []).append(image)
+    # Few variants of a plain image look alike; most must differ.
+    assert np.mean([len(np.unique(np.stack(v), axis=0)) / len(v) for v in seen.values()]) > 0.8
+
+
+def test_no_poses_give_zero_maps(catalog):
+    (batch,) = train(catalog.without_poses(), 1)
+    assert not batch["part_maps"].any() and not batch["visibility"].any()
+
+
+def evaluate(catalog, batch_size, **options):
+    return list(
+        evaluation_batches(catalog, CONFIG, map_shape=MAP_SHAPE, batch_size=batch_size, **options)
+    )
+
+
+def test_evaluation_goes_through_the_catalog_once_in_order(catalog):
+    batches = evaluate(catalog, 8)
+    assert len(batches) == 4
+    valid = np.concatenate([batch["valid"] for batch in batches])
+    np.testing.assert_array_equal(valid, [1] * 27 + [0] * 5)
+    joined = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+    np.testing.assert_array_equal(joined["indices"], [*range(27), 0, 0, 0, 0, 0])
+    expected = (colour(np.arange(27)) / 255)[:, None] - CONFIG.mean
+    np.testing.assert_allclose(
+        joined["images"][:27, 16, 8], expected / CONFIG.std, atol=0.05
+    )  # JPEG rounds
+    for name in ("images", "part_maps", "visibility"):
+        assert not joined[name][27:].any(), name
+    assert set(joined) == {"images", "part_maps", "visibility", "indices", "valid"}
+
+
+def test_evaluation_maps_are_those_of_the_resized_pose(catalog):
+    (batch,) = evaluate(catalog, 27)
+    keypoints = catalog.keypoints.copy()
+    scale = np.array([16, 32]) / catalog.image_sizes[:, None, ::-1]
+    keypoints[..., :2] = (keypoints[..., :2] + 0.5) * scale - 0.5
+    limits = np.array([15.5, 31.5])
+    keypoints[..., 2] *= ((keypoints[..., :2] >= -0.5) & (keypoints[..., :2] < limits)).all(axis=2)
+    maps, visibility = part_maps(
+        keypoints, image_shape=(32, 16), map_shape=MAP_SHAPE, sigma=0.05, threshold=0.2
+    )
+    np.testing.assert_allclose(batch["part_maps"], maps, atol=1e-5)
+    np.testing.assert_allclose(batch["visibility"], visibility)
+    assert not batch["visibility"][5].any()
+
+
+def test_evaluation_slices_make_up_the_batch(catalog):
+    whole = evaluate(catalog, 20)
+    slices = [evaluate(catalog, 20, process_index=i, process_count=4) for i in range(4)]
+    assert {len(part) for part in slices} == {2}  # the last process has only filling at the end
+    for batch, parts in zip(whole, zip(*slices, strict=True), strict=True):
+        assert_equal(batch, {k: np.concatenate([part[k] for part in parts]) for k in batch})
+
+
+def test_errors_come_before_the_first_batch(catalog):
+    with pytest.raises(DataError, match=r"data.identities_per_batch: a batch of 8 .* 3 processes"):
+        train(catalog, 0, process_count=3)
+    with pytest.raises(DataError, match=r"eval.batch_size: a batch of 9 .* 2 processes"):
+        evaluate(catalog, 9, process_count=2)
+    config = dataclasses.replace(CONFIG, identities_per_batch=16)
+    with pytest.raises(DataError, match="only 9 identities"):
+        train_batches(catalog, config, map_shape=MAP_SHAPE, seed=0)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda image: b"nonsense", lambda image: image[:-20], lambda image: b""]
+)
+def test_a_corrupt_image_is_named(catalog, damage):
+    images = catalog.images.copy()
+    images[4] = damage(images[4])
+    broken = dataclasses.replace(catalog, images=images)
+    with pytest.raises(DataError, match=r"04\.jpg: the image cannot be decoded; replace or remove"):
+        train(broken, 20)
+    with pytest.raises(DataError, match=r"04\.jpg"):
+        evaluate(broken, 8)
+
+
+def test_iterators_can_be_left_at_any_time(catalog):
+    train(catalog, 1)  # starts what TensorFlow keeps for good
+    before = threading.active_count()
+    for _ in range(5):
+        batches = train_batches(catalog, CONFIG, map_shape=MAP_SHAPE, seed=0)
+        next(batches)
+        batches.close()
+        assert next(batches, None) is None
+    del batches
+    assert threading.active_count() <= before

@@ -1,0 +1,136 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pgfl_jax.models import PGFL, main_branch, normalise
+
+IDENTITIES, PARTS = 5, 8
+
+
+def _inputs(seed=0, batch=6):
+    rng = np.random.default_rng(seed)
+    images = jnp.asarray(rng.normal(size=(batch, 64, 32, 3)), jnp.float32)
+    pose_maps = jnp.asarray(rng.uniform(size=(batch, 8, 4, PARTS)), jnp.float32)
+    visibility = jnp.asarray(rng.uniform(0.1, 1, (batch, PARTS)), jnp.float32)
+    return images, pose_maps, visibility
+
+
+@pytest.fixture(scope="module")
+def initialised():
+    def make(**options):
+        model = PGFL(IDENTITIES, "resnet8", **options)
+        variables = jax.jit(model.init, static_argnames="train")(
+            jax.random.key(0), *_inputs(), train=True
+        )
+        # Away from the symmetric initial values, so that nothing is equal by accident.
+        rng = np.random.default_rng(1)
+        noisy = jax.tree.map(
+            lambda x: x + jnp.asarray(0.1 * rng.uniform(size=x.shape), x.dtype), variables
+        )
+        return model, noisy
+
+    return make
+
+
+def _forward(model, variables, *inputs, train=True):
+    return model.apply(variables, *inputs, train=train, mutable=["batch_stats"])
+
+
+def test_every_branch_is_neck_and_classifier_of_its_pooling(initialised):
+    model, variables = initialised()
+    images, maps, visibility = _inputs()
+    outputs, _ = _forward(model, variables, images, maps, visibility)
+    features = np.asarray(outputs.features, np.float64)
+    maps, visibility = np.asarray(maps, np.float64), np.asarray(visibility, np.float64)
+    foreground = maps.max(-1)
+    groups = features.reshape(6, 8, 4, PARTS, 24)
+    part_sums = np.einsum("bhwgc,bhwg->bgc", groups, maps) / maps.sum((1, 2))[:, :, None]
+    pooled = {
+        "main": features.mean((1, 2)),
+        "foreground": np.einsum("bhwc,bhw->bc", features, foreground)
+        / foreground.sum((1, 2))[:, None],
+        "parts": (part_sums * visibility[:, :, None]).reshape(6, 192),
+    }
+    for name, embedding in pooled.items():
+        branch = getattr(outputs, name)
+        scale = np.asarray(variables["params"][f"{name}_neck"]["scale"])
+        neck = (embedding - embedding.mean(0)) / np.sqrt(embedding.var(0) + 1e-5) * scale
+        kernel = np.asarray(variables["params"][f"{name}_classifier"]["kernel"])
+        np.testing.assert_allclose(branch.embedding, embedding, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(branch.neck, neck, rtol=1e-2, atol=1e-2)
+        np.testing.assert_allclose(branch.logits, np.asarray(branch.neck) @ kernel, rtol=1e-3,
+                                   atol=1e-4)  # fmt: skip
+
+
+def test_poses_change_nothing_in_the_main_branch(initialised):
+    model, variables = initialised()
+    images, maps, visibility = _inputs()
+    with_pose, _ = _forward(model, variables, images, maps, visibility)
+    other_pose, _ = _forward(model, variables, images, *_inputs(seed=9)[1:])
+    without, _ = _forward(model, variables, images)
+    for other in (other_pose, without):
+        jax.tree.map(np.testing.assert_array_equal, with_pose.main, other.main)
+    assert without.foreground is None and without.parts is None
+
+
+def test_an_image_without_a_pose_does_not_touch_the_others(initialised):
+    model, variables = initialised()
+    images, maps, visibility = _inputs()
+    missing = visibility.at[2].set(0.0)
+    a, stats_a = _forward(model, variables, images, maps.at[2].set(0.0), missing)
+    b, stats_b = _forward(model, variables, images, maps.at[2].set(0.7), missing)
+    kept = np.array([0, 1, 3, 4, 5])
+    np.testing.assert_array_equal(a.foreground.neck[kept], b.foreground.neck[kept])
+    np.testing.assert_array_equal(a.parts.neck[kept], b.parts.neck[kept])
+    jax.tree.map(np.testing.assert_array_equal, stats_a, stats_b)
+
+
+def test_the_test_time_function_has_no_pose_branch(initialised):
+    model, variables = initialised()
+    images, maps, visibility = _inputs()
+    main = main_branch(variables)
+    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree["params"]))  # noqa: E731
+    heads = {name for name in variables["params"] if name not in main["params"]}
+    assert heads == {"main_classifier", "foreground_neck", "foreground_classifier", "parts_neck",
+                     "parts_classifier"}  # fmt: skip
+    assert count(variables) - count(main) == 2 * 192 + 3 * 192 * IDENTITIES
+
+    outputs = model.apply(main, images, train=False)
+    full = model.apply(variables, images, maps, visibility, train=False)
+    np.testing.assert_array_equal(outputs.main.neck, full.main.neck)
+    assert outputs.main.logits is None
+    # The graph takes the images and the main branch's variables, nothing else, and uses them all.
+    jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False).main.neck)(main, images)
+    inputs = jaxpr.jaxpr.invars
+    assert len(inputs) == len(jax.tree.leaves(main)) + 1
+    used = {id(v) for equation in jaxpr.jaxpr.eqns for v in equation.invars}
+    assert all(id(v) in used for v in inputs)
+
+
+def test_the_shared_classifier_is_one(initialised):
+    model, variables = initialised(interaction="shared_classifier")
+    assert [name for name in variables["params"] if "classifier" in name] == ["main_classifier"]
+    outputs, _ = _forward(model, variables, *_inputs())
+    kernel = variables["params"]["main_classifier"]["kernel"]
+    np.testing.assert_allclose(outputs.parts.logits, outputs.parts.neck @ kernel, rtol=1e-6)
+
+
+def test_cross_logits_are_the_main_neck_by_the_teachers_classifiers(initialised):
+    model, variables = initialised(interaction="cross_classifier")
+    outputs, _ = _forward(model, variables, *_inputs())
+    for logits, name in zip(outputs.cross_logits, ("foreground", "parts"), strict=True):
+        kernel = variables["params"][f"{name}_classifier"]["kernel"]
+        np.testing.assert_allclose(logits, outputs.main.neck @ kernel, rtol=1e-6)
+
+
+def test_the_baseline_has_the_main_branch_alone(initialised):
+    model, variables = initialised(pose_branches=False)
+    assert set(variables["params"]) == {"trunk", "main_neck", "main_classifier"}
+    outputs, _ = _forward(model, variables, *_inputs())
+    assert outputs.foreground is None
+
+
+def test_normalise_gives_unit_length_and_leaves_zero():
+    rows = normalise(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
+    np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0]], rtol=1e-6)
