@@ -10,8 +10,8 @@ import tensorflow as tf
 from input_pipeline.keypoints import FLIP
 from pgfl_jax.config import AugmentConfig, DataConfig
 
-# Rectangles proposed per erasing; the first that fits is taken. With the usual ranges about a
-# quarter does not fit a 2:1 image, so that none of eight fits once in 60,000 images.
+# Rectangles proposed per erasing; the first that fits is taken. With the usual ranges one in twenty
+# does not fit a 2:1 image, so that eight in a row practically never fail.
 _ERASING_ATTEMPTS = 8
 _NUM_DRAWS = 1 + 2 + 3 + 2 * _ERASING_ATTEMPTS  # flip, crop, erasing
 

@@ -1,6 +1,8 @@
 """Catalog to batches of arrays: tf.data around the sampler, the augmentation and the part maps."""
 
+import atexit
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -14,6 +16,41 @@ from pgfl_jax.config import DataConfig
 Batch = dict[str, np.ndarray]
 
 
+class Batches(Iterator[Batch]):
+    """A data set's batches as read-only NumPy arrays; an image that cannot be decoded is named.
+
+    It may be left at any time, with or without :meth:`close`.
+    """
+
+    def __init__(self, catalog: Catalog, dataset: tf.data.Dataset) -> None:
+        """Start with the first batch of ``dataset``, whose images are those of ``catalog``."""
+        self._catalog = catalog
+        self._iterator: Iterator[Batch] = dataset.as_numpy_iterator()
+        _open.add(self)
+
+    def __next__(self) -> Batch:
+        """The next batch; DataError if one of its images cannot be decoded."""
+        try:
+            return next(self._iterator)
+        except tf.errors.InvalidArgumentError as error:
+            # tf.data does not say which image it was: look for it, now that time does not matter.
+            raise DataError(_find_corrupt(self._catalog) or str(error)) from error
+
+    def close(self) -> None:
+        """Stop reading; there are no further batches."""
+        self._iterator = iter(())
+
+
+_open: "weakref.WeakSet[Batches]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """A reading thread that outlives the interpreter would hang the process at its end."""
+    for batches in list(_open):
+        batches.close()
+
+
 def train_batches(
     catalog: Catalog,
     config: DataConfig,
@@ -23,7 +60,7 @@ def train_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Batch]:
+) -> Batches:
     """Endless augmented PxK batches; batch ``step`` is a pure function of ``(seed, step)``.
 
     Each process gets its slice of b = P·K / process_count rows; the slices of all processes, in
@@ -41,7 +78,7 @@ def train_batches(
     Returns:
         Iterator of dicts: ``images`` (b, H, W, 3) float32, ``labels`` (b,) int32, ``part_maps``
         (b, h, w, 8) float32, ``visibility`` (b, 8) float32, ``indices`` (b,) int32 into the
-        catalog. The arrays are read-only. Closing the iterator stops the reading.
+        catalog. The arrays are read-only.
 
     Raises:
         DataError: the identities or the processes do not suit the batch; while iterating, an image
@@ -77,7 +114,7 @@ def train_batches(
         return row
 
     extra = {"labels": ((), tf.int32), "seeds": ((2,), tf.int64)}
-    return _iterate(catalog, _dataset(rows, extra, transform, local, config, map_shape))
+    return Batches(catalog, _dataset(rows, extra, transform, local, config, map_shape))
 
 
 def evaluation_batches(
@@ -88,7 +125,7 @@ def evaluation_batches(
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Batch]:
+) -> Batches:
     """The catalog once, in its order, in batches of one static shape.
 
     Every process gets the same number of batches, each with its b = batch_size / process_count
@@ -129,7 +166,7 @@ def evaluation_batches(
         return row
 
     extra = {"valid": ((), tf.float32)}
-    return _iterate(catalog, _dataset(rows, extra, transform, local, config, map_shape))
+    return Batches(catalog, _dataset(rows, extra, transform, local, config, map_shape))
 
 
 def _local_size(batch_size: int, process_count: int, option: str) -> int:
@@ -192,15 +229,6 @@ def _dataset(
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
     return dataset.with_options(options)
-
-
-def _iterate(catalog: Catalog, dataset: tf.data.Dataset) -> Iterator[Batch]:
-    """The dataset's batches as NumPy; an image that cannot be decoded ends it by name."""
-    try:
-        yield from dataset.as_numpy_iterator()
-    except tf.errors.InvalidArgumentError as error:
-        # tf.data does not say which image it was: look for it, now that time does not matter.
-        raise DataError(_find_corrupt(catalog) or str(error)) from error
 
 
 def _find_corrupt(catalog: Catalog) -> str | None:

@@ -1,11 +1,13 @@
 """Saving and restoring the training state with Orbax."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -41,6 +43,7 @@ class Checkpoints:
         self._directory = (workdir / "checkpoints").absolute()
         self._manager = ocp.CheckpointManager(
             self._directory,
+            item_handlers={"state": ocp.StandardCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy, best_fn=lambda metrics: metrics[SCORE]
             ),
@@ -78,25 +81,35 @@ class Checkpoints:
             step: a step that is there.
 
         Raises:
-            CheckpointError: the checkpoint holds another architecture or cannot be read.
+            CheckpointError: the checkpoint holds another architecture.
         """
+        stored = self._manager.item_metadata(step)["state"].tree["params"]
+        # Compared here, since Orbax would name the first difference in its own terms only.
+        if mismatch := _first_mismatch(flatten_dict(stored, sep="/"), abstract.params):
+            raise CheckpointError(
+                f"{self._directory}/{step}: another architecture ({mismatch}); use the "
+                "configuration that it was trained with, or another --workdir"
+            )
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract
         )
-        try:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-            return self._manager.restore(step, args=args)["state"]
-        except (ValueError, KeyError, OSError) as error:
-            reason = str(error).split("\n")[0]
-            raise CheckpointError(
-                f"{self._directory}/{step}: does not fit this configuration ({reason}); use the "
-                "configuration it was trained with, or another --workdir"
-            ) from error
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        return self._manager.restore(step, args=args)["state"]
 
     def close(self) -> None:
         """Wait for the last save and release the files."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _first_mismatch(stored: Mapping[str, Any], params: Any) -> str | None:
+    """What differs between stored and expected parameters, None if nothing does."""
+    expected = flatten_dict(params, sep="/")
+    for name in sorted(expected.keys() | stored.keys()):
+        shapes = [tuple(tree[name].shape) if name in tree else "none" for tree in (stored, expected)]
+        if shapes[0] != shapes[1]:
+            return f"{name}: the checkpoint has {shapes[0]}, the configuration {shapes[1]}"
+    return None
 
 
 @contextlib.contextmanager

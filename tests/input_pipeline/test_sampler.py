@@ -1,4 +1,5 @@
 import itertools
+import pathlib
 import subprocess
 import sys
 
@@ -122,4 +123,5 @@ def test_needs_neither_tensorflow_nor_jax():
         "import sys; sys.modules['tensorflow'] = sys.modules['jax'] = None\n"
         "import input_pipeline.sampler, input_pipeline.keypoints"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    root = pathlib.Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)

@@ -1,0 +1,57 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pgfl_jax.checkpoint import CheckpointError, open_checkpoints
+from pgfl_jax.run import Run
+from pgfl_jax.sharding import make_mesh
+
+
+def _run(config):
+    return Run.create(config, num_identities=4, num_images=64)
+
+
+def test_the_newest_and_the_best_are_kept(tiny_config, tmp_path):
+    run, mesh = _run(tiny_config()), make_mesh()
+    state = run.init_state(mesh)
+    with open_checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.newest is None and checkpoints.best is None
+        for step, score in ((0, 0.1), (10, None), (20, 0.5), (30, 0.3), (40, None)):
+            checkpoints.save(state.replace(step=jnp.asarray(step)), score)
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [20, 40]
+    with open_checkpoints(tmp_path) as checkpoints:
+        assert (checkpoints.best, checkpoints.newest) == (20, 40)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_state_comes_back_bit_for_bit_onto_any_mesh(tiny_config, tmp_path, devices):
+    run = _run(tiny_config())
+    state = run.init_state(make_mesh(jax.devices()[:2]))
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, 0.5)
+    mesh = make_mesh(jax.devices()[:devices])
+    with open_checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(run.abstract_state(), mesh, 0)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    leaf = jax.tree.leaves(restored.params)[0]
+    assert len(leaf.sharding.device_set) == devices
+
+
+def test_another_architecture_is_refused_in_one_line(tiny_config, tmp_path):
+    run, mesh = _run(tiny_config()), make_mesh()
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(run.init_state(mesh), None)
+    others = {
+        "foreground_classifier/kernel: the checkpoint has (192, 4), the configuration none": _run(
+            tiny_config(**{"model.pose_branches": False})
+        ),
+        "the checkpoint has (192, 4), the configuration (192, 5)": Run.create(
+            tiny_config(), num_identities=5, num_images=64
+        ),
+    }
+    with open_checkpoints(tmp_path) as checkpoints:
+        for message, other in others.items():
+            with pytest.raises(CheckpointError) as error:
+                checkpoints.restore(other.abstract_state(), mesh, 0)
+            assert message in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,95 @@
+import dataclasses
+
+import pytest
+
+from configs import default, synthetic_benchmark, synthetic_demo, synthetic_tiny
+from pgfl_jax.config import ConfigError, parse_config
+
+
+@pytest.mark.parametrize("module", [default, synthetic_benchmark, synthetic_demo, synthetic_tiny])
+def test_every_shipped_configuration_is_valid_and_reaches_the_dataclasses(module):
+    values = module.get_config()
+    config = parse_config(values)
+    options = config.flat_options()
+    assert options["optim.learning_rate"] == values.optim.learning_rate
+    assert options["data.augment.erasing_area"] == (0.02, 0.4)
+    assert options["loss.margin"] == 0.3
+
+
+def test_a_map_cell_is_the_backbones_stride():
+    assert parse_config(default.get_config()).map_shape == (16, 8)
+    assert parse_config(synthetic_demo.get_config()).map_shape == (16, 8)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("data.height", 250, "config.data.height = 250: must be a multiple of resnet50's stride"),
+        ("data.identities_per_batch", 1, "at least 2 identities"),
+        ("data.images_per_identity", 1, "at least 2 images"),
+        ("data.pose.source", "estimated", "'estimated' is not one of annotated, shuffled, none"),
+        ("data.augment.erasing_area", (0.4, 0.02), "0 < low <= high < 1"),
+        ("data.mean", (0.5, 0.5), "config.data.mean: expected 3 values"),
+        ("model.backbone", "vit", "'vit' is not one of resnet8"),
+        ("loss.triplet", -1.0, "config.loss.triplet = -1.0: must not be negative"),
+        ("loss.temperature", 0.0, "must be above 0"),
+        ("optim.warmup_epochs", 120.0, "must lie in [0, train.epochs)"),
+        ("optim.milestones", (70.0, 40.0), "must rise"),
+        ("optim.milestones", (5.0, 40.0), "must come after the warm-up"),
+        ("train.log_every", 0, "must be above 0"),
+        ("eval.embeddings", ("foreground",), "must begin with main"),
+        ("eval.occlusion_bins", (0.5, 0.2), "must rise"),
+    ],
+)
+def test_an_impossible_value_is_named_in_one_line(option, value, message):
+    values = default.get_config()
+    values.update_from_flattened_dict({option: value})
+    with pytest.raises(ConfigError) as error:
+        parse_config(values)
+    text = str(error.value)
+    assert message in text and f"config.{option}" in text and "\n" not in text
+
+
+def test_options_must_exist_and_have_their_type():
+    values = default.get_config()
+    values.optim.lr = 0.1
+    with pytest.raises(ConfigError, match=r"config\.optim\.lr: unknown option; known are name, l"):
+        parse_config(values)
+    values = default.get_config()
+    del values.optim["learning_rate"]
+    with pytest.raises(ConfigError, match=r"config\.optim\.learning_rate: missing option"):
+        parse_config(values)
+    values = default.get_config()
+    with values.ignore_type():
+        values.train.log_every = "often"
+        with pytest.raises(ConfigError, match=r"config\.train\.log_every: expected int, got 'of"):
+            parse_config(values)
+        values.train.log_every = True
+        with pytest.raises(ConfigError, match=r"config\.train\.log_every: expected int, got True"):
+            parse_config(values)
+
+
+def test_teachers_need_the_pose_branches():
+    values = default.get_config()
+    values.model.pose_branches = False
+    values.eval.embeddings = ("main", "parts")
+    with pytest.raises(ConfigError, match=r"only main exists"):
+        parse_config(values)
+
+
+def test_a_batch_must_be_divisible_by_the_devices():
+    config = parse_config(default.get_config())
+    config.check_devices(8)
+    with pytest.raises(ConfigError, match=r"identities_per_batch = 16: .* 64, which 3 devices"):
+        config.check_devices(3)
+    evaluation = dataclasses.replace(config.eval, batch_size=12)
+    with pytest.raises(ConfigError, match=r"eval\.batch_size = 12: 8 devices cannot share"):
+        dataclasses.replace(config, eval=evaluation).check_devices(8)
+
+
+def test_channels_must_be_divisible_by_the_parts(monkeypatch):
+    from pgfl_jax import config as module
+
+    monkeypatch.setattr(module, "NUM_PARTS", 7)
+    with pytest.raises(ConfigError, match=r"model\.backbone .* 2048 channels cannot be divided"):
+        parse_config(default.get_config())

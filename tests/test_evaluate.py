@@ -1,0 +1,133 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from pgfl_jax.evaluate import (
+    EvaluationData,
+    EvaluationError,
+    EvaluationSplit,
+    Protocol,
+    embed_split,
+    evaluate,
+    make_embed,
+    scores,
+)
+from pgfl_jax.metrics import evaluate_retrieval
+from pgfl_jax.run import Run
+from pgfl_jax.sharding import make_mesh
+from pgfl_jax.train_state import TrainState
+
+BATCH = 4
+
+
+def _split(vectors, identities, cameras, occlusion=None):
+    """A split whose "images" hold their own embedding, served in padded batches."""
+    vectors = np.asarray(vectors, np.float32)
+
+    def batches():
+        for start in range(0, len(vectors), BATCH):
+            rows = vectors[start : start + BATCH]
+            valid = (np.arange(BATCH) < len(rows)).astype(np.float32)
+            images = np.full((BATCH, vectors.shape[1]), np.nan, np.float32)  # padding must not show
+            images[: len(rows)] = rows
+            yield {"images": images, "part_maps": images, "visibility": images, "valid": valid}
+
+    count = len(vectors)
+    return EvaluationSplit(
+        filenames=np.array([f"{i}.jpg" for i in range(count)], object),
+        identities=np.asarray(identities),
+        cameras=np.asarray(cameras),
+        occlusion=np.full(count, np.nan) if occlusion is None else np.asarray(occlusion),
+        batches=batches,
+    )
+
+
+def _read_images(state, batch):
+    return batch["images"]
+
+
+STATE = TrainState(step=7, params={}, batch_stats={}, opt_state=())
+
+
+def test_a_hand_made_ranking_gets_its_scores(tiny_config):
+    config = dataclasses.replace(tiny_config().eval, occlusion_bins=(0.0, 0.5, 1.0))
+    angles = np.radians([0, 10, 20, 30, 40, 90])
+    gallery = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    data = EvaluationData(
+        dataset="by hand",
+        splits={
+            # Query 0 at 0 degrees: its own camera's image (0°) is junk, so the hits of identity 1
+            # (20°, 40°) rank 2 and 4: AP = (1/2 + 2/4) / 2. Query 1 at 90°: identity 3 ranks 1.
+            "query": _split([[1, 0], [0, 1]], [1, 3], [0, 0], [0.3, 0.7]),
+            "gallery": _split(gallery, [1, 2, 1, 2, 1, 3], [0, 1, 1, 1, 1, 1]),
+        },
+        protocols=(Protocol("toy", "query", "gallery"),),
+    )
+    mesh = make_mesh(jax.devices()[:2])
+    (result,) = evaluate({"main": _read_images}, STATE, data, config, mesh, seed=0)
+    assert result["mAP"] == pytest.approx((0.5 + 1) / 2)
+    assert result["mINP"] == pytest.approx((2 / 4 + 1) / 2)
+    assert result["cmc"] == {"1": 0.5, "3": 1.0, "5": 1.0, "10": 1.0, "20": 1.0}
+    assert result["by_occlusion"] == [
+        {"bin": [0.0, 0.5], "queries": 1, "mAP": pytest.approx(0.5), "rank1": 0.0},
+        {"bin": [0.5, 1.0], "queries": 1, "mAP": 1.0, "rank1": 1.0},
+    ]
+    assert result["ci95"]["rank1"] == [0.0, 1.0]
+    described = {name: result[name] for name in ("dataset", "protocol", "step", "embedding",
+                 "distance", "rerank", "num_query", "num_gallery", "num_valid_queries")}  # fmt: skip
+    assert described == {"dataset": "by hand", "protocol": "toy", "step": 7, "embedding": "main",
+                         "distance": "cosine", "rerank": False, "num_query": 2, "num_gallery": 6,
+                         "num_valid_queries": 2}  # fmt: skip
+
+
+def test_padding_rows_leave_and_order_stays():
+    vectors = np.arange(12, dtype=np.float32).reshape(6, 2)
+    split = _split(vectors, np.zeros(6), np.zeros(6))
+    mesh = make_mesh(jax.devices()[:2])
+    np.testing.assert_array_equal(embed_split(_read_images, STATE, split, mesh), vectors)
+
+
+def test_embeddings_that_are_not_finite_are_named():
+    vectors = np.ones((6, 2))
+    vectors[5, 1] = np.inf
+    split = _split(vectors, np.zeros(6), np.zeros(6))
+    with pytest.raises(EvaluationError, match=r"1 embeddings are not finite.* 5\.jpg"):
+        embed_split(_read_images, STATE, split, make_mesh(jax.devices()[:1]))
+
+
+def test_a_skipped_query_leaves_every_denominator(tiny_config):
+    metrics = evaluate_retrieval(
+        np.array([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]),
+        np.array([1, 9, 1]), np.array([1, 2]), np.zeros(3), np.ones(2), max_rank=20,
+    )  # fmt: skip
+    result = scores(metrics, np.array([0.25, 0.25, 0.25]), tiny_config().eval, seed=0)
+    assert result["num_valid_queries"] == 2
+    assert result["mAP"] == pytest.approx(0.75)
+    assert result["by_occlusion"] == [
+        {"bin": [0.2, 0.3], "queries": 2, "mAP": pytest.approx(0.75), "rank1": 0.5}
+    ]
+
+
+def test_embeddings_are_the_unit_length_necks(tiny_config):
+    config = tiny_config()
+    run = Run.create(config, num_identities=4, num_images=64)
+    mesh = make_mesh(jax.devices()[:2])
+    state = run.init_state(mesh)
+    rng = np.random.default_rng(0)
+    batch = {
+        "images": rng.normal(size=(4, 64, 32, 3)).astype(np.float32),
+        "part_maps": rng.uniform(size=(4, 8, 4, 8)).astype(np.float32),
+        "visibility": np.ones((4, 8), np.float32),
+    }
+    outputs = run.model.apply(
+        {"params": state.params, "batch_stats": state.batch_stats},
+        *(jax.numpy.asarray(value) for value in batch.values()),
+        train=False,
+    )
+    for name in ("main", "foreground", "parts"):
+        neck = np.asarray(getattr(outputs, name).neck)
+        expected = neck / np.linalg.norm(neck, axis=1, keepdims=True)
+        embeddings = make_embed(run.model, mesh, name)(state, batch)
+        np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-5)

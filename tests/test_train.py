@@ -1,0 +1,189 @@
+"""The real entry point on the tiny set: what it writes, what a kill costs, what a NaN does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from input_pipeline.builders import load_builder
+from input_pipeline.dataset import evaluation_data, training_data
+from pgfl_jax.checkpoint import open_checkpoints
+from pgfl_jax.config import ConfigError
+from pgfl_jax.run import Run
+from pgfl_jax.sharding import make_mesh
+from pgfl_jax.train import NonFiniteLossError, train
+
+ROOT = Path(__file__).parent.parent
+STEPS = 120
+
+
+def _start(data_dir, workdir, *options):
+    command = [
+        sys.executable, "main.py", "--config=configs/synthetic_tiny.py", f"--workdir={workdir}",
+        f"--config.data.data_dir={data_dir}", "--config.train.epochs=15.0",
+        "--config.train.eval_every=60", *options,
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def _finish(process):
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_data_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    code, out, err = _finish(_start(tiny_data_dir, workdir))
+    assert code == 0, err
+    return workdir, out
+
+
+def _restore(workdir, config):
+    manifest = json.loads((workdir / "manifest.json").read_text())
+    run = Run.create(
+        config, num_identities=manifest["num_identities"], num_images=manifest["num_images"]
+    )
+    with open_checkpoints(workdir) as checkpoints:
+        assert checkpoints.newest == STEPS
+        return checkpoints.restore(run.abstract_state(), make_mesh(), STEPS)
+
+
+def _history(workdir):
+    """metrics.jsonl without the timings."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("images_per_second", None)
+    return lines
+
+
+def test_a_run_leaves_what_the_design_promises(undisturbed):
+    workdir, out = undisturbed
+    assert {path.name for path in workdir.iterdir()} == {
+        "config.json", "manifest.json", "checkpoints", "metrics", "metrics.jsonl", "results",
+    }  # fmt: skip
+    assert next((workdir / "metrics").glob("events.out.tfevents.*")).stat().st_size > 1000
+    manifest = json.loads((workdir / "manifest.json").read_text())
+    assert (manifest["num_identities"], manifest["num_images"]) == (16, 128)
+    assert manifest["data"]["pose_coverage"] == 1.0
+    for name in ("occluded", "holistic"):
+        result = json.loads((workdir / "results" / f"{name}.json").read_text())
+        assert (result["protocol"], result["step"], result["num_query"]) == (name, STEPS, 16)
+        assert 0 < result["mAP"] < 1
+    history = _history(workdir)
+    logged = [line["step"] for line in history if "total" in line]
+    evaluated = [line["step"] for line in history if "occluded/main/mAP" in line]
+    assert logged == list(range(10, STEPS + 1, 10))
+    assert evaluated == [0, 60, 120]
+    assert "step 120/120 | alignment" in out and "images/s | ETA 0:00" in out
+
+
+def test_training_moves_the_channel_groups_onto_their_parts(undisturbed):
+    history = [line for line in _history(undisturbed[0]) if "total" in line]
+    first, last = history[0], history[-1]
+    for name in ("semantic", "alignment", "kd_feature_foreground", "kd_feature_parts", "id_main"):
+        assert last[name] < 0.8 * first[name], (name, first[name], last[name])
+
+
+def test_sigkill_loses_nothing_but_time(undisturbed, tiny_data_dir, tiny_config, tmp_path):
+    process = _start(tiny_data_dir, tmp_path)
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "checkpoints" / "30").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert _finish(process)[0] == -signal.SIGKILL
+    newest = max(int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]*[0-9]")
+                 if path.name.isdigit())  # fmt: skip
+    assert 30 <= newest < STEPS
+
+    code, out, err = _finish(_start(tiny_data_dir, tmp_path))
+    assert code == 0, err
+    assert f"resuming from step {newest}" in out
+    config = tiny_config(**{"train.epochs": 15.0})
+    states = [_restore(workdir, config) for workdir in (undisturbed[0], tmp_path)]
+    leaves = [jax_leaves(state) for state in states]
+    assert len(leaves[0]) == len(leaves[1]) > 50
+    for a, b in zip(*leaves, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert _history(tmp_path) == _history(undisturbed[0])
+
+
+def jax_leaves(state):
+    import jax
+
+    return jax.tree.leaves(jax.device_get(state))
+
+
+def test_evaluate_mode_repeats_the_scores(undisturbed, tiny_data_dir, tmp_path):
+    workdir = undisturbed[0]
+    path = workdir / "results" / "occluded.json"
+    before = json.loads(path.read_text())
+    path.unlink()
+    code, out, err = _finish(_start(tiny_data_dir, workdir, "--mode=evaluate"))
+    assert code == 0, err
+    after = json.loads(path.read_text())
+    before.pop("seconds"), after.pop("seconds")
+    assert after == before
+    assert f"{100 * after['mAP']:.1f}" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--config.optim.learning_rat=0.1"], "learning_rat"),
+        (["--config.optim.learning_rate=fast"], "learning_rate"),
+        (["--config.data.dataset=market"], "unknown data set 'market'; available: synthetic_"),
+        (["--config.data.images_per_identity=1"], "config.data.images_per_identity = 1: the tri"),
+        (["--mode=evaluate"], "manifest.json: not found"),
+    ],
+)
+def test_a_users_mistake_is_one_line(tiny_data_dir, tmp_path, options, message):
+    code, _, err = _finish(_start(tiny_data_dir, tmp_path / "new", *options))
+    assert code != 0
+    assert message in err and "Traceback" not in err, err
+
+
+def _data(config):
+    builder = load_builder(config.data.dataset, config.data.data_dir)
+    return training_data(config, builder), evaluation_data(config, builder)
+
+
+def test_another_configuration_does_not_continue_a_run(tiny_config, tmp_path):
+    config = tiny_config(**{"train.epochs": 1.25})  # 10 steps
+    train(config, tmp_path, *_data(config))
+    other = tiny_config(**{"train.epochs": 1.25, "optim.learning_rate": 0.5})
+    with pytest.raises(ConfigError, match=r"optim\.learning_rate = 0\.5: .* holds a run with 0\.0"):
+        train(other, tmp_path, *_data(other))
+    allowed = tiny_config(**{"train.epochs": 1.25, "train.log_every": 7})
+    assert int(train(allowed, tmp_path, *_data(allowed)).step) == 10
+
+
+def test_a_nan_stops_with_step_term_and_files(tiny_config, tmp_path):
+    config = tiny_config()
+    training, evaluation = _data(config)
+    planted = {}
+
+    def batches(start):
+        for step, batch in enumerate(training.batches(start), start):
+            if step == 16:
+                planted["files"] = sorted(training.filenames[batch["indices"]])
+                batch = batch | {"images": np.full_like(batch["images"], np.nan)}
+            yield batch
+
+    object.__setattr__(training, "batches", batches)
+    with pytest.raises(NonFiniteLossError) as error:
+        train(config, tmp_path, training, evaluation)
+    text = str(error.value)
+    assert text.startswith("step 17: ") and "id_main" in text and "triplet_main" in text
+    assert ", ".join(sorted(set(planted["files"]))) in text
+    with open_checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.newest == 10  # the one before the NaN
