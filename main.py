@@ -32,7 +32,6 @@ def main(_: list[str]) -> None:
 
     from input_pipeline.dataset import evaluation_data, open_builder, training_data
     from pgfl_jax.evaluate import evaluate_checkpoint
-    from pgfl_jax.evaluate import evaluate_checkpoint
     from pgfl_jax.train import train
 
     builder = open_builder(config)

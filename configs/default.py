@@ -102,7 +102,7 @@ def get_config() -> ConfigDict:
                 "checkpoint_every": 1000,
             },
             "eval": {
-                # Which checkpoint --mode=evaluate takes: newest · best (by the first protocol's mAP)
+                # What --mode=evaluate takes: newest · best (by the first protocol's mAP)
                 "checkpoint": "newest",
                 # Images per evaluation batch, over all devices.
                 "batch_size": 256,

@@ -1,1 +1,1 @@
-"""PGFL-KD in JAX: pose-guided feature learning with knowledge distillation for re-identification."""
+"""PGFL-KD in JAX: pose-guided feature learning with knowledge distillation for re-ID."""

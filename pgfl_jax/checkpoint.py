@@ -106,7 +106,9 @@ def _first_mismatch(stored: Mapping[str, Any], params: Any) -> str | None:
     """What differs between stored and expected parameters, None if nothing does."""
     expected = flatten_dict(params, sep="/")
     for name in sorted(expected.keys() | stored.keys()):
-        shapes = [tuple(tree[name].shape) if name in tree else "none" for tree in (stored, expected)]
+        shapes = [
+            tuple(tree[name].shape) if name in tree else "none" for tree in (stored, expected)
+        ]
         if shapes[0] != shapes[1]:
             return f"{name}: the checkpoint has {shapes[0]}, the configuration {shapes[1]}"
     return None

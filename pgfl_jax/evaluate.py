@@ -1,6 +1,7 @@
 """Retrieval evaluation: embed the splits, rank the gallery for every query, write the scores."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -116,7 +117,7 @@ def embed_split(
 
 
 def evaluate(
-    embed_fns: Mapping[str, EmbedFn],
+    embed_fns: Mapping[Embedding, EmbedFn],
     state: TrainState,
     data: EvaluationData,
     config: EvalConfig,
@@ -229,9 +230,7 @@ def scores(
         "mINP": metrics.mean_inp,
         "cmc": {str(rank): float(metrics.cmc[rank - 1]) for rank in CMC_RANKS},
         "ci95": {name: list(interval) for name, interval in intervals.items()},
-        "by_occlusion": _by_occlusion(
-            average_precision, rank1, occlusion, config.occlusion_bins
-        ),
+        "by_occlusion": _by_occlusion(average_precision, rank1, occlusion, config.occlusion_bins),
     }
 
 
@@ -243,7 +242,7 @@ def _by_occlusion(
 ) -> list[dict[str, Any]]:
     """Scores of the valid queries in each bin [lo, hi) of occlusion; empty bins are left out."""
     bins = []
-    for lo, hi in zip(edges, edges[1:], strict=False):
+    for lo, hi in itertools.pairwise(edges):
         inside = (occlusion >= lo) & (occlusion < hi) & ~np.isnan(average_precision)
         if inside.any():
             bins.append(
@@ -257,7 +256,9 @@ def _by_occlusion(
     return bins
 
 
-def evaluate_checkpoint(config: Config, workdir: Path, data: EvaluationData) -> list[dict[str, Any]]:
+def evaluate_checkpoint(
+    config: Config, workdir: Path, data: EvaluationData
+) -> list[dict[str, Any]]:
     """Evaluate the checkpoint of ``workdir`` that ``config.eval.checkpoint`` names.
 
     Raises:

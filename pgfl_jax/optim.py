@@ -23,9 +23,7 @@ def learning_rate_schedule(
     """
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     if config.schedule == "cosine":
-        main = optax.cosine_decay_schedule(
-            config.learning_rate, max(num_steps - warmup_steps, 1)
-        )
+        main = optax.cosine_decay_schedule(config.learning_rate, max(num_steps - warmup_steps, 1))
     else:
         boundaries = {
             round(epoch * steps_per_epoch) - warmup_steps: config.decay_factor

@@ -9,21 +9,25 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from pgfl_jax.checkpoint import Checkpoints, open_checkpoints
+from pgfl_jax.checkpoint import open_checkpoints
 from pgfl_jax.config import Config, ConfigError
 from pgfl_jax.evaluate import EvaluationData, Evaluator
 from pgfl_jax.reporting.manifest import write_manifest
 from pgfl_jax.reporting.writers import MetricWriter, progress_line, write_json
-from pgfl_jax.sharding import make_mesh, shard_batch
 from pgfl_jax.run import Run
+from pgfl_jax.sharding import make_mesh, shard_batch
 from pgfl_jax.train_state import TrainState
 from pgfl_jax.train_step import Metrics, make_train_step
 
 # Options that a resumed run may change: they do not touch the parameters.
-FREE_OPTIONS = ("data.data_dir", "train.log_every", "train.eval_every", "train.checkpoint_every",
-                "eval.")
+FREE_OPTIONS = (
+    "data.data_dir",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "eval.",
+)
 
 
 class NonFiniteLossError(RuntimeError):
@@ -119,9 +123,7 @@ class _Log:
     They stay on the device, so that no step waits for the one before, and are fetched at once.
     """
 
-    def __init__(
-        self, workdir: Path, start: int, run: Run, filenames: Sequence[str]
-    ) -> None:
+    def __init__(self, workdir: Path, start: int, run: Run, filenames: np.ndarray) -> None:
         self._writer = MetricWriter(workdir, start)
         self._run = run
         self._filenames = filenames
@@ -198,7 +200,7 @@ def _check_finite(
     steps: Sequence[int],
     values: Sequence[Mapping[str, np.ndarray]],
     indices: Sequence[np.ndarray],
-    filenames: Sequence[str],
+    filenames: np.ndarray,
 ) -> None:
     for step, terms, batch in zip(steps, values, indices, strict=True):
         broken = [name for name, value in terms.items() if not np.isfinite(value)]

@@ -75,11 +75,18 @@ def test_a_hand_made_ranking_gets_its_scores(tiny_config):
         {"bin": [0.5, 1.0], "queries": 1, "mAP": 1.0, "rank1": 1.0},
     ]
     assert result["ci95"]["rank1"] == [0.0, 1.0]
-    described = {name: result[name] for name in ("dataset", "protocol", "step", "embedding",
-                 "distance", "rerank", "num_query", "num_gallery", "num_valid_queries")}  # fmt: skip
-    assert described == {"dataset": "by hand", "protocol": "toy", "step": 7, "embedding": "main",
-                         "distance": "cosine", "rerank": False, "num_query": 2, "num_gallery": 6,
-                         "num_valid_queries": 2}  # fmt: skip
+    described = {
+        "dataset": "by hand",
+        "protocol": "toy",
+        "step": 7,
+        "embedding": "main",
+        "distance": "cosine",
+        "rerank": False,
+        "num_query": 2,
+        "num_gallery": 6,
+        "num_valid_queries": 2,
+    }
+    assert {name: result[name] for name in described} == described
 
 
 def test_padding_rows_leave_and_order_stays():

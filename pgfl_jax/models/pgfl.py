@@ -65,8 +65,8 @@ class PGFL(nn.Module):
 
         Args:
             images: (B, H, W, 3), normalised.
-            pose_maps: (B, h, w, G) part maps in [0, 1] at the resolution of the feature map, or None
-                to run MB alone.
+            pose_maps: (B, h, w, G) part maps in [0, 1] at the resolution of the feature map; None
+                runs MB alone.
             visibility: (B, G) part visibility in [0, 1]; given with ``pose_maps``.
             train: batch statistics and classifiers in, or running statistics and no classifier.
 

@@ -11,8 +11,19 @@ import jax
 
 from pgfl_jax.reporting.writers import write_json
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu",
-            "tensorflow", "tensorflow-datasets", "clu", "ml_collections")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "tensorflow-cpu",
+    "tensorflow",
+    "tensorflow-datasets",
+    "clu",
+    "ml_collections",
+)
 
 
 def write_manifest(workdir: Path, **facts: Any) -> None:
@@ -49,8 +60,16 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """Commit of the source tree, with ``+changes`` if files differ from it; None outside git."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+changes",
-           "--abbrev=40", "--exclude=*"]
+    git = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty=+changes",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

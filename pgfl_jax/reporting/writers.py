@@ -72,9 +72,8 @@ def progress_line(
     minutes, seconds = divmod(round(seconds_left), 60)
     hours, minutes = divmod(minutes, 60)
     eta = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-    return (
-        f"step {step:{width}d}/{num_steps} | {losses} | {images_per_second:.0f} images/s | ETA {eta}"
-    )
+    speed = f"{images_per_second:.0f} images/s"
+    return f"step {step:{width}d}/{num_steps} | {losses} | {speed} | ETA {eta}"
 
 
 def _short(name: str) -> str:

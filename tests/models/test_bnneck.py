@@ -49,9 +49,7 @@ def test_an_empty_mask_keeps_the_running_statistics_and_finite_gradients():
     variables, x = _variables(3, rng), jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
 
     def total(x):
-        y, updates = BNNeck().apply(
-            variables, x, jnp.zeros(4), train=True, mutable=["batch_stats"]
-        )
+        y, updates = BNNeck().apply(variables, x, jnp.zeros(4), train=True, mutable=["batch_stats"])
         return jnp.sum(y), updates["batch_stats"]
 
     gradient, stats = jax.grad(total, has_aux=True)(x)
