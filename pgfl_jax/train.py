@@ -94,8 +94,11 @@ def train(
         if checkpoints.newest is None:
             state = run.init_state(mesh)
         else:
-            print(f"resuming from step {start} of {workdir}")
+            print(f"resuming from step {start} of {run.num_steps} in {workdir}", flush=True)
             state = checkpoints.restore(run.abstract_state(), mesh, start)
+            if start == run.num_steps:
+                evaluator(state)
+                return state
         batches = training.batches(start)
         with _Log(workdir, start, run, training.filenames) as log:
             for step in range(start, run.num_steps + 1):
@@ -114,6 +117,7 @@ def train(
                 indices = batch.pop("indices")
                 state, metrics = train_step(state, shard_batch(batch, mesh))
                 log.add(step + 1, metrics, indices)
+        print(f"best step {checkpoints.best}, newest step {run.num_steps}; see {workdir}/results")
     return state
 
 

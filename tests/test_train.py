@@ -145,7 +145,7 @@ def test_sigkill_loses_nothing_but_time(undisturbed, tiny_data_dir, tiny_config,
 
     code, out, err = _finish(_start(tiny_data_dir, tmp_path))
     assert code == 0, err
-    assert f"resuming from step {newest}" in out
+    assert f"resuming from step {newest} of {STEPS}" in out
     config = tiny_config(**{"train.epochs": 15.0})
     states = [_restore(workdir, config) for workdir in (undisturbed[0], tmp_path)]
     leaves = [jax.tree.leaves(jax.device_get(state)) for state in states]

@@ -1,8 +1,8 @@
 """Residual networks in torchvision's v1.5 layout (stride on the 3x3), last stride 1.
 
 Module names follow torchvision (``conv1``, ``layer1_0/conv1``, ``downsample_conv``), so that
-weights convert by name. Reference: K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016;
-last stride 1 after H. Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person
+weights convert by name. Reference: K. He et al., "Deep Residual Learning for Image Recognition",
+CVPR 2016; last stride 1 after H. Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person
 Re-Identification", CVPRW 2019.
 """
 
