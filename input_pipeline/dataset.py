@@ -52,7 +52,7 @@ def evaluation_data(config: Config, builder: Any) -> EvaluationData:
     catalogs = {name: read_catalog(builder, name) for name in names}
     return EvaluationData(
         dataset=builder.info.full_name,
-        splits={name: _evaluation_split(catalog, config) for name, catalog in catalogs.items()},
+        splits={name: evaluation_split(catalog, config) for name, catalog in catalogs.items()},
         protocols=protocols,
     )
 
@@ -71,7 +71,8 @@ def _train_batches(
     )
 
 
-def _evaluation_split(catalog: Catalog, config: Config) -> EvaluationSplit:
+def evaluation_split(catalog: Catalog, config: Config) -> EvaluationSplit:
+    """A catalog as the evaluation reads it."""
     batches = functools.partial(
         evaluation_batches,
         catalog,

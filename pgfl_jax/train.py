@@ -90,8 +90,9 @@ def train(
     train_step = make_train_step(run, mesh)
     evaluator = Evaluator(run, mesh, evaluation, workdir)
     with open_checkpoints(workdir) as checkpoints:
-        start = checkpoints.newest or 0
-        if checkpoints.newest is None:
+        restored = checkpoints.newest
+        start = restored or 0
+        if restored is None:
             state = run.init_state(mesh)
         else:
             print(f"resuming from step {start} of {run.num_steps} in {workdir}", flush=True)
@@ -100,13 +101,13 @@ def train(
                 evaluator(state)
                 return state
         batches = training.batches(start)
-        with _Log(workdir, start, run, training.filenames) as log:
+        with _Log(workdir, restored, run, training.filenames) as log:
             for step in range(start, run.num_steps + 1):
                 last = step == run.num_steps
                 evaluation_due = step % config.train.eval_every == 0 or last
                 save_due = step % config.train.checkpoint_every == 0 or evaluation_due
                 # What was restored has been evaluated and saved already.
-                if save_due and (step > start or step == 0):
+                if save_due and step != restored:
                     log.flush()
                     score = log.evaluation(evaluator(state)) if evaluation_due else None
                     checkpoints.save(state, score)
@@ -127,8 +128,10 @@ class _Log:
     They stay on the device, so that no step waits for the one before, and are fetched at once.
     """
 
-    def __init__(self, workdir: Path, start: int, run: Run, filenames: np.ndarray) -> None:
-        self._writer = MetricWriter(workdir, start)
+    def __init__(
+        self, workdir: Path, restored: int | None, run: Run, filenames: np.ndarray
+    ) -> None:
+        self._writer = MetricWriter(workdir, restored)
         self._run = run
         self._filenames = filenames
         self._pending: list[tuple[int, Metrics, np.ndarray]] = []

@@ -14,13 +14,13 @@ class MetricWriter:
     lines after its checkpoint first, so that the file reads as that of an undisturbed run.
     """
 
-    def __init__(self, workdir: Path, resume_step: int) -> None:
-        """Open the files of a run that continues after ``resume_step`` steps."""
+    def __init__(self, workdir: Path, restored_step: int | None) -> None:
+        """Open the files of a run that continues after ``restored_step`` steps; None: a new one."""
         # TensorFlow comes with clu's writer; the package itself does without.
         from clu.metric_writers import SummaryWriter
 
         self._path = workdir / "metrics.jsonl"
-        self._keep_until(resume_step)
+        self._keep_until(-1 if restored_step is None else restored_step)
         self._file = self._path.open("a", encoding="utf-8")
         self._summary = SummaryWriter(str(workdir / "metrics"))
 
@@ -30,7 +30,7 @@ class MetricWriter:
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
         # A killed process may leave half a line at the end.
         whole = [line for line in lines if line.endswith("\n")]
-        kept = [line for line in whole if step and json.loads(line)["step"] <= step]
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
         replace_text(self._path, "".join(kept))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

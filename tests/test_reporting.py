@@ -1,0 +1,41 @@
+import json
+
+import pytest
+
+from pgfl_jax.reporting.writers import MetricWriter, progress_line, score_table, write_json
+
+
+@pytest.mark.parametrize(("restored", "kept"), [(None, []), (0, [0]), (20, [0, 10, 20])])
+def test_a_resumed_run_keeps_the_lines_up_to_its_checkpoint(tmp_path, restored, kept):
+    lines = "".join(json.dumps({"step": step, "a": 0.5}) + "\n" for step in (0, 10, 20, 30))
+    (tmp_path / "metrics.jsonl").write_text(lines + '{"step": 40, "a"')  # killed in mid-line
+    writer = MetricWriter(tmp_path, restored)
+    writer.write(99, {"a": 1.0})
+    writer.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert [json.loads(line)["step"] for line in text.splitlines()] == [*kept, 99]
+
+
+def test_the_progress_line_by_hand():
+    line = progress_line(
+        50, 1200, {"id_main": 4.567, "kd_feature_parts": 0.1}, images_per_second=161.4,
+        seconds_left=3725.0,
+    )  # fmt: skip
+    assert line == "step   50/1200 | id_mb 4.57 kd_feat_sab 0.1 | 161 images/s | ETA 1:02:05"
+
+
+def test_the_score_table_is_in_percent():
+    result = {
+        "protocol": "occluded", "embedding": "main", "mAP": 0.2674, "mINP": 0.1, "cmc":
+        {"1": 0.3, "5": 0.5}, "ci95": {"mAP": [0.24, 0.29]}, "num_valid_queries": 400,
+    }  # fmt: skip
+    row = score_table([result]).splitlines()[1].split()
+    assert row == ["occluded", "main", "26.7", "(24.0–29.0)", "30.0", "50.0", "10.0", "400"]
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a" / "b.json"
+    write_json(path, {"x": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"x": object()})
+    assert json.loads(path.read_text()) == {"x": 1}
