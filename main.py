@@ -11,10 +11,21 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from pgfl_jax.errors import UserError
+
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/default.py.")
 flags.DEFINE_string("workdir", None, "Folder of the run; a run found there is continued.")
 flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse the command line; an option that does not exist is named in one line."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:
+        reason = ". ".join(str(error.args[0].args[0]).splitlines())  # a KeyError inside
+        sys.exit(f"error: --config: no such option: {reason}")
 
 
 def main(_: list[str]) -> None:
@@ -45,6 +56,6 @@ def main(_: list[str]) -> None:
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
     try:
-        app.run(main)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        app.run(main, flags_parser=parse_flags)
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.keypoints import NUM_JOINTS
+from pgfl_jax.errors import UserError
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data set that cannot be used so; the message names the file or option and the remedy."""
 
 

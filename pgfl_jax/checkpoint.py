@@ -11,13 +11,14 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from pgfl_jax.errors import UserError
 from pgfl_jax.sharding import replicated
 from pgfl_jax.train_state import TrainState
 
 SCORE = "score"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be used; the message says why and what to do."""
 
 

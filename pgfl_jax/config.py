@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+from pgfl_jax.errors import UserError
 from pgfl_jax.losses.weights import LossConfig
 from pgfl_jax.models.backbones import BACKBONES
 
@@ -21,7 +22,7 @@ Backbone = Literal["resnet8", "resnet18", "resnet34", "resnet50"]
 Embedding = Literal["main", "foreground", "parts"]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot work; the message names the option and the remedy."""
 
 

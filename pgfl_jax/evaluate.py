@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from pgfl_jax.checkpoint import CheckpointError, open_checkpoints
 from pgfl_jax.config import Config, Embedding, EvalConfig
+from pgfl_jax.errors import UserError
 from pgfl_jax.metrics import RetrievalMetrics, bootstrap_interval, evaluate_retrieval
 from pgfl_jax.models import PGFL, main_branch, normalise
 from pgfl_jax.reporting.manifest import read_manifest
@@ -28,7 +29,7 @@ Batch = Mapping[str, np.ndarray]
 EmbedFn = Callable[[TrainState, Mapping[str, Array]], Array]
 
 
-class EvaluationError(RuntimeError):
+class EvaluationError(UserError):
     """An evaluation that has no meaning; the message names what is at fault."""
 
 

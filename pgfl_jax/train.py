@@ -12,6 +12,7 @@ import numpy as np
 
 from pgfl_jax.checkpoint import open_checkpoints
 from pgfl_jax.config import Config, ConfigError
+from pgfl_jax.errors import UserError
 from pgfl_jax.evaluate import EvaluationData, Evaluator
 from pgfl_jax.reporting.manifest import write_manifest
 from pgfl_jax.reporting.writers import MetricWriter, progress_line, write_json
@@ -30,7 +31,7 @@ FREE_OPTIONS = (
 )
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError):
     """A loss became NaN or infinite; the message names the step, the term and the images."""
 
 

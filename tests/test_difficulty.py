@@ -1,13 +1,14 @@
 """The embedded set is hard in the right way: what is easy, what is learnt, what pose adds.
 
-A reduced set: all of the demo's training images, 40 of its test people, a third of its schedule. The
-full figures stand in docs/results.md.
+A reduced set: all of the demo's training images, 40 of its test people, a third of its schedule.
+The full figures stand in docs/results.md.
 """
 
 import dataclasses
 import json
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
@@ -54,7 +55,7 @@ def _trained(reduced, workdir, **changes):
         splits={name: evaluation_split(catalog, config) for name, catalog in catalogs.items()},
         protocols=PROTOCOLS,
     )
-    train(config, workdir, training_data(config, builder), data)
+    train(config, workdir, training_data(config, builder), data, devices=jax.devices()[:1])
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     untrained, trained = (line for line in lines if "occluded/main/mAP" in line)
     return untrained, trained

@@ -1,5 +1,6 @@
 """The real entry point on the tiny set: what it writes, what a kill costs, what a NaN does."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -25,6 +26,7 @@ from pgfl_jax.train_step import make_train_step
 
 ROOT = Path(__file__).parent.parent
 STEPS = 120
+ONE = jax.devices()[:1]  # eight virtual devices on two cores would only be slow
 
 
 def _start(data_dir, workdir, *options):
@@ -119,7 +121,7 @@ def test_the_pose_terms_move_the_channel_groups_onto_their_parts(tiny_config):
             **{"loss.semantic": weight, "loss.alignment": weight, "train.epochs": 25.0}
         )
         training, evaluation = _data(config)
-        run, mesh = _run(config), make_mesh(jax.devices()[:1])
+        run, mesh = _run(config), make_mesh(ONE)
         state, train_step = run.init_state(mesh), make_train_step(run, mesh)
         before = _energy_on_parts(run, state, evaluation)
         for batch in itertools.islice(training.batches(0), 200):
@@ -186,12 +188,12 @@ def test_a_users_mistake_is_one_line(tiny_data_dir, tmp_path, options, message):
 
 def test_another_configuration_does_not_continue_a_run(tiny_config, tmp_path):
     config = tiny_config(**{"train.epochs": 1.25})  # 10 steps
-    train(config, tmp_path, *_data(config))
+    train(config, tmp_path, *_data(config), devices=ONE)
     other = tiny_config(**{"train.epochs": 1.25, "optim.learning_rate": 0.5})
     with pytest.raises(ConfigError, match=r"optim\.learning_rate = 0\.5: .* holds a run with 0\.0"):
-        train(other, tmp_path, *_data(other))
+        train(other, tmp_path, *_data(other), devices=ONE)
     allowed = tiny_config(**{"train.epochs": 1.25, "train.log_every": 7})
-    assert int(train(allowed, tmp_path, *_data(allowed)).step) == 10
+    assert int(train(allowed, tmp_path, *_data(allowed), devices=ONE).step) == 10
 
 
 def test_a_nan_stops_with_step_term_and_files(tiny_config, tmp_path):
@@ -206,11 +208,33 @@ def test_a_nan_stops_with_step_term_and_files(tiny_config, tmp_path):
                 batch = batch | {"images": np.full_like(batch["images"], np.nan)}
             yield batch
 
-    object.__setattr__(training, "batches", batches)
     with pytest.raises(NonFiniteLossError) as error:
-        train(config, tmp_path, training, evaluation)
+        train(
+            config,
+            tmp_path,
+            dataclasses.replace(training, batches=batches),
+            evaluation,
+            devices=ONE,
+        )
     text = str(error.value)
     assert text.startswith("step 17: ") and "id_main" in text and "triplet_main" in text
     assert ", ".join(sorted(set(planted["files"]))) in text
     with open_checkpoints(tmp_path) as checkpoints:
         assert checkpoints.newest == 10  # the one before the NaN
+
+
+def test_a_run_stopped_before_its_second_checkpoint_goes_on(tiny_config, tmp_path):
+    config = tiny_config(**{"train.epochs": 1.25})  # 10 steps
+    training, evaluation = _data(config)
+    broken = dataclasses.replace(
+        training, batches=lambda start: itertools.islice(training.batches(start), 5)
+    )
+    with pytest.raises(StopIteration):
+        train(config, tmp_path / "stopped", broken, evaluation, devices=ONE)
+    states = [
+        train(config, tmp_path / name, training, evaluation, devices=ONE)
+        for name in ("stopped", "straight")
+    ]
+    for a, b in zip(*map(jax.tree.leaves, jax.device_get(states)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert _history(tmp_path / "stopped") == _history(tmp_path / "straight")

@@ -4,11 +4,13 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING
 
+from pgfl_jax.errors import UserError
+
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 
-class UnknownDatasetError(ValueError):
+class UnknownDatasetError(UserError):
     """No such data set, or no such configuration of it; the message lists what there is."""
 
 
