@@ -63,11 +63,6 @@ def identity_batches(
     return map(batch, itertools.count(start_step))
 
 
-def steps_per_epoch(num_identities: int, identities_per_batch: int) -> float:
-    """Steps in which every identity is visited once; not a whole number in general."""
-    return num_identities / identities_per_batch
-
-
 def _check_counts(count: int, size: int) -> None:
     """Raise DataError unless batches of ``size`` different identities can be cut from ``count``."""
     option = f"data.identities_per_batch = {size}"

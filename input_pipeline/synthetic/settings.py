@@ -43,9 +43,9 @@ class SceneConfig:
         pitch: per-camera angle at which the camera looks down, degrees.
     """
 
-    person_height: Range = (0.58, 1.05)
-    shift_x: float = 0.20
-    shift_y: float = 0.12
+    person_height: Range = (0.72, 1.05)
+    shift_x: float = 0.13
+    shift_y: float = 0.08
     bystander_probability: float = 0.25
     bystander_height: Range = (0.8, 1.05)
     bystander_offset: Range = (0.2, 0.42)
@@ -59,9 +59,9 @@ class SceneConfig:
     car_weight: float = 0.8
     panel_weight: float = 0.7
     pedestrian_weight: float = 1.2
-    channel_gain: Range = (0.78, 1.22)
-    contrast: Range = (0.75, 1.15)
-    brightness: Range = (-18.0, 18.0)
+    channel_gain: Range = (0.87, 1.13)
+    contrast: Range = (0.84, 1.1)
+    brightness: Range = (-12.0, 12.0)
     exposure_jitter: float = 6.0
     blur: Range = (0.3, 1.0)
     noise: Range = (3.0, 9.0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.catalog import DataError
-from input_pipeline.sampler import identity_batches, steps_per_epoch
+from input_pipeline.sampler import identity_batches
 
 
 def split(num_identities, seed=0, max_images=9, num_cameras=5):
@@ -112,10 +112,6 @@ def test_impossible_batches_name_the_option(count, size, remedy):
         identity_batches(
             identities, identities, identities_per_batch=size, images_per_identity=2, seed=0
         )
-
-
-def test_steps_per_epoch():
-    assert steps_per_epoch(702, 16) == 43.875
 
 
 def test_needs_neither_tensorflow_nor_jax():
