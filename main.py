@@ -24,7 +24,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
     except AttributeError as error:
-        reason = ". ".join(str(error.args[0].args[0]).splitlines())  # a KeyError inside
+        # ml_collections puts a KeyError inside, or else the configuration file itself is at fault.
+        if not isinstance(error.args[0], KeyError):
+            raise
+        reason = ". ".join(error.args[0].args[0].splitlines())
         sys.exit(f"error: --config: no such option: {reason}")
 
 
@@ -37,7 +40,10 @@ def main(_: list[str]) -> None:
 
     config = parse_config(FLAGS.config)
 
+    import jax
     import tensorflow as tf
+
+    config.check_devices(jax.device_count())  # before any data is prepared
 
     tf.config.set_visible_devices([], "GPU")  # they are JAX's
 
@@ -59,3 +65,5 @@ if __name__ == "__main__":
         app.run(main, flags_parser=parse_flags)
     except (UserError, OSError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the newest checkpoint")

@@ -65,13 +65,15 @@ def get_config() -> ConfigDict:
                 "interaction": 0.0,
                 # Label smoothing of the identity loss.
                 "smoothing": 0.1,
-                # Margin of the triplet loss; None: the soft margin.
+                # Margin of the triplet loss, and whether the soft margin takes its place.
                 "margin": 0.3,
+                "soft_margin": False,
                 # Temperature of the logit distillation.
                 "temperature": 4.0,
                 # energy · cosine
                 "alignment_variant": "energy",
-                # off · cross_classifier · cross_triplet · shared_classifier
+                # off · cross_classifier · cross_triplet (these two weighed by "interaction") ·
+                # shared_classifier
                 "interaction_variant": "off",
                 # Epoch at which distillation starts, and epochs over which it grows to its weight.
                 "kd_start": 0.0,

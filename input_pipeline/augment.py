@@ -18,7 +18,8 @@ _NUM_DRAWS = 1 + 2 + 3 + 2 * _ERASING_ATTEMPTS  # flip, crop, erasing
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
     """Decode a JPEG or PNG image (scalar string) to (height, width, 3) uint8."""
-    return tf.io.decode_jpeg(encoded, channels=3)  # despite its name, PNG too
+    # Despite its name, PNG too. The accurate transform gives what OpenCV and PIL give.
+    return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
 
 
 def prepare(

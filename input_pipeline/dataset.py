@@ -14,11 +14,6 @@ from pgfl_jax.config import Config
 from pgfl_jax.evaluate import EvaluationData, EvaluationSplit, Protocol
 from pgfl_jax.train import TrainingData
 
-PROTOCOLS = (
-    Protocol("occluded", query="query", gallery="gallery"),
-    Protocol("holistic", query="query_holistic", gallery="gallery"),
-)
-
 
 def open_builder(config: Config) -> Any:
     """The builder of the configured data set, prepared if it was not yet."""
@@ -46,8 +41,13 @@ def training_data(config: Config, builder: Any) -> TrainingData:
 
 
 def evaluation_data(config: Config, builder: Any) -> EvaluationData:
-    """The query and gallery splits with their own poses, and the protocols over them."""
-    protocols = [protocol for protocol in PROTOCOLS if protocol.query in builder.info.splits]
+    """The query and gallery splits with their own poses, and the protocols over them.
+
+    A builder's ``PROTOCOLS`` maps each protocol's name to its query split, the first protocol
+    deciding the best step; a builder without it has the one protocol ``query``.
+    """
+    queries = getattr(builder, "PROTOCOLS", {"query": "query"})
+    protocols = [Protocol(name, query, gallery="gallery") for name, query in queries.items()]
     names = sorted({name for p in protocols for name in (p.query, p.gallery)})
     catalogs = {name: read_catalog(builder, name) for name in names}
     return EvaluationData(

@@ -1,7 +1,6 @@
 """Catalog to batches of arrays: tf.data around the sampler, the augmentation and the part maps."""
 
 import atexit
-import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 
@@ -10,6 +9,7 @@ import tensorflow as tf
 
 from input_pipeline import augment, pose_maps, sampler
 from input_pipeline.catalog import Catalog, DataError
+from input_pipeline.cores import available_cores
 from input_pipeline.keypoints import NUM_JOINTS
 from pgfl_jax.config import DataConfig
 
@@ -221,7 +221,7 @@ def _dataset(
         )
         return batch
 
-    threads = os.cpu_count() or 1
+    threads = available_cores()
     dataset = tf.data.Dataset.from_generator(rows, output_signature=signature).unbatch()
     dataset = dataset.map(transform, num_parallel_calls=threads, deterministic=True)
     dataset = dataset.batch(size, drop_remainder=True).map(add_part_maps).prefetch(2)

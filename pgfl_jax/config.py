@@ -6,7 +6,8 @@ problem is a :class:`ConfigError` of one line that names the option.
 """
 
 import dataclasses
-import types
+import itertools
+import math
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -188,15 +189,14 @@ def _convert(expected: Any, value: Any, path: str) -> Any:
         if value not in args:
             raise ConfigError(f"{path}: {value!r} is not one of {', '.join(map(str, args))}")
         return value
-    if origin is types.UnionType:  # only ``X | None``
-        inner = next(arg for arg in args if arg is not types.NoneType)
-        return None if value is None else _convert(inner, value, path)
     if origin is tuple:
         return _convert_tuple(args, value, path)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         raise ConfigError(f"{path}: expected {expected.__name__}, got {value!r}")
+    if expected is float and not math.isfinite(value):
+        raise ConfigError(f"{path} = {value!r}: must be finite")
     return value
 
 
@@ -225,68 +225,89 @@ def _convert_tuple(args: tuple[Any, ...], value: Any, path: str) -> tuple[Any, .
     )
 
 
+# What holds, the option to blame if it does not, and what is wanted of it.
+_Check = tuple[bool, str, str]
+
+
 def _check_ranges(config: Config) -> None:
-    """Everything that types cannot say; the table reads: condition, option, what is wanted."""
-    data, augment, loss = config.data, config.data.augment, config.loss
-    optim, train, evaluation = config.optim, config.train, config.eval
-    backbone = BACKBONES[config.model.backbone]
-    weights = ("identity", "triplet", "alignment", "semantic", "feature_kd", "logit_kd",
-               "interaction")  # fmt: skip
-    lo, hi = augment.erasing_area
-    checks = [
-        (config.seed >= 0, "seed", "must not be negative"),
-        (data.identities_per_batch >= 2, "data.identities_per_batch",
-         "the triplet loss needs at least 2 identities in a batch"),
-        (data.images_per_identity >= 2, "data.images_per_identity",
-         "the triplet loss needs at least 2 images of an identity"),
-        (data.height > 0 and data.height % backbone.stride == 0, "data.height",
-         f"must be a multiple of {config.model.backbone}'s stride, {backbone.stride}"),
-        (data.width > 0 and data.width % backbone.stride == 0, "data.width",
-         f"must be a multiple of {config.model.backbone}'s stride, {backbone.stride}"),
-        (min(data.std) > 0, "data.std", "must be above 0"),
-        (0 <= data.pose.threshold <= 1, "data.pose.threshold", "must lie in [0, 1]"),
-        (data.pose.sigma > 0, "data.pose.sigma", "must be above 0"),
-        (0 <= augment.flip <= 1, "data.augment.flip", "must lie in [0, 1]"),
-        (augment.pad >= 0, "data.augment.pad", "must not be negative"),
-        (0 <= augment.erasing <= 1, "data.augment.erasing", "must lie in [0, 1]"),
-        (0 < lo <= hi < 1, "data.augment.erasing_area", "must be 0 < low <= high < 1"),
-        (0 < augment.erasing_aspect <= 1, "data.augment.erasing_aspect", "must lie in (0, 1]"),
-        (backbone.channels % NUM_PARTS == 0, "model.backbone",
-         f"{backbone.channels} channels cannot be divided among {NUM_PARTS} parts"),
-        *((getattr(loss, name) >= 0, f"loss.{name}", "must not be negative") for name in weights),
-        (0 <= loss.smoothing < 1, "loss.smoothing", "must lie in [0, 1)"),
-        (loss.margin is None or loss.margin >= 0, "loss.margin", "must not be negative"),
-        (loss.temperature > 0, "loss.temperature", "must be above 0"),
-        (loss.kd_start >= 0, "loss.kd_start", "must not be negative"),
-        (loss.kd_ramp >= 0, "loss.kd_ramp", "must not be negative"),
-        (optim.learning_rate > 0, "optim.learning_rate", "must be above 0"),
-        (optim.weight_decay >= 0, "optim.weight_decay", "must not be negative"),
-        (0 <= optim.momentum < 1, "optim.momentum", "must lie in [0, 1)"),
-        (0 <= optim.warmup_epochs < train.epochs, "optim.warmup_epochs",
-         f"must lie in [0, train.epochs), that is below {train.epochs}"),
-        (0 <= optim.warmup_factor <= 1, "optim.warmup_factor", "must lie in [0, 1]"),
-        (optim.schedule != "step" or list(optim.milestones) == sorted(set(optim.milestones)),
-         "optim.milestones", "must rise"),
-        (optim.schedule != "step" or min((optim.warmup_epochs, *optim.milestones))
-         == optim.warmup_epochs, "optim.milestones", "must come after the warm-up"),
-        (train.epochs > 0, "train.epochs", "must be above 0"),
-        (train.log_every > 0, "train.log_every", "must be above 0"),
-        (train.eval_every > 0, "train.eval_every", "must be above 0"),
-        (train.checkpoint_every > 0, "train.checkpoint_every", "must be above 0"),
-        (evaluation.batch_size > 0, "eval.batch_size", "must be above 0"),
-        (evaluation.embeddings[:1] == ("main",), "eval.embeddings", "must begin with main"),
-        (config.model.pose_branches or evaluation.embeddings == ("main",), "eval.embeddings",
-         "only main exists with config.model.pose_branches=False"),
-        (config.model.pose_branches or loss.interaction_variant == "off",
-         "loss.interaction_variant", "needs config.model.pose_branches=True"),
-        (evaluation.max_rank >= 20, "eval.max_rank", "must be at least 20, the last rank reported"),
-        (list(evaluation.occlusion_bins) == sorted(set(evaluation.occlusion_bins)),
-         "eval.occlusion_bins", "must rise"),
-        (evaluation.bootstrap_resamples > 0, "eval.bootstrap_resamples", "must be above 0"),
-    ]  # fmt: skip
+    """Everything that types cannot say."""
     options = config.flat_options()
-    for condition, option, message in checks:
-        _require(condition, option, options[option], message)
+    for checks in (_data_checks, _loss_checks, _optim_checks, _eval_checks):
+        for condition, option, message in checks(config):
+            _require(condition, option, options[option], message)
+
+
+def _data_checks(config: Config) -> Iterator[_Check]:
+    data, pose, augment = config.data, config.data.pose, config.data.augment
+    yield 0 <= config.seed < 2**32, "seed", "must lie in [0, 2**32)"
+    for name in ("identities", "images"):
+        option = {"identities": "identities_per_batch", "images": "images_per_identity"}[name]
+        message = f"the triplet loss needs at least 2 {name}"
+        yield getattr(data, option) >= 2, f"data.{option}", message
+    stride = BACKBONES[config.model.backbone].stride
+    for side in ("height", "width"):
+        size = getattr(data, side)
+        message = f"must be a multiple of {config.model.backbone}'s stride, {stride}"
+        yield size > 0 and size % stride == 0, f"data.{side}", message
+    channels = BACKBONES[config.model.backbone].channels
+    message = f"{channels} channels cannot be divided among {NUM_PARTS} parts"
+    yield channels % NUM_PARTS == 0, "model.backbone", message
+    yield min(data.std) > 0, "data.std", "must be above 0"
+    yield 0 <= pose.threshold <= 1, "data.pose.threshold", "must lie in [0, 1]"
+    yield pose.sigma > 0, "data.pose.sigma", "must be above 0"
+    yield 0 <= augment.flip <= 1, "data.augment.flip", "must lie in [0, 1]"
+    yield augment.pad >= 0, "data.augment.pad", "must not be negative"
+    yield 0 <= augment.erasing <= 1, "data.augment.erasing", "must lie in [0, 1]"
+    low, high = augment.erasing_area
+    yield 0 < low <= high < 1, "data.augment.erasing_area", "must be 0 < low <= high < 1"
+    yield 0 < augment.erasing_aspect <= 1, "data.augment.erasing_aspect", "must lie in (0, 1]"
+
+
+def _loss_checks(config: Config) -> Iterator[_Check]:
+    loss = config.loss
+    for name in ("identity", "triplet", "alignment", "semantic", "feature_kd", "logit_kd",
+                 "interaction", "margin", "kd_start", "kd_ramp"):  # fmt: skip
+        yield getattr(loss, name) >= 0, f"loss.{name}", "must not be negative"
+    yield 0 <= loss.smoothing < 1, "loss.smoothing", "must lie in [0, 1)"
+    yield loss.temperature > 0, "loss.temperature", "must be above 0"
+    variant = loss.interaction_variant
+    weighed = variant in ("cross_classifier", "cross_triplet")
+    wanted = "must be above 0" if weighed else "must be 0"
+    message = f"{wanted} with config.loss.interaction_variant={variant}"
+    yield (loss.interaction > 0) == weighed, "loss.interaction", message
+    message = "needs config.model.pose_branches=True"
+    yield config.model.pose_branches or variant == "off", "loss.interaction_variant", message
+
+
+def _optim_checks(config: Config) -> Iterator[_Check]:
+    optim, train = config.optim, config.train
+    yield train.epochs > 0, "train.epochs", "must be above 0"
+    for name in ("log_every", "eval_every", "checkpoint_every"):
+        yield getattr(train, name) > 0, f"train.{name}", "must be above 0"
+    yield optim.learning_rate > 0, "optim.learning_rate", "must be above 0"
+    yield optim.weight_decay >= 0, "optim.weight_decay", "must not be negative"
+    yield 0 <= optim.momentum < 1, "optim.momentum", "must lie in [0, 1)"
+    message = f"must lie in [0, config.train.epochs), that is below {train.epochs}"
+    yield 0 <= optim.warmup_epochs < train.epochs, "optim.warmup_epochs", message
+    yield 0 <= optim.warmup_factor <= 1, "optim.warmup_factor", "must lie in [0, 1]"
+    if optim.schedule == "step":
+        times = (optim.warmup_epochs, *optim.milestones)
+        rising = all(before < after for before, after in itertools.pairwise(times))
+        yield rising, "optim.milestones", "must rise and come after the warm-up"
+
+
+def _eval_checks(config: Config) -> Iterator[_Check]:
+    evaluation, names = config.eval, config.eval.embeddings
+    yield evaluation.batch_size > 0, "eval.batch_size", "must be above 0"
+    yield names[:1] == ("main",), "eval.embeddings", "must begin with main"
+    trained = config.model.pose_branches and config.data.pose.source != "none"
+    message = "only main is trained without config.model.pose_branches or without poses"
+    yield trained or names == ("main",), "eval.embeddings", message
+    message = "must be at least 20, the last rank reported"
+    yield evaluation.max_rank >= 20, "eval.max_rank", message
+    rising = all(low < high for low, high in itertools.pairwise(evaluation.occlusion_bins))
+    yield rising, "eval.occlusion_bins", "must rise"
+    yield evaluation.bootstrap_resamples > 0, "eval.bootstrap_resamples", "must be above 0"
 
 
 def _require(condition: bool, option: str, value: Any, message: str) -> None:

@@ -17,7 +17,7 @@ from pgfl_jax.config import Config, Embedding, EvalConfig
 from pgfl_jax.errors import UserError
 from pgfl_jax.metrics import RetrievalMetrics, bootstrap_interval, evaluate_retrieval
 from pgfl_jax.models import PGFL, main_branch, normalise
-from pgfl_jax.reporting.manifest import read_manifest
+from pgfl_jax.reporting.manifest import read_run
 from pgfl_jax.reporting.writers import score_table, write_json
 from pgfl_jax.run import Run
 from pgfl_jax.sharding import batch_sharding, make_mesh, replicated, shard_batch
@@ -26,7 +26,7 @@ from pgfl_jax.train_state import TrainState
 CMC_RANKS = (1, 3, 5, 10, 20)
 
 Batch = Mapping[str, np.ndarray]
-EmbedFn = Callable[[TrainState, Mapping[str, Array]], Array]
+EmbedFn = Callable[[TrainState, Mapping[str, Array]], dict[str, Array]]
 
 
 class EvaluationError(UserError):
@@ -71,26 +71,26 @@ class EvaluationData:
     protocols: Sequence[Protocol]
 
 
-def make_embed(model: PGFL, mesh: Mesh, embedding: Embedding) -> EmbedFn:
+def make_embed(model: PGFL, mesh: Mesh, names: Sequence[Embedding]) -> EmbedFn:
     """Compile the function from a batch to retrieval embeddings.
 
     Args:
         model: the network.
         mesh: the devices; the batch is split over them.
-        embedding: ``main`` (MB: images alone) or a teacher, which needs the poses of the batch.
+        names: ``main`` (MB: from images alone), or teachers too, which need the batch's poses.
 
     Returns:
-        ``embed(state, batch) -> (B, D)`` unit-length embeddings.
+        ``embed(state, batch)``, a dict from each name to (B, D) unit-length embeddings.
     """
 
-    def embed(state: TrainState, batch: Mapping[str, Array]) -> Array:
+    def embed(state: TrainState, batch: Mapping[str, Array]) -> dict[str, Array]:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        if embedding == "main":
+        if set(names) == {"main"}:
             outputs = model.apply(main_branch(variables), batch["images"], train=False)
         else:
             pose = batch["part_maps"], batch["visibility"]
             outputs = model.apply(variables, batch["images"], *pose, train=False)
-        return normalise(getattr(outputs, embedding).neck)
+        return {name: normalise(getattr(outputs, name).neck) for name in names}
 
     shardings = replicated(mesh), batch_sharding(mesh)
     return jax.jit(embed, in_shardings=shardings, out_shardings=replicated(mesh))
@@ -98,27 +98,31 @@ def make_embed(model: PGFL, mesh: Mesh, embedding: Embedding) -> EmbedFn:
 
 def embed_split(
     embed: EmbedFn, state: TrainState, split: EvaluationSplit, mesh: Mesh
-) -> Float[np.ndarray, "images channels"]:
-    """Embed every image of a split, (N, D).
+) -> dict[str, Float[np.ndarray, "images channels"]]:
+    """Embed every image of a split: a dict from each embedding's name to (N, D).
 
     Raises:
         EvaluationError: an embedding is NaN or infinite; names the first images.
     """
-    rows = []
+    batches = []
     for batch in split.batches():
         inputs = {name: batch[name] for name in ("images", "part_maps", "visibility")}
-        embeddings = np.asarray(embed(state, shard_batch(inputs, mesh)))
-        rows.append(embeddings[batch["valid"] > 0])
-    embeddings = np.concatenate(rows)
-    broken = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-    if broken.size:
-        names = ", ".join(split.filenames[broken[:3]])
-        raise EvaluationError(f"{broken.size} embeddings are not finite, the first are of {names}")
+        batches.append(jax.device_get(embed(state, shard_batch(inputs, mesh))))
+    # The rows that fill up the last batch come after all images.
+    count = len(split.filenames)
+    embeddings = jax.tree.map(lambda *rows: np.concatenate(rows)[:count], *batches)
+    for name, rows in embeddings.items():
+        broken = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        if broken.size:
+            first = ", ".join(split.filenames[broken[:3]])
+            raise EvaluationError(
+                f"{broken.size} embeddings ({name}) are not finite, the first are of {first}"
+            )
     return embeddings
 
 
 def evaluate(
-    embed_fns: Mapping[Embedding, EmbedFn],
+    embed: EmbedFn,
     state: TrainState,
     data: EvaluationData,
     config: EvalConfig,
@@ -129,7 +133,7 @@ def evaluate(
     """Score every protocol with every embedding.
 
     Args:
-        embed_fns: from the embedding's name to its function, see :func:`make_embed`.
+        embed: from :func:`make_embed`.
         state: the parameters.
         data: splits and protocols.
         config: the evaluation options.
@@ -140,26 +144,17 @@ def evaluate(
         One result, ready for JSON, per embedding and protocol, in this order; fractions in [0, 1].
 
     Raises:
-        EvaluationError: embeddings that are not finite.
+        EvaluationError: embeddings that are not finite, or a protocol without any valid query.
     """
+    started = time.perf_counter()
+    splits = {name: embed_split(embed, state, split, mesh) for name, split in data.splits.items()}
+    embed_seconds = time.perf_counter() - started
     results = []
-    for name, embed in embed_fns.items():
-        started = time.perf_counter()
-        embeddings = {
-            split: embed_split(embed, state, data.splits[split], mesh) for split in data.splits
-        }
-        embed_seconds = time.perf_counter() - started
+    for name in config.embeddings:
         for protocol in data.protocols:
             started = time.perf_counter()
             query, gallery = data.splits[protocol.query], data.splits[protocol.gallery]
-            metrics = evaluate_retrieval(
-                1 - embeddings[protocol.query] @ embeddings[protocol.gallery].T,
-                query.identities,
-                gallery.identities,
-                query.cameras,
-                gallery.cameras,
-                max_rank=config.max_rank,
-            )
+            distances = 1 - splits[protocol.query][name] @ splits[protocol.gallery][name].T
             results.append(
                 {
                     "dataset": data.dataset,
@@ -170,7 +165,12 @@ def evaluate(
                     "rerank": False,
                     "num_query": len(query.identities),
                     "num_gallery": len(gallery.identities),
-                    **scores(metrics, query.occlusion, config, seed=seed),
+                    **scores(
+                        _rank(distances, protocol, query, gallery, config),
+                        query.occlusion,
+                        config,
+                        seed=seed,
+                    ),
                     "seconds": {
                         "embed_all_splits": embed_seconds,
                         "rank": time.perf_counter() - started,
@@ -180,6 +180,26 @@ def evaluate(
     return results
 
 
+def _rank(
+    distances: np.ndarray,
+    protocol: Protocol,
+    query: EvaluationSplit,
+    gallery: EvaluationSplit,
+    config: EvalConfig,
+) -> RetrievalMetrics:
+    try:
+        return evaluate_retrieval(
+            distances,
+            query.identities,
+            gallery.identities,
+            query.cameras,
+            gallery.cameras,
+            max_rank=config.max_rank,
+        )
+    except ValueError as error:  # no query has a match in another camera
+        raise EvaluationError(f"protocol {protocol.name}: {error}") from error
+
+
 class Evaluator:
     """Evaluates states of one run as its configuration says, and writes the results.
 
@@ -187,23 +207,25 @@ class Evaluator:
     ``results/<protocol>.<teacher>.json``. The newest evaluation replaces the one before it.
     """
 
-    def __init__(self, run: Run, mesh: Mesh, data: EvaluationData, workdir: Path) -> None:
-        """Compile the embedding functions, at their first use."""
+    def __init__(
+        self, run: Run, mesh: Mesh, data: EvaluationData, workdir: Path, *, suffix: str = ""
+    ) -> None:
+        """Prepare; ``suffix`` is added to the names of the results."""
         self._run, self._mesh, self._data, self._workdir = run, mesh, data, workdir
-        names = run.config.eval.embeddings
-        self._embed_fns = {name: make_embed(run.model, mesh, name) for name in names}
+        self._suffix = suffix
+        self._embed = make_embed(run.model, mesh, run.config.eval.embeddings)
 
     def __call__(self, state: TrainState) -> list[dict[str, Any]]:
         """Evaluate, print and write; returns the results as :func:`evaluate` does."""
         config = self._run.config
         results = evaluate(
-            self._embed_fns, state, self._data, config.eval, self._mesh, seed=config.seed
+            self._embed, state, self._data, config.eval, self._mesh, seed=config.seed
         )
         for result in results:
             name = result["protocol"]
             if result["embedding"] != "main":
                 name += f".{result['embedding']}"
-            write_json(self._workdir / "results" / f"{name}.json", result)
+            write_json(self._workdir / "results" / f"{name}{self._suffix}.json", result)
         print(f"evaluation at step {int(state.step)}\n{score_table(results)}", flush=True)
         return results
 
@@ -241,10 +263,11 @@ def _by_occlusion(
     occlusion: np.ndarray,
     edges: Sequence[float],
 ) -> list[dict[str, Any]]:
-    """Scores of the valid queries in each bin [lo, hi) of occlusion; empty bins are left out."""
+    """Scores of the valid queries in each bin [lo, hi), the last one closed; no empty bins."""
     bins = []
     for lo, hi in itertools.pairwise(edges):
-        inside = (occlusion >= lo) & (occlusion < hi) & ~np.isnan(average_precision)
+        below = occlusion <= hi if hi == edges[-1] else occlusion < hi
+        inside = (occlusion >= lo) & below & ~np.isnan(average_precision)
         if inside.any():
             bins.append(
                 {
@@ -262,18 +285,22 @@ def evaluate_checkpoint(
 ) -> list[dict[str, Any]]:
     """Evaluate the checkpoint of ``workdir`` that ``config.eval.checkpoint`` names.
 
+    Results of the best checkpoint are written as ``results/<protocol>.best.json``, beside those of
+    the newest.
+
     Raises:
-        CheckpointError: there is none, or it holds another architecture.
+        ConfigError: the run was made with another configuration.
+        CheckpointError: there is no checkpoint.
     """
     mesh = make_mesh()
-    config.check_devices(mesh.size)
-    manifest = read_manifest(workdir)
+    manifest = read_run(workdir, config)
     run = Run.create(
         config, num_identities=manifest["num_identities"], num_images=manifest["num_images"]
     )
+    best = config.eval.checkpoint == "best"
     with open_checkpoints(workdir) as checkpoints:
-        step = checkpoints.best if config.eval.checkpoint == "best" else checkpoints.newest
+        step = checkpoints.best if best else checkpoints.newest
         if step is None:
             raise CheckpointError(f"{workdir}/checkpoints: no checkpoint; train first")
         state = checkpoints.restore(run.abstract_state(), mesh, step)
-    return Evaluator(run, mesh, data, workdir)(state)
+    return Evaluator(run, mesh, data, workdir, suffix=".best" if best else "")(state)

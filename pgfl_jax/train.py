@@ -1,7 +1,6 @@
 """The training loop."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,24 +10,15 @@ import jax
 import numpy as np
 
 from pgfl_jax.checkpoint import open_checkpoints
-from pgfl_jax.config import Config, ConfigError
+from pgfl_jax.config import Config
 from pgfl_jax.errors import UserError
 from pgfl_jax.evaluate import EvaluationData, Evaluator
-from pgfl_jax.reporting.manifest import write_manifest
-from pgfl_jax.reporting.writers import MetricWriter, progress_line, write_json
+from pgfl_jax.reporting.manifest import read_run, write_run
+from pgfl_jax.reporting.writers import MetricWriter, duration, progress_line
 from pgfl_jax.run import Run
 from pgfl_jax.sharding import make_mesh, shard_batch
 from pgfl_jax.train_state import TrainState
 from pgfl_jax.train_step import Metrics, make_train_step
-
-# Options that a resumed run may change: they do not touch the parameters.
-FREE_OPTIONS = (
-    "data.data_dir",
-    "train.log_every",
-    "train.eval_every",
-    "train.checkpoint_every",
-    "eval.",
-)
 
 
 class NonFiniteLossError(UserError):
@@ -51,6 +41,14 @@ class TrainingData:
     filenames: np.ndarray
     batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]]
     description: Mapping[str, Any]
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of the training set."""
+        return {
+            "num_identities": self.num_identities,
+            "num_images": len(self.filenames),
+            "data": dict(self.description),
+        }
 
 
 def train(
@@ -78,7 +76,8 @@ def train(
         The final state.
 
     Raises:
-        ConfigError: the workdir holds a run of another configuration, or the batch cannot be split.
+        ConfigError: the workdir holds a run of another configuration or on other data, or the
+            batch cannot be split over the devices.
         CheckpointError: the checkpoint cannot be used.
         NonFiniteLossError: a loss became NaN or infinite; the last checkpoint stays.
     """
@@ -87,21 +86,22 @@ def train(
     run = Run.create(
         config, num_identities=training.num_identities, num_images=len(training.filenames)
     )
-    _prepare_workdir(config, workdir, training)
     train_step = make_train_step(run, mesh)
     evaluator = Evaluator(run, mesh, evaluation, workdir)
     with open_checkpoints(workdir) as checkpoints:
         restored = checkpoints.newest
         start = restored or 0
+        batches = training.batches(start)
         if restored is None:
             state = run.init_state(mesh)
         else:
+            read_run(workdir, config, training.description)
             print(f"resuming from step {start} of {run.num_steps} in {workdir}", flush=True)
             state = checkpoints.restore(run.abstract_state(), mesh, start)
             if start == run.num_steps:
                 evaluator(state)
                 return state
-        batches = training.batches(start)
+        write_run(workdir, config, training.facts())
         with _Log(workdir, restored, run, training.filenames) as log:
             for step in range(start, run.num_steps + 1):
                 last = step == run.num_steps
@@ -176,20 +176,15 @@ class _Log:
         _check_finite(steps, values, indices, self._filenames)
         step = steps[-1]
         means = {name: float(np.mean([value[name] for value in values])) for name in values[0]}
-        seconds_per_step = seconds / max(self._timed_steps, 1)
-        images_per_second = self._run.config.data.batch_size / seconds_per_step
-        line = progress_line(
-            step,
-            self._run.num_steps,
-            means,
-            images_per_second=images_per_second,
-            seconds_left=(self._run.num_steps - step) * seconds_per_step,
-        )
-        print(line, flush=True)
-        rates = {
-            "learning_rate": float(self._run.schedule(step - 1)),
-            "images_per_second": images_per_second,
-        }
+        rates = {"learning_rate": float(self._run.schedule(step - 1))}
+        if self._timed_steps:
+            steps_per_second = self._timed_steps / seconds
+            rates["images_per_second"] = self._run.config.data.batch_size * steps_per_second
+            seconds_left = (self._run.num_steps - step) / steps_per_second
+            pace = f"{rates['images_per_second']:.0f} images/s | ETA {duration(seconds_left)}"
+        else:
+            pace = "compiled"  # the only step since the last line was the one that compiles
+        print(progress_line(step, self._run.num_steps, means, pace), flush=True)
         self._writer.write(step, means | rates)
         self.restart_clock()
 
@@ -216,28 +211,6 @@ def _check_finite(
             files = ", ".join(sorted({str(filenames[i]) for i in batch}))
             raise NonFiniteLossError(
                 f"step {step}: {', '.join(broken)} not finite; the last checkpoint is intact. "
-                f"Lower config.optim.learning_rate, or look at the images of the batch: {files}"
+                "Lower config.optim.learning_rate in a new --workdir, or look at the images of the "
+                f"batch: {files}"
             )
-
-
-def _prepare_workdir(config: Config, workdir: Path, training: TrainingData) -> None:
-    """Write config.json and manifest.json, or refuse a workdir of another configuration."""
-    options = config.flat_options()
-    path = workdir / "config.json"
-    if path.exists():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        for name in sorted(options.keys() | stored.keys()):
-            old, new = stored.get(name), json.loads(json.dumps(options.get(name)))
-            if old != new and not name.startswith(FREE_OPTIONS):
-                raise ConfigError(
-                    f"config.{name} = {new!r}: {workdir} holds a run with {old!r}; "
-                    "use that value to continue it, or another --workdir"
-                )
-    write_json(path, options)
-    write_manifest(
-        workdir,
-        seed=config.seed,
-        num_identities=training.num_identities,
-        num_images=len(training.filenames),
-        data=dict(training.description),
-    )

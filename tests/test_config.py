@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 
 from configs import default, synthetic_benchmark, synthetic_demo, synthetic_tiny
-from pgfl_jax.config import ConfigError, parse_config
+from input_pipeline import keypoints
+from pgfl_jax.config import NUM_PARTS, ConfigError, parse_config
 
 
 @pytest.mark.parametrize("module", [default, synthetic_benchmark, synthetic_demo, synthetic_tiny])
@@ -33,9 +34,12 @@ def test_a_map_cell_is_the_backbones_stride():
         ("model.backbone", "vit", "'vit' is not one of resnet8"),
         ("loss.triplet", -1.0, "config.loss.triplet = -1.0: must not be negative"),
         ("loss.temperature", 0.0, "must be above 0"),
-        ("optim.warmup_epochs", 120.0, "must lie in [0, train.epochs)"),
+        ("optim.warmup_epochs", 120.0, "must lie in [0, config.train.epochs)"),
         ("optim.milestones", (70.0, 40.0), "must rise"),
-        ("optim.milestones", (5.0, 40.0), "must come after the warm-up"),
+        ("optim.milestones", (10.0, 40.0), "must rise and come after the warm-up"),
+        ("optim.weight_decay", float("inf"), "must be finite"),
+        ("seed", 2**32, "must lie in [0, 2**32)"),
+        ("loss.interaction", 1.0, "must be 0 with config.loss.interaction_variant=off"),
         ("train.log_every", 0, "must be above 0"),
         ("eval.embeddings", ("foreground",), "must begin with main"),
         ("eval.occlusion_bins", (0.5, 0.2), "must rise"),
@@ -73,7 +77,7 @@ def test_teachers_need_the_pose_branches():
     values = default.get_config()
     values.model.pose_branches = False
     values.eval.embeddings = ("main", "parts")
-    with pytest.raises(ConfigError, match=r"only main exists"):
+    with pytest.raises(ConfigError, match=r"only main is trained"):
         parse_config(values)
 
 
@@ -93,3 +97,21 @@ def test_channels_must_be_divisible_by_the_parts(monkeypatch):
     monkeypatch.setattr(module, "NUM_PARTS", 7)
     with pytest.raises(ConfigError, match=r"model\.backbone .* 2048 channels cannot be divided"):
         parse_config(default.get_config())
+
+
+def test_an_interaction_needs_its_weight():
+    values = default.get_config()
+    values.loss.interaction_variant = "cross_triplet"
+    with pytest.raises(ConfigError, match=r"loss\.interaction = 0\.0: must be above 0 with"):
+        parse_config(values)
+
+
+def test_the_readers_of_poses_know_as_many_parts():
+    assert keypoints.NUM_PARTS == NUM_PARTS
+
+
+def test_the_soft_margin_takes_the_margins_place():
+    values = default.get_config()
+    assert parse_config(values).loss.triplet_margin == 0.3
+    values.loss.soft_margin = True
+    assert parse_config(values).loss.triplet_margin is None

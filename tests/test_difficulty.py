@@ -15,9 +15,9 @@ import pytest
 from configs import synthetic_demo
 from input_pipeline.builders import load_builder
 from input_pipeline.catalog import read_catalog
-from input_pipeline.dataset import PROTOCOLS, evaluation_split, training_data
+from input_pipeline.dataset import evaluation_split, training_data
 from pgfl_jax.config import parse_config
-from pgfl_jax.evaluate import EvaluationData
+from pgfl_jax.evaluate import EvaluationData, Protocol
 from pgfl_jax.metrics import evaluate_retrieval
 from pgfl_jax.train import train
 
@@ -53,7 +53,7 @@ def _trained(reduced, workdir, **changes):
     data = EvaluationData(
         dataset="reduced",
         splits={name: evaluation_split(catalog, config) for name, catalog in catalogs.items()},
-        protocols=PROTOCOLS,
+        protocols=[Protocol(name, q, "gallery") for name, q in builder.PROTOCOLS.items()],
     )
     train(config, workdir, training_data(config, builder), data, devices=jax.devices()[:1])
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

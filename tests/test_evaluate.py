@@ -45,7 +45,7 @@ def _split(vectors, identities, cameras, occlusion=None):
 
 
 def _read_images(state, batch):
-    return batch["images"]
+    return {"main": batch["images"]}
 
 
 STATE = TrainState(step=7, params={}, batch_stats={}, opt_state=())
@@ -66,7 +66,7 @@ def test_a_hand_made_ranking_gets_its_scores(tiny_config):
         protocols=(Protocol("toy", "query", "gallery"),),
     )
     mesh = make_mesh(jax.devices()[:2])
-    (result,) = evaluate({"main": _read_images}, STATE, data, config, mesh, seed=0)
+    (result,) = evaluate(_read_images, STATE, data, config, mesh, seed=0)
     assert result["mAP"] == pytest.approx((0.5 + 1) / 2)
     assert result["mINP"] == pytest.approx((2 / 4 + 1) / 2)
     assert result["cmc"] == {"1": 0.5, "3": 1.0, "5": 1.0, "10": 1.0, "20": 1.0}
@@ -93,14 +93,14 @@ def test_padding_rows_leave_and_order_stays():
     vectors = np.arange(12, dtype=np.float32).reshape(6, 2)
     split = _split(vectors, np.zeros(6), np.zeros(6))
     mesh = make_mesh(jax.devices()[:2])
-    np.testing.assert_array_equal(embed_split(_read_images, STATE, split, mesh), vectors)
+    np.testing.assert_array_equal(embed_split(_read_images, STATE, split, mesh)["main"], vectors)
 
 
 def test_embeddings_that_are_not_finite_are_named():
     vectors = np.ones((6, 2))
     vectors[5, 1] = np.inf
     split = _split(vectors, np.zeros(6), np.zeros(6))
-    with pytest.raises(EvaluationError, match=r"1 embeddings are not finite.* 5\.jpg"):
+    with pytest.raises(EvaluationError, match=r"1 embeddings \(main\) are not finite.* 5\.jpg"):
         embed_split(_read_images, STATE, split, make_mesh(jax.devices()[:1]))
 
 
@@ -133,8 +133,23 @@ def test_embeddings_are_the_unit_length_necks(tiny_config):
         *(jax.numpy.asarray(value) for value in batch.values()),
         train=False,
     )
-    for name in ("main", "foreground", "parts"):
+    names = ("main", "foreground", "parts")
+    every = make_embed(run.model, mesh, names)(state, batch)
+    alone = make_embed(run.model, mesh, ("main",))(state, batch)
+    np.testing.assert_allclose(alone["main"], every["main"], rtol=1e-5, atol=1e-6)
+    for name in names:
         neck = np.asarray(getattr(outputs, name).neck)
         expected = neck / np.linalg.norm(neck, axis=1, keepdims=True)
-        embeddings = make_embed(run.model, mesh, name)(state, batch)
-        np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(every[name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_protocol_without_a_match_is_named(tiny_config):
+    data = EvaluationData(
+        dataset="hopeless",
+        splits={"query": _split([[1, 0]], [1], [0]), "gallery": _split([[1, 0]], [2], [1])},
+        protocols=(Protocol("toy", "query", "gallery"),),
+    )
+    mesh = make_mesh(jax.devices()[:1])
+    with pytest.raises(EvaluationError, match="protocol toy: ") as error:
+        evaluate(_read_images, STATE, data, tiny_config().eval, mesh, seed=0)
+    assert "\n" not in str(error.value)

@@ -2,7 +2,13 @@ import json
 
 import pytest
 
-from pgfl_jax.reporting.writers import MetricWriter, progress_line, score_table, write_json
+from pgfl_jax.reporting.writers import (
+    MetricWriter,
+    duration,
+    progress_line,
+    score_table,
+    write_json,
+)
 
 
 @pytest.mark.parametrize(("restored", "kept"), [(None, []), (0, [0]), (20, [0, 10, 20])])
@@ -17,11 +23,18 @@ def test_a_resumed_run_keeps_the_lines_up_to_its_checkpoint(tmp_path, restored, 
 
 
 def test_the_progress_line_by_hand():
-    line = progress_line(
-        50, 1200, {"id_main": 4.567, "kd_feature_parts": 0.1}, images_per_second=161.4,
-        seconds_left=3725.0,
-    )  # fmt: skip
-    assert line == "step   50/1200 | id_mb 4.57 kd_feat_sab 0.1 | 161 images/s | ETA 1:02:05"
+    terms = {
+        "alignment": 1.9, "gradient_norm": 7.0, "id_foreground": 4.41, "id_main": 4.567,
+        "id_parts": 4.38, "kd_feature_foreground": 0.2, "kd_feature_parts": 0.1, "total": 13.0,
+    }  # fmt: skip
+    assert progress_line(50, 1200, terms, "161 images/s | ETA 1:05") == (
+        "step   50/1200 | total 13 id 4.57/4.41/4.38 kd_feature 0.2/0.1 alignment 1.9"
+        " | 161 images/s | ETA 1:05"
+    )
+
+
+def test_durations():
+    assert [duration(s) for s in (0.4, 65.0, 3725.0)] == ["0:00", "1:05", "1:02:05"]
 
 
 def test_the_score_table_is_in_percent():

@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 
+from input_pipeline.cores import available_cores
 from input_pipeline.synthetic.plan import Shot, plan_split
 from input_pipeline.synthetic.render import render
 from input_pipeline.synthetic.settings import Preset
@@ -31,13 +32,6 @@ def render_example(preset: Preset, shot: Shot) -> dict[str, Any]:
         "occlusion": picture.occlusion,
         "filename": shot.filename,
     }
-
-
-def available_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _begin_worker() -> None:

@@ -3,14 +3,17 @@
 The paper names "interaction-based training" without defining it; these are this project's variants.
 """
 
+import typing
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pgfl_jax.losses.identity import identity_loss
 from pgfl_jax.losses.triplet import cross_triplet
+from pgfl_jax.losses.weights import InteractionVariant
 from pgfl_jax.models.outputs import PGFLOutputs
 
-INTERACTION_VARIANTS = ("off", "cross_classifier", "cross_triplet", "shared_classifier")
+INTERACTION_VARIANTS = typing.get_args(InteractionVariant)
 
 
 def interaction(

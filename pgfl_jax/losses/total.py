@@ -59,7 +59,7 @@ def total_loss(
         ``total``, the weighted sum.
 
     Raises:
-        ValueError: outputs without logits, or an unknown variant.
+        ValueError: outputs without logits.
     """
     terms = _branch_terms("main", outputs.main, batch["labels"], None, weights)
     if outputs.foreground is not None and outputs.parts is not None:
@@ -84,7 +84,7 @@ def _branch_terms(
         identity_loss, _logits(branch), labels, smoothing=weights.smoothing, mask=mask
     )
     triplet = partial(
-        batch_hard_triplet, branch.embedding, labels, margin=weights.margin, mask=mask
+        batch_hard_triplet, branch.embedding, labels, margin=weights.triplet_margin, mask=mask
     )
     return {
         f"id_{name}": _Term(weights.identity, identity),
@@ -110,7 +110,7 @@ def _pose_terms(
         labels,
         has_pose,
         variant=weights.interaction_variant,
-        margin=weights.margin,
+        margin=weights.triplet_margin,
         smoothing=weights.smoothing,
     )
     terms = {
@@ -132,20 +132,14 @@ def _alignment_term(
     weights: LossConfig,
 ) -> _Term:
     """Foreground alignment in the variant that the weights name."""
-    variants = {
-        "energy": lambda: foreground_alignment(
-            outputs.features, jnp.max(part_maps, axis=-1), has_pose
-        ),
-        "cosine": lambda: feature_distillation(
-            outputs.main.embedding, foreground.embedding, has_pose
-        ),
-    }
-    if weights.alignment_variant not in variants:
-        known = ", ".join(variants)
-        raise ValueError(
-            f"unknown alignment variant '{weights.alignment_variant}'; known are {known}"
+    if weights.alignment_variant == "cosine":
+        compute = partial(
+            feature_distillation, outputs.main.embedding, foreground.embedding, has_pose
         )
-    return _Term(weights.alignment, variants[weights.alignment_variant])
+    else:
+        inside = jnp.max(part_maps, axis=-1)
+        compute = partial(foreground_alignment, outputs.features, inside, has_pose)
+    return _Term(weights.alignment, compute)
 
 
 def _distillation_terms(

@@ -6,6 +6,8 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+InteractionVariant = Literal["off", "cross_classifier", "cross_triplet", "shared_classifier"]
+
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
@@ -20,7 +22,8 @@ class LossConfig:
         logit_kd: weight of the logit distillation from each of the two teachers.
         interaction: weight of the interaction between branches.
         smoothing: label smoothing of the identity losses, in [0, 1).
-        margin: margin of the triplet losses; None means the soft margin.
+        margin: margin of the triplet losses.
+        soft_margin: whether the soft margin, log(1 + exp(dp - dn)), takes its place.
         temperature: temperature of the logit distillation, above 0.
         alignment_variant: ``energy`` (-log of the energy's share on the foreground) or ``cosine``
             (1 - cosine between MB's embedding and FEB's, which gets no gradient).
@@ -37,12 +40,18 @@ class LossConfig:
     logit_kd: float
     interaction: float
     smoothing: float
-    margin: float | None
+    margin: float
+    soft_margin: bool
     temperature: float
     alignment_variant: Literal["energy", "cosine"]
-    interaction_variant: Literal["off", "cross_classifier", "cross_triplet", "shared_classifier"]
+    interaction_variant: InteractionVariant
     kd_start: float
     kd_ramp: float
+
+    @property
+    def triplet_margin(self) -> float | None:
+        """The margin as `losses.batch_hard_triplet` takes it: None for the soft one."""
+        return None if self.soft_margin else self.margin
 
 
 def kd_scale(epoch: float | Float[Array, ""], weights: LossConfig) -> Float[Array, ""]:

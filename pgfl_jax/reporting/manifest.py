@@ -3,13 +3,24 @@
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from pgfl_jax.config import Config, ConfigError
 from pgfl_jax.reporting.writers import write_json
+
+# Options that may differ between a run and its continuation: they do not touch the parameters.
+FREE_OPTIONS = (
+    "data.data_dir",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "eval.",
+)
 
 PACKAGES = (
     "jax",
@@ -26,8 +37,14 @@ PACKAGES = (
 )
 
 
-def write_manifest(workdir: Path, **facts: Any) -> None:
-    """Write ``manifest.json``: versions, source commit, devices, and the given facts."""
+def write_run(workdir: Path, config: Config, facts: Mapping[str, Any]) -> None:
+    """Write ``config.json``, every option by its dotted name, and ``manifest.json``.
+
+    Args:
+        workdir: the run's folder.
+        config: its configuration.
+        facts: added to versions, source commit and devices in the manifest; ``data`` among them.
+    """
     environment = {
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
@@ -35,20 +52,53 @@ def write_manifest(workdir: Path, **facts: Any) -> None:
         "devices": [device.device_kind for device in jax.devices()],
         "platform": jax.default_backend(),
         "processes": jax.process_count(),
+        "seed": config.seed,
     }
-    write_json(workdir / "manifest.json", environment | facts)
+    write_json(workdir / "config.json", config.flat_options())
+    write_json(workdir / "manifest.json", environment | dict(facts))
 
 
-def read_manifest(workdir: Path) -> dict[str, Any]:
-    """The manifest of a run.
+def read_run(
+    workdir: Path, config: Config, data: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The manifest of a run that ``config`` and ``data`` may continue or evaluate.
+
+    Args:
+        workdir: the run's folder.
+        config: must equal the run's but for options that do not touch its parameters.
+        data: fingerprints of the training data, which must equal the run's; None: not compared.
 
     Raises:
+        ConfigError: an option or a fingerprint differs; names it.
         FileNotFoundError: the folder holds no run.
     """
-    path = workdir / "manifest.json"
+    manifest, stored = (_read_json(workdir / f"{name}.json") for name in ("manifest", "config"))
+    options = json.loads(json.dumps(config.flat_options()))
+    for name in sorted(options.keys() | stored.keys()):
+        old, new = stored.get(name), options.get(name)
+        if old != new and not name.startswith(FREE_OPTIONS):
+            raise ConfigError(
+                f"config.{name} = {new!r}: {workdir} holds a run with {old!r}; "
+                "use that value to go on with it, or another --workdir"
+            )
+    for name, new in (data or {}).items():
+        if (old := manifest["data"].get(name)) != new:
+            raise ConfigError(
+                f"config.data.dataset: {workdir} was trained on other data ({name} was {old}, now "
+                f"{new}); restore that data, or use another --workdir"
+            )
+    return manifest
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise FileNotFoundError(f"{path}: not found; is {workdir} the workdir of a training run?")
-    return json.loads(path.read_text(encoding="utf-8"))
+        raise FileNotFoundError(
+            f"{path}: not found; is {path.parent} the folder of a training run?"
+        )
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: damaged ({error}); use another --workdir") from error
 
 
 def _version(package: str) -> str | None:

@@ -91,5 +91,4 @@ def test_configs_name_known_presets(tmp_path):
 def test_unknown_names_are_told_in_one_line(name, message, tmp_path):
     with pytest.raises(builders.UnknownDatasetError, match=message) as caught:
         builders.load_builder(name, str(tmp_path))
-    assert isinstance(caught.value, ValueError)
     assert "\n" not in str(caught.value)

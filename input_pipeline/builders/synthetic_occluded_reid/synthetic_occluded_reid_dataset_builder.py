@@ -1,6 +1,7 @@
 """TFDS builder of the embedded data set: rendered here, nothing is downloaded."""
 
 import dataclasses
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,6 +69,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             description="demo with estimator-like poses.",
         ),
     )
+    PROTOCOLS = types.MappingProxyType({"occluded": "query", "holistic": "query_holistic"})
     builder_config: SyntheticConfig
     # TFDS 4.9.10 would find this path by a package that it forgets to require.
     code_path = epath.Path(__file__)
