@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -29,9 +30,18 @@ def training_data(config: Config, builder: Any) -> TrainingData:
         catalog = catalog.shuffle_poses(config.seed)
     elif config.data.pose.source == "none":
         catalog = catalog.without_poses()
-    batches = functools.partial(
-        _train_batches, catalog, config, jax.process_index(), jax.process_count()
-    )
+
+    def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        return train_batches(
+            catalog,
+            config.data,
+            map_shape=config.map_shape,
+            seed=config.seed,
+            start_step=start_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
     return TrainingData(
         num_identities=catalog.num_identities,
         filenames=catalog.filenames,
@@ -54,20 +64,6 @@ def evaluation_data(config: Config, builder: Any) -> EvaluationData:
         dataset=builder.info.full_name,
         splits={name: evaluation_split(catalog, config) for name, catalog in catalogs.items()},
         protocols=protocols,
-    )
-
-
-def _train_batches(
-    catalog: Catalog, config: Config, process_index: int, process_count: int, start_step: int
-) -> Any:
-    return train_batches(
-        catalog,
-        config.data,
-        map_shape=config.map_shape,
-        seed=config.seed,
-        start_step=start_step,
-        process_index=process_index,
-        process_count=process_count,
     )
 
 
