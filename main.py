@@ -23,16 +23,19 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; an option that does not exist is named in one line."""
     try:
         return app.parse_flags_with_usage(argv)
-    except AttributeError as error:
-        # ml_collections puts a KeyError inside, or else the configuration file itself is at fault.
-        if not isinstance(error.args[0], KeyError):
+    except (AttributeError, KeyError) as error:
+        # What ml_collections raises: a KeyError, or one in an AttributeError. Any other is a fault
+        # in the configuration file itself.
+        inner = error if isinstance(error, KeyError) else error.args[0]
+        if not isinstance(inner, KeyError):
             raise
-        reason = ". ".join(error.args[0].args[0].splitlines())
-        sys.exit(f"error: --config: no such option: {reason}")
+        sys.exit(f"error: --config: no such option: {'. '.join(str(inner.args[0]).splitlines())}")
 
 
-def main(_: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Check the configuration, open the data, and train or evaluate."""
+    if argv[1:] or not FLAGS.workdir:
+        raise UserError(f"--workdir must be given, and no bare arguments ({argv[1:]})")
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Orbax tells of every file that it writes
     # Imported late: the processes that render the synthetic data set import this file too.
@@ -66,4 +69,5 @@ if __name__ == "__main__":
     except (UserError, OSError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the newest checkpoint")
+        print("interrupted; the same command goes on from the newest checkpoint, if there is one")
+        sys.exit(130)

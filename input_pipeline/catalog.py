@@ -104,7 +104,8 @@ def read_catalog(builder: Any, split: str) -> Catalog:
 
 
 def _to_catalog(columns: dict[str, np.ndarray], image_shape: tuple[int | None, ...]) -> Catalog:
-    """Sort the columns by file name and fill in what the data set lacks."""
+    """Check the columns, sort them by file name and fill in what the data set lacks."""
+    _check_columns(columns)
     filenames = np.array([name.decode() for name in columns["filename"]], object)
     order = np.argsort(filenames, kind="stable")
     count = len(order)
@@ -120,6 +121,29 @@ def _to_catalog(columns: dict[str, np.ndarray], image_shape: tuple[int | None, .
         image_sizes=_image_sizes(images, filenames, image_shape),
         occlusion=columns.get("occlusion", unknown)[order].astype(np.float32),
     )
+
+
+def _check_columns(columns: dict[str, np.ndarray]) -> None:
+    """Raise DataError for features that are missing or cannot mean what they should."""
+    for name in ("image", "identity", "camera", "filename"):
+        if name not in columns:
+            raise DataError(f"feature {name!r} is missing; the builder has {sorted(columns)}")
+    for name in ("identity", "camera"):
+        if not np.issubdtype(columns[name].dtype, np.integer):
+            raise DataError(f"feature {name!r} must be an integer, not {columns[name].dtype}")
+    names, counts = np.unique(columns["filename"], return_counts=True)
+    if counts.max() > 1:
+        raise DataError(f"{names[counts.argmax()].decode()}: the filename stands more than once")
+    if "keypoints" not in columns:
+        return
+    keypoints = columns["keypoints"]
+    if keypoints.shape[1:] != (NUM_JOINTS, 3):
+        raise DataError(f"keypoints must be ({NUM_JOINTS}, 3), not {keypoints.shape[1:]}")
+    confidence = keypoints[..., 2]
+    wrong = ~np.isfinite(keypoints).all(axis=(1, 2)) | ((confidence < 0) | (confidence > 1)).any(1)
+    if wrong.any():
+        first = columns["filename"][wrong.argmax()].decode()
+        raise DataError(f"{first}: keypoints must be finite, with confidences in [0, 1]")
 
 
 def _image_sizes(

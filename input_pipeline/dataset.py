@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from input_pipeline.builders import load_builder
-from input_pipeline.catalog import Catalog, read_catalog
+from input_pipeline.catalog import Catalog, DataError, read_catalog
 from input_pipeline.pipeline import evaluation_batches, train_batches
 from pgfl_jax.config import Config
 from pgfl_jax.evaluate import EvaluationData, EvaluationSplit, Protocol
@@ -54,9 +54,13 @@ def evaluation_data(config: Config, builder: Any) -> EvaluationData:
     """The query and gallery splits with their own poses, and the protocols over them.
 
     A builder's ``PROTOCOLS`` maps each protocol's name to its query split, the first protocol
-    deciding the best step; a builder without it has the one protocol ``query``.
+    deciding the best step. Without it every split whose name begins with ``query`` is a protocol.
     """
-    queries = getattr(builder, "PROTOCOLS", {"query": "query"})
+    splits = sorted(builder.info.splits)
+    queries = {split: split for split in splits if split.startswith("query")}
+    queries = getattr(builder, "PROTOCOLS", queries)
+    if not queries or "gallery" not in splits:
+        raise DataError(f"{builder.info.full_name}: needs splits query and gallery; has {splits}")
     protocols = [Protocol(name, query, gallery="gallery") for name, query in queries.items()]
     names = sorted({name for p in protocols for name in (p.query, p.gallery)})
     catalogs = {name: read_catalog(builder, name) for name in names}

@@ -33,8 +33,12 @@ class Batches(Iterator[Batch]):
         try:
             return next(self._iterator)
         except tf.errors.InvalidArgumentError as error:
-            # tf.data does not say which image it was: look for it, now that time does not matter.
-            raise DataError(_find_corrupt(self._catalog) or str(error)) from error
+            reason = str(error)
+        # Closed, and the error let go, before anything is raised: an iterator that a traceback
+        # keeps alive would wait for its own reading thread when it is freed, and hang the process.
+        self.close()
+        # tf.data does not say which image it was: look for it, now that time does not matter.
+        raise DataError(_find_corrupt(self._catalog) or reason)
 
     def close(self) -> None:
         """Stop reading; there are no further batches."""
@@ -237,5 +241,8 @@ def _find_corrupt(catalog: Catalog) -> str | None:
         try:
             augment.decode(image)
         except tf.errors.InvalidArgumentError:
-            return f"{filename}: the image cannot be decoded; replace or remove the file"
+            return (
+                f"{filename}: the image cannot be decoded; replace or remove the file, and prepare "
+                "the data set anew (delete its folder in config.data.data_dir)"
+            )
     return None

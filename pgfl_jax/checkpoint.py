@@ -82,9 +82,16 @@ class Checkpoints:
             step: a step that is there.
 
         Raises:
-            CheckpointError: the checkpoint holds another architecture.
+            CheckpointError: the checkpoint holds another architecture, or is damaged.
         """
-        stored = self._manager.item_metadata(step)["state"].tree["params"]
+        damaged = (
+            f"{self._directory}/{step}: the checkpoint is damaged; delete this folder to go on "
+            "from the one before, if there is one"
+        )
+        try:
+            stored = self._manager.item_metadata(step)["state"].tree["params"]
+        except Exception as error:
+            raise CheckpointError(damaged) from error
         # Compared here, since Orbax would name the first difference in its own terms only.
         if mismatch := _first_mismatch(flatten_dict(stored, sep="/"), abstract.params):
             raise CheckpointError(
@@ -95,7 +102,10 @@ class Checkpoints:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract
         )
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        return self._manager.restore(step, args=args)["state"]
+        try:
+            return self._manager.restore(step, args=args)["state"]
+        except Exception as error:  # of any kind: it depends on what is missing
+            raise CheckpointError(damaged) from error
 
     def close(self) -> None:
         """Wait for the last save and release the files."""

@@ -96,11 +96,12 @@ def train(
             state = run.init_state(mesh)
         else:
             read_run(workdir, config, training.description)
-            print(f"resuming from step {start} of {run.num_steps} in {workdir}", flush=True)
             state = checkpoints.restore(run.abstract_state(), mesh, start)
             if start == run.num_steps:
+                print(f"{workdir} is finished; evaluating it again", flush=True)
                 evaluator(state)
                 return state
+            print(f"resuming from step {start} of {run.num_steps} in {workdir}", flush=True)
         write_run(workdir, config, training.facts())
         with _Log(workdir, restored, run, training.filenames) as log:
             for step in range(start, run.num_steps + 1):

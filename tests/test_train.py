@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from input_pipeline import builders
 from input_pipeline.builders import load_builder
 from input_pipeline.catalog import DataError
-from input_pipeline.dataset import evaluation_data, training_data
+from input_pipeline.dataset import evaluation_data, open_builder, training_data
 from pgfl_jax.checkpoint import open_checkpoints
 from pgfl_jax.config import ConfigError
 from pgfl_jax.run import Run
@@ -180,6 +181,8 @@ def test_evaluate_mode_repeats_the_scores(undisturbed, tiny_data_dir, tmp_path):
         (["--config.data.dataset=market"], "unknown data set 'market'; available: synthetic_"),
         (["--config.data.images_per_identity=1"], "config.data.images_per_identity = 1: the tri"),
         (["--mode=evaluate"], "manifest.json: not found"),
+        (["--config.optm.learning_rate=1"], 'Did you mean "optim" instead of "optm"?'),
+        (["mode=evaluate"], "no bare arguments (['mode=evaluate'])"),
     ],
 )
 def test_a_users_mistake_is_one_line(tiny_data_dir, tmp_path, options, message):
@@ -258,3 +261,90 @@ def test_a_start_that_failed_leaves_the_workdir_free(tiny_config, tmp_path):
         train(too_many, tmp_path, *_data(too_many), devices=ONE)
     config = tiny_config(**{"train.epochs": 1.25})
     assert int(train(config, tmp_path, *_data(config), devices=ONE).step) == 10
+
+
+OWN_BUILDER = """
+import numpy as np, tensorflow as tf, tensorflow_datasets as tfds
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+            "identity": tfds.features.Scalar(np.int64),
+            "camera": tfds.features.Scalar(np.int64),
+            "filename": tfds.features.Text(),
+            "keypoints": tfds.features.Tensor(shape=(17, 3), dtype=np.float32),
+        })
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {name: self._generate_examples(name) for name in ("train", "query", "gallery")}
+
+    def _generate_examples(self, split):
+        rng = np.random.default_rng(0)
+        for i in range(8):
+            pixels = rng.integers(0, 255, (70 + i, 40, 3), np.uint8)
+            keypoints = rng.uniform(0, 1, (17, 3)) * [40, 70, 1] if i % 2 else np.zeros((17, 3))
+            jpeg = tf.io.encode_jpeg(pixels).numpy()
+            if BROKEN and split == "train" and i == 5:
+                jpeg = jpeg[:300]
+            yield i, {
+                "image": jpeg, "identity": i // 2, "camera": i % 2 if split == "train" else
+                int(split == "query"), "filename": f"{split}_{i}.jpg",
+                "keypoints": keypoints.astype(np.float32),
+            }
+"""
+
+
+@pytest.fixture
+def own_builder(tmp_path, monkeypatch):
+    """Adds a data set of one's own: images of several sizes, half of them without a pose."""
+
+    def add(name, *, broken):
+        folder = tmp_path / "builders" / name
+        folder.mkdir(parents=True)
+        text = OWN_BUILDER.replace("BROKEN", str(broken))
+        (folder / f"{name}_dataset_builder.py").write_text(text)
+        monkeypatch.setattr(builders, "__path__", [*builders.__path__, str(folder.parent)])
+
+    return add
+
+
+def _own_config(tiny_config, tmp_path, **changes):
+    return tiny_config(
+        **{
+            "data.dataset": "own_reid",
+            "data.data_dir": str(tmp_path / "data"),
+            "data.identities_per_batch": 2,
+            "data.images_per_identity": 2,
+            "train.epochs": 2.0,
+            **changes,
+        }
+    )
+
+
+def test_ones_own_data_set_trains(own_builder, tiny_config, tmp_path):
+    own_builder("own_reid", broken=False)
+    config = _own_config(tiny_config, tmp_path)
+    builder = open_builder(config)
+    training, evaluation = training_data(config, builder), evaluation_data(config, builder)
+    assert training.description["pose_coverage"] == 0.5
+    assert [protocol.name for protocol in evaluation.protocols] == ["query"]
+    state = train(config, tmp_path / "run", training, evaluation, devices=ONE)
+    assert int(state.step) == 4
+    result = json.loads((tmp_path / "run" / "results" / "query.json").read_text())
+    assert (result["num_valid_queries"], result["by_occlusion"]) == (8, [])
+
+
+def test_a_broken_image_is_named_and_the_iterator_closed(own_builder, tiny_config, tmp_path):
+    own_builder("broken_reid", broken=True)
+    config = _own_config(tiny_config, tmp_path, **{"data.dataset": "broken_reid"})
+    training = training_data(config, open_builder(config))
+    batches = training.batches(0)
+    with pytest.raises(DataError, match=r"train_5\.jpg: the image cannot be decoded") as error:
+        for _ in range(4):
+            next(batches)
+    assert error.value.__cause__ is None and error.value.__context__ is None
+    assert next(batches, None) is None

@@ -1,7 +1,7 @@
 """Data sets as TFDS builders: one folder each, named as the data set."""
 
 import importlib
-import pkgutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgfl_jax.errors import UserError
@@ -15,8 +15,9 @@ class UnknownDatasetError(UserError):
 
 
 def available_datasets() -> list[str]:
-    """Names of the data sets in this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg)
+    """Names of the data sets in this folder: NAME/NAME_dataset_builder.py."""
+    files = [file for folder in __path__ for file in Path(folder).glob("*/*_dataset_builder.py")]
+    return sorted(file.parent.name for file in files)
 
 
 def load_builder(name: str, data_dir: str) -> "tfds.core.DatasetBuilder":

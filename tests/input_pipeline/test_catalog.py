@@ -5,7 +5,14 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline.catalog import Catalog, DataError, _image_sizes, _to_catalog, read_catalog
+from input_pipeline.catalog import (
+    Catalog,
+    DataError,
+    _check_columns,
+    _image_sizes,
+    _to_catalog,
+    read_catalog,
+)
 
 
 def encode(height, width, extension=".jpg", options=()):
@@ -25,7 +32,7 @@ def columns():
         "image": objects([encode(10, 5), encode(20, 8), encode(30, 9)]),
         "identity": np.array([70, 3, 70]),
         "camera": np.array([1, 2, 3]),
-        "keypoints": np.arange(3 * 51, dtype=np.float32).reshape(3, 17, 3),
+        "keypoints": np.arange(3 * 51, dtype=np.float32).reshape(3, 17, 3) / 200,
         "occlusion": np.array([0.1, 0.2, 0.3], np.float32),
     }
 
@@ -154,3 +161,27 @@ def test_without_poses():
     assert not catalog.without_poses().keypoints.any()
     assert catalog.keypoints.any()
     assert dataclasses.is_dataclass(catalog.without_poses())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"camera": None}, "feature 'camera' is missing"),
+        ({"camera": np.array([b"c1", b"c2"], object)}, "'camera' must be an integer"),
+        ({"filename": np.array([b"a.jpg", b"a.jpg"], object)}, "a.jpg: the filename stands more"),
+        ({"keypoints": np.zeros((2, 18, 3))}, r"keypoints must be \(17, 3\), not \(18, 3\)"),
+        ({"keypoints": np.full((2, 17, 3), 2.0)}, r"a.jpg: .* confidences in \[0, 1\]"),
+        ({"keypoints": np.full((2, 17, 3), np.nan)}, r"a.jpg: keypoints must be finite"),
+    ],
+)
+def test_features_that_cannot_be_right_are_named(change, message):
+    columns = {
+        "image": np.array([b"", b""], object),
+        "filename": np.array([b"a.jpg", b"b.jpg"], object),
+        "identity": np.array([1, 2]),
+        "camera": np.array([0, 1]),
+        **change,
+    }
+    columns = {name: value for name, value in columns.items() if value is not None}
+    with pytest.raises(DataError, match=message):
+        _check_columns(columns)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from etils import epath
 
 from input_pipeline.synthetic.plan import SPLITS
 from input_pipeline.synthetic.pool import Renderer
@@ -71,8 +70,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     )
     PROTOCOLS = types.MappingProxyType({"occluded": "query", "holistic": "query_holistic"})
     builder_config: SyntheticConfig
-    # TFDS 4.9.10 would find this path by a package that it forgets to require.
-    code_path = epath.Path(__file__)
 
     def _info(self) -> tfds.core.DatasetInfo:
         preset = self.builder_config.resolved()
