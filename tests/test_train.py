@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,6 +172,18 @@ def test_evaluate_mode_repeats_the_scores(undisturbed, tiny_data_dir, tmp_path):
     before.pop("seconds"), after.pop("seconds")
     assert after == before
     assert f"{100 * after['mAP']:.1f}" in out
+
+
+def test_a_damaged_checkpoint_is_told(undisturbed, tiny_data_dir, tmp_path):
+    # In a process of its own: Orbax leaves threads behind that complain when they wake up.
+    workdir = shutil.copytree(undisturbed[0], tmp_path / "damaged")
+    for file in (workdir / "checkpoints" / str(STEPS) / "state" / "d").iterdir():
+        file.unlink()
+    code, _, err = _finish(_start(tiny_data_dir, workdir))
+    assert code == 1
+    # Those threads may print traces of their own above it.
+    last = err.splitlines()[-1]
+    assert f"checkpoints/{STEPS}: the checkpoint is damaged; delete this folder" in last
 
 
 @pytest.mark.parametrize(
