@@ -240,10 +240,10 @@ def _check_ranges(config: Config) -> None:
 def _data_checks(config: Config) -> Iterator[_Check]:
     data, pose, augment = config.data, config.data.pose, config.data.augment
     yield 0 <= config.seed < 2**32, "seed", "must lie in [0, 2**32)"
-    for name in ("identities", "images"):
-        option = {"identities": "identities_per_batch", "images": "images_per_identity"}[name]
-        message = f"the triplet loss needs at least 2 {name}"
-        yield getattr(data, option) >= 2, f"data.{option}", message
+    message = "the triplet loss needs at least 2 identities"
+    yield data.identities_per_batch >= 2, "data.identities_per_batch", message
+    message = "the triplet loss needs at least 2 images"
+    yield data.images_per_identity >= 2, "data.images_per_identity", message
     stride = BACKBONES[config.model.backbone].stride
     for side in ("height", "width"):
         size = getattr(data, side)
