@@ -50,16 +50,15 @@ def main(argv: list[str]) -> None:
 
     tf.config.set_visible_devices([], "GPU")  # they are JAX's
 
-    from input_pipeline.dataset import evaluation_data, open_builder, training_data
+    from input_pipeline.dataset import evaluation_data, training_data
     from pgfl_jax.evaluate import evaluate_checkpoint
     from pgfl_jax.train import train
 
-    builder = open_builder(config)
     workdir = Path(FLAGS.workdir)
     if FLAGS.mode == "train":
-        train(config, workdir, training_data(config, builder), evaluation_data(config, builder))
+        train(config, workdir, training_data(config), evaluation_data(config))
     else:
-        evaluate_checkpoint(config, workdir, evaluation_data(config, builder))
+        evaluate_checkpoint(config, workdir, evaluation_data(config))
 
 
 if __name__ == "__main__":

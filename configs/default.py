@@ -13,10 +13,17 @@ def get_config() -> ConfigDict:
             # Everything random follows from this: parameters, sampling, augmentation, bootstrap.
             "seed": 0,
             "data": {
-                # A folder of input_pipeline/builders and one of its configurations.
+                # A folder of input_pipeline/builders and, where it has several, one of its
+                # configurations (docs/datasets.md).
                 "dataset": "synthetic_occluded_reid/benchmark",
                 # Where prepared data sets are kept.
                 "data_dir": "data",
+                # Where the data sets as published lie, folders or archives; needed once, to
+                # prepare them.
+                "manual_dir": "",
+                # A data set whose encoded images take more than this is read from the disk while
+                # training instead of held in memory.
+                "memory_gib": 4.0,
                 # Size of the network's input in pixels.
                 "height": 256,
                 "width": 128,
@@ -29,6 +36,9 @@ def get_config() -> ConfigDict:
                 "pose": {
                     # annotated · shuffled (each image gets another's pose, a control) · none
                     "source": "annotated",
+                    # Files of input_pipeline.poses (docs/poses.md): their poses take the place of
+                    # the data set's own, matched by the images' content.
+                    "files": (),
                     # Keypoints with less confidence do not draw.
                     "threshold": 0.2,
                     # Width of joints and limbs in part maps, as a fraction of the image height.
@@ -104,7 +114,11 @@ def get_config() -> ConfigDict:
                 "checkpoint_every": 1000,
             },
             "eval": {
-                # What --mode=evaluate takes: newest · best (by the first protocol's mAP)
+                # Data sets to evaluate on, the first one's first protocol deciding the best step;
+                # none named: data.dataset itself.
+                "datasets": (),
+                # What --mode=evaluate takes: newest · best (by the first protocol's mAP) ·
+                # untrained (no run is needed)
                 "checkpoint": "newest",
                 # Images per evaluation batch, over all devices.
                 "batch_size": 256,

@@ -1,14 +1,24 @@
-"""One split of a data set in memory: encoded images and what is known about each."""
+"""One split of a data set: where its encoded images lie, and what is known about each."""
 
 import dataclasses
 import functools
-import struct
-from typing import Any
+import hashlib
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from input_pipeline.encoded_images import (
+    RECORD_FRAME,
+    RECORD_HEADER,
+    EncodedImages,
+    image_size,
+    open_shard,
+)
 from input_pipeline.keypoints import NUM_JOINTS
 from pgfl_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from input_pipeline.poses.cache import PoseCache
 
 
 class DataError(UserError):
@@ -20,23 +30,28 @@ class Catalog:
     """One split, sorted by file name; N images.
 
     Attributes:
-        images: (N,) encoded bytes (JPEG or PNG), object array.
+        images: (N,) encoded files (JPEG or PNG): an object array of bytes, or what reads them on
+            demand and is indexed like one.
         filenames: (N,) object array of str.
         identities: (N,) int64, as the data set names them.
         cameras: (N,) int64.
         keypoints: (N, 17, 3) float32 x, y in pixels of the stored image (pixel centres at integers)
             and confidence in [0, 1]; all zeros where an image has no pose.
-        image_sizes: (N, 2) int64 height, width of the stored image.
+        image_sizes: (N, 2) int64 height, width of the stored image; zeros where the file is no
+            whole JPEG or PNG.
         occlusion: (N,) float32 hidden share of the person in [0, 1]; NaN where unknown.
+        part_maps: (N, h, w, 8) uint8 part maps made by others, 255 for 1, over the whole image,
+            for images without keypoints; None where the data set has none.
     """
 
-    images: np.ndarray
+    images: np.ndarray | EncodedImages
     filenames: np.ndarray
     identities: np.ndarray
     cameras: np.ndarray
     keypoints: np.ndarray
     image_sizes: np.ndarray
     occlusion: np.ndarray
+    part_maps: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -51,6 +66,41 @@ class Catalog:
     def num_identities(self) -> int:
         """Number of different identities, C."""
         return len(np.unique(self.identities))
+
+    @functools.cached_property
+    def image_sha256(self) -> np.ndarray:
+        """(N,) hex digests of the encoded files; every file is read once."""
+        return np.array([hashlib.sha256(image).hexdigest() for image in self.images], "U64")
+
+    @property
+    def has_pose(self) -> np.ndarray:
+        """(N,) bool: whether an image has keypoints or part maps."""
+        posed = np.any(self.keypoints, axis=(1, 2))
+        return posed if self.part_maps is None else posed | self.part_maps.any(axis=(1, 2, 3))
+
+    def with_poses(self, cache: "PoseCache") -> "Catalog":
+        """The same images with the poses of a cache, matched by content, instead of their own.
+
+        Images that the cache does not know keep what they have.
+
+        Raises:
+            DataError: its part maps have another grid than those joined before.
+        """
+        rows = cache.lookup(self.image_sha256)
+        known = rows >= 0
+        keypoints, part_maps = self.keypoints.copy(), self.part_maps
+        keypoints[known] = cache.keypoints[rows[known]]
+        if part_maps is not None or cache.part_maps is not None:
+            shapes = {maps.shape[1:] for maps in (part_maps, cache.part_maps) if maps is not None}
+            if len(shapes) > 1:
+                raise DataError(
+                    f"config.data.pose.files: part maps of several grids, {sorted(shapes)}; import "
+                    "them all at one size"
+                )
+            shape = (len(self), *shapes.pop())
+            part_maps = np.zeros(shape, np.uint8) if part_maps is None else part_maps.copy()
+            part_maps[known] = 0 if cache.part_maps is None else cache.part_maps[rows[known]]
+        return dataclasses.replace(self, keypoints=keypoints, part_maps=part_maps)
 
     def shuffle_poses(self, seed: int) -> "Catalog":
         """The control experiment: every image gets the pose of another image.
@@ -68,42 +118,80 @@ class Catalog:
         scale = (self.image_sizes / self.image_sizes[source])[:, None, ::-1]  # (N, 1, 2): x, y
         keypoints[..., :2] = (keypoints[..., :2] + 0.5) * scale - 0.5
         keypoints[~self.keypoints[source].any(axis=(1, 2))] = 0.0
-        return dataclasses.replace(self, keypoints=keypoints)
+        part_maps = None if self.part_maps is None else self.part_maps[source]
+        return dataclasses.replace(self, keypoints=keypoints, part_maps=part_maps)
 
     def without_poses(self) -> "Catalog":
         """The same images with no pose at all."""
-        return dataclasses.replace(self, keypoints=np.zeros_like(self.keypoints))
+        return dataclasses.replace(self, keypoints=np.zeros_like(self.keypoints), part_maps=None)
 
 
-def read_catalog(builder: Any, split: str) -> Catalog:
+def read_catalog(builder: Any, split: str, *, memory_gib: float = 0.0) -> Catalog:
     """Read one split of a prepared TFDS builder without decoding its images.
 
     Args:
         builder: a prepared ``tfds.core.DatasetBuilder`` with the features ``image``, ``identity``,
             ``camera``, ``filename`` and, where the set has them, ``keypoints`` and ``occlusion``.
         split: the split's name.
+        memory_gib: a data set whose shards, those of all its splits, take up to this much is held
+            in memory; a larger one is read from the disk on demand.
 
     Returns:
         The catalog, sorted by file name, so that no reading order can change a run.
 
     Raises:
-        DataError: the split is unknown or empty, or an image is neither JPEG nor PNG.
+        DataError: the split is unknown, empty or damaged, or its features are not those above.
     """
+    info = builder.info
+    if split not in info.splits:
+        known = ", ".join(sorted(info.splits))
+        raise DataError(f"{info.full_name}: no split {split!r}; it has {known}")
+    if "image" not in info.features:
+        raise DataError(f"{info.full_name}: feature 'image' is missing; it has {[*info.features]}")
+    if info.file_format.value != "tfrecord":
+        raise DataError(
+            f"{info.full_name}: prepared as {info.file_format.value}; only tfrecord can be read"
+        )
+    if not info.splits[split].num_examples:
+        raise DataError(f"{info.full_name}: the split {split!r} is empty; prepare it again")
+    paths = [str(path) for path in info.splits[split].filepaths]
+    in_memory = info.dataset_size <= memory_gib * 2**30
+    shards = [open_shard(path, in_memory) for path in paths]
+    return _to_catalog(_read_columns(paths, info.features), shards)
+
+
+def _read_columns(paths: list[str], features: Any) -> dict[str, np.ndarray]:
+    """Every feature but the image, (N, …), and ``place``, (N, 3) int64: its shard, start, end."""
+    import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    if split not in builder.info.splits:
-        known = ", ".join(sorted(builder.info.splits))
-        raise DataError(f"{builder.info.full_name}: no split {split!r}; it has {known}")
     decoders = {"image": tfds.decode.SkipDecoding()}
-    dataset = builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
-    chunks = list(tfds.as_numpy(dataset.batch(1024)))
-    if not chunks:
-        raise DataError(f"{builder.info.full_name}: the split {split!r} is empty; prepare it again")
-    columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-    return _to_catalog(columns, builder.info.features["image"].shape)
+
+    @tf.autograph.experimental.do_not_convert
+    def parse(record: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        return record, features.deserialize_example(record, decoders=decoders)
+
+    chunks: list[dict[str, np.ndarray]] = []
+    for shard, path in enumerate(paths):
+        position = 0
+        dataset = tf.data.TFRecordDataset(path).map(parse, num_parallel_calls=2).batch(256)
+        try:
+            for records, chunk in dataset.as_numpy_iterator():
+                places = np.empty((len(records), 3), np.int64)
+                pairs = zip(records, chunk.pop("image"), strict=True)
+                for row, (record, image) in enumerate(pairs):
+                    start = position + RECORD_HEADER + record.find(image)
+                    places[row] = shard, start, start + len(image)
+                    position += len(record) + RECORD_FRAME
+                chunks.append(chunk | {"place": places})
+        except tf.errors.DataLossError as error:
+            raise DataError(
+                f"{path}: damaged; delete its folder, and the data set is prepared anew"
+            ) from error
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def _to_catalog(columns: dict[str, np.ndarray], image_shape: tuple[int | None, ...]) -> Catalog:
+def _to_catalog(columns: dict[str, np.ndarray], shards: list[Any]) -> Catalog:
     """Check the columns, sort them by file name and fill in what the data set lacks."""
     _check_columns(columns)
     filenames = np.array([name.decode() for name in columns["filename"]], object)
@@ -111,21 +199,21 @@ def _to_catalog(columns: dict[str, np.ndarray], image_shape: tuple[int | None, .
     count = len(order)
     no_pose = np.zeros((count, NUM_JOINTS, 3), np.float32)
     unknown = np.full(count, np.nan, np.float32)
-    images, filenames = columns["image"][order], filenames[order]
+    images = EncodedImages(shards, columns["place"][order])
     return Catalog(
         images=images,
-        filenames=filenames,
+        filenames=filenames[order],
         identities=columns["identity"][order].astype(np.int64),
         cameras=columns["camera"][order].astype(np.int64),
         keypoints=columns.get("keypoints", no_pose)[order].astype(np.float32),
-        image_sizes=_image_sizes(images, filenames, image_shape),
+        image_sizes=np.array([image_size(image) or (0, 0) for image in images], np.int64),
         occlusion=columns.get("occlusion", unknown)[order].astype(np.float32),
     )
 
 
 def _check_columns(columns: dict[str, np.ndarray]) -> None:
     """Raise DataError for features that are missing or cannot mean what they should."""
-    for name in ("image", "identity", "camera", "filename"):
+    for name in ("identity", "camera", "filename"):
         if name not in columns:
             raise DataError(f"feature {name!r} is missing; the builder has {sorted(columns)}")
     for name in ("identity", "camera"):
@@ -144,31 +232,3 @@ def _check_columns(columns: dict[str, np.ndarray]) -> None:
     if wrong.any():
         first = columns["filename"][wrong.argmax()].decode()
         raise DataError(f"{first}: keypoints must be finite, with confidences in [0, 1]")
-
-
-def _image_sizes(
-    images: np.ndarray, filenames: np.ndarray, image_shape: tuple[int | None, ...]
-) -> np.ndarray:
-    """(N, 2) height, width: the features' static shape, or else from every image's header."""
-    height, width = image_shape[:2]
-    if height is not None and width is not None:
-        return np.tile(np.array([height, width], np.int64), (len(images), 1))
-    sizes = [_header_size(image, name) for image, name in zip(images, filenames, strict=True)]
-    return np.array(sizes, np.int64)
-
-
-def _header_size(image: bytes, filename: str) -> tuple[int, int]:
-    """Height and width from a PNG or JPEG header; DataError for anything else."""
-    try:
-        if image.startswith(b"\x89PNG"):
-            width, height = struct.unpack(">II", image[16:24])
-            return height, width
-        position = 2  # after the start-of-image marker, a JPEG is a list of segments
-        while image.startswith(b"\xff\xd8"):
-            marker, length = struct.unpack(">xBH", image[position : position + 4])
-            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
-                return struct.unpack(">HH", image[position + 5 : position + 9])
-            position += 2 + length
-    except struct.error:
-        pass  # the header ends too early
-    raise DataError(f"{filename}: neither a JPEG nor a PNG image; replace or remove the file")

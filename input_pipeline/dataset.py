@@ -2,33 +2,63 @@
 
 import functools
 import hashlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from input_pipeline.builders import load_builder
+from input_pipeline.builders import prepared_builder
 from input_pipeline.catalog import Catalog, DataError, read_catalog
+from input_pipeline.checks import Findings, check_images, check_protocol, check_training
 from input_pipeline.pipeline import evaluation_batches, train_batches
+from input_pipeline.poses.cache import PoseCache, read_poses
 from pgfl_jax.config import Config
 from pgfl_jax.evaluate import EvaluationData, EvaluationSplit, Protocol
 from pgfl_jax.train import TrainingData
 
 
-def open_builder(config: Config) -> Any:
-    """The builder of the configured data set, prepared if it was not yet."""
-    builder = load_builder(config.data.dataset, config.data.data_dir)
-    builder.download_and_prepare()
-    return builder
+def open_builder(config: Config, name: str) -> Any:
+    """The builder of a data set, prepared if it was not yet."""
+    return prepared_builder(name, config.data.data_dir, config.data.manual_dir)
 
 
-def training_data(config: Config, builder: Any) -> TrainingData:
-    """The training split, with the poses that ``config.data.pose.source`` asks for."""
-    catalog = read_catalog(builder, "train")
-    if config.data.pose.source == "shuffled":
+def open_catalog(
+    config: Config, builder: Any, split: str, poses: Sequence[PoseCache] = ()
+) -> Catalog:
+    """A split, with poses of ``config.data.pose.files`` where they know its images."""
+    catalog = read_catalog(builder, split, memory_gib=config.data.memory_gib)
+    for cache in poses:
+        catalog = catalog.with_poses(cache)
+    return catalog
+
+
+def read_pose_files(config: Config) -> list[PoseCache]:
+    """The poses of ``config.data.pose.files``; a DataError names one that cannot be read."""
+    return [read_poses(Path(path)) for path in config.data.pose.files]
+
+
+def training_data(config: Config) -> TrainingData:
+    """The training split, with the poses that ``config.data.pose`` asks for.
+
+    What is odd about it is printed; what cannot work is an error.
+
+    Raises:
+        DataError: the data set cannot be trained on.
+    """
+    builder = open_builder(config, config.data.dataset)
+    poses = read_pose_files(config)
+    catalog = open_catalog(config, builder, "train", poses)
+    source = config.data.pose.source
+    wanted = config.model.pose_branches and source != "none"
+    findings = Findings(warnings=stored_warnings(builder))
+    findings.add(check_training(f"{builder.info.full_name} train", catalog, poses_wanted=wanted))
+    _report(findings)
+    if source == "shuffled":
         catalog = catalog.shuffle_poses(config.seed)
-    elif config.data.pose.source == "none":
+    elif source == "none":
         catalog = catalog.without_poses()
 
     def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
@@ -46,29 +76,85 @@ def training_data(config: Config, builder: Any) -> TrainingData:
         num_identities=catalog.num_identities,
         filenames=catalog.filenames,
         batches=batches,
-        description=_describe(catalog, builder.info.full_name, config.data.pose.source),
+        description=_describe(catalog, builder, source),
+        pose_files=_describe_pose_files(config, poses),
     )
 
 
-def evaluation_data(config: Config, builder: Any) -> EvaluationData:
-    """The query and gallery splits with their own poses, and the protocols over them.
+def evaluation_data(config: Config) -> EvaluationData:
+    """The splits and protocols of ``config.eval.datasets``, or else of the training set.
 
-    A builder's ``PROTOCOLS`` maps each protocol's name to its query split, the first protocol
-    deciding the best step. Without it every split whose name begins with ``query`` is a protocol.
+    Results of named data sets carry the set's name, those of the training set the protocol's
+    alone.
+
+    Raises:
+        DataError: a data set cannot be scored.
+    """
+    data = EvaluationData(splits={}, protocols=[])
+    findings, poses = Findings(), read_pose_files(config)
+    for name in config.eval.datasets or (config.data.dataset,):
+        builder = open_builder(config, name)
+        full_name = builder.info.full_name
+        if config.eval.datasets:
+            findings.warnings += stored_warnings(builder)
+        queries = protocols(builder)
+        catalogs = {
+            split: open_catalog(config, builder, split, poses)
+            for split in sorted({*queries.values(), "gallery"})
+        }
+        for split, catalog in catalogs.items():
+            findings.add(check_images(f"{full_name} {split}", catalog))
+            data.splits[f"{name}/{split}"] = evaluation_split(catalog, config)
+        for protocol, query in queries.items():
+            label = f"{full_name} {protocol}"
+            findings.add(check_protocol(label, catalogs[query], catalogs["gallery"]))
+            data.protocols.append(
+                Protocol(
+                    name=_result_name(name, protocol) if config.eval.datasets else protocol,
+                    dataset=full_name,
+                    query=f"{name}/{query}",
+                    gallery=f"{name}/gallery",
+                )
+            )
+    _report(findings)
+    return data
+
+
+def protocols(builder: Any) -> Mapping[str, str]:
+    """From the name of each protocol to its query split.
+
+    A builder's ``PROTOCOLS``, or else one for every split whose name begins with ``query``.
+
+    Raises:
+        DataError: the data set has no queries or no gallery.
     """
     splits = sorted(builder.info.splits)
     queries = {split: split for split in splits if split.startswith("query")}
     queries = getattr(builder, "PROTOCOLS", queries)
     if not queries or "gallery" not in splits:
-        raise DataError(f"{builder.info.full_name}: needs splits query and gallery; has {splits}")
-    protocols = [Protocol(name, query, gallery="gallery") for name, query in queries.items()]
-    names = sorted({name for p in protocols for name in (p.query, p.gallery)})
-    catalogs = {name: read_catalog(builder, name) for name in names}
-    return EvaluationData(
-        dataset=builder.info.full_name,
-        splits={name: evaluation_split(catalog, config) for name, catalog in catalogs.items()},
-        protocols=protocols,
-    )
+        raise DataError(
+            f"{builder.info.full_name}: needs splits query and gallery to be scored; it has "
+            f"{splits}; name other sets in config.eval.datasets"
+        )
+    return queries
+
+
+def _result_name(dataset: str, protocol: str) -> str:
+    """``occluded_reid``, ``msmt17-v1``, ``partial_reid.occluded``: fit for a file name."""
+    name = dataset.replace("/", "-")
+    return name if protocol == "query" else f"{name}.{protocol}"
+
+
+def stored_warnings(builder: Any) -> list[str]:
+    """What was noticed when the data set was prepared."""
+    return list((builder.info.metadata or {}).get("warnings", []))
+
+
+def _report(findings: Findings) -> None:
+    """Print the warnings; raise the errors."""
+    for warning in findings.warnings:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+    findings.raise_errors()
 
 
 def evaluation_split(catalog: Catalog, config: Config) -> EvaluationSplit:
@@ -91,21 +177,39 @@ def evaluation_split(catalog: Catalog, config: Config) -> EvaluationSplit:
     )
 
 
-def _describe(catalog: Catalog, name: str, pose_source: str) -> dict[str, Any]:
+def _describe(catalog: Catalog, builder: Any, pose_source: str) -> dict[str, Any]:
     """Fingerprints, so that two runs can be seen to have read the same."""
-    posed = catalog.keypoints.any(axis=(1, 2))
-    return {
-        "name": name,
+    description = {
+        "name": builder.info.full_name,
         "images": len(catalog),
-        "images_sha256": _sha256(*catalog.images),
+        "images_sha256": _sha256(*(digest.encode() for digest in catalog.image_sha256)),
         "identities_sha256": _sha256(
             *(str(name).encode() for name in catalog.filenames),
             catalog.labels.astype("<i8").tobytes(),
         ),
         "pose_source": pose_source,
-        "pose_coverage": float(posed.mean()),
-        "poses_sha256": _sha256(np.ascontiguousarray(catalog.keypoints).tobytes()),
+        "pose_coverage": float(catalog.has_pose.mean()),
+        "poses_sha256": _sha256(
+            np.ascontiguousarray(catalog.keypoints).tobytes(),
+            b"" if catalog.part_maps is None else np.ascontiguousarray(catalog.part_maps).tobytes(),
+        ),
     }
+    metadata = builder.info.metadata or {}
+    if "identity_map_sha256" in metadata:
+        description["identity_map_sha256"] = metadata["identity_map_sha256"]
+    return description
+
+
+def _describe_pose_files(config: Config, poses: Sequence[PoseCache]) -> list[dict[str, Any]]:
+    """Name, hash and estimators of each pose file."""
+    return [
+        {
+            "name": Path(path).name,
+            "sha256": _sha256(Path(path).read_bytes()),
+            "estimators": sorted({str(name) for name in cache.estimators}),
+        }
+        for path, cache in zip(config.data.pose.files, poses, strict=True)
+    ]
 
 
 def _sha256(*chunks: bytes) -> str:

@@ -116,3 +116,6 @@ PARTS = (
     *_side_parts("foot", ("ankle",), ("sole",)),
 )
 NUM_PARTS = len(PARTS)
+# ``maps[..., PART_FLIP]``: what ``FLIP`` does to joints, for parts; after the first two, left and
+# right stand in pairs.
+PART_FLIP = np.array([0, 1, 3, 2, 5, 4, 7, 6])

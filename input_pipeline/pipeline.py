@@ -111,14 +111,12 @@ def train_batches(
 
     @tf.autograph.experimental.do_not_convert
     def transform(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        image = augment.decode(row.pop("encoded"))
-        row["images"], row["keypoints"] = augment.augment(
-            image, row["keypoints"], row.pop("seeds"), config
-        )
-        return row
+        image, pose = augment.decode(row.pop("encoded")), _take_pose(row)
+        image, pose = augment.augment(image, pose, row.pop("seeds"), config, map_shape)
+        return row | {"images": image, "pose": pose}
 
     extra = {"labels": ((), tf.int32), "seeds": ((2,), tf.int64)}
-    return Batches(catalog, _dataset(rows, extra, transform, local, config, map_shape))
+    return Batches(catalog, _dataset(rows, catalog, extra, transform, local, config, map_shape))
 
 
 def evaluation_batches(
@@ -164,13 +162,13 @@ def evaluation_batches(
 
     @tf.autograph.experimental.do_not_convert
     def transform(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        image = augment.decode(row.pop("encoded"))
-        image, keypoints = augment.prepare(image, row["keypoints"], config)
-        row["images"], row["keypoints"] = image * row["valid"], keypoints * row["valid"]
-        return row
+        image, pose = augment.decode(row.pop("encoded")), _take_pose(row)
+        image, pose = augment.prepare(image, pose, config, map_shape)
+        pose = augment.Pose(*(None if part is None else part * row["valid"] for part in pose))
+        return row | {"images": image * row["valid"], "pose": pose}
 
     extra = {"valid": ((), tf.float32)}
-    return Batches(catalog, _dataset(rows, extra, transform, local, config, map_shape))
+    return Batches(catalog, _dataset(rows, catalog, extra, transform, local, config, map_shape))
 
 
 def _local_size(batch_size: int, process_count: int, option: str) -> int:
@@ -185,15 +183,26 @@ def _local_size(batch_size: int, process_count: int, option: str) -> int:
 
 def _rows(catalog: Catalog, indices: np.ndarray) -> Batch:
     """What every kind of batch takes from the catalog."""
-    return {
+    rows = {
         "encoded": catalog.images[indices],
         "keypoints": catalog.keypoints[indices],
         "indices": indices.astype(np.int32),
     }
+    if catalog.part_maps is not None:
+        rows["given_maps"] = catalog.part_maps[indices]
+    return rows
+
+
+def _take_pose(row: dict[str, tf.Tensor]) -> augment.Pose:
+    """Take the pose out of the row of an image."""
+    maps = row.pop("given_maps", None)
+    maps = None if maps is None else tf.cast(maps, tf.float32) / 255
+    return augment.Pose(row.pop("keypoints"), maps)
 
 
 def _dataset(
     rows: Callable[[], Iterator[Batch]],
+    catalog: Catalog,
     extra: Mapping[str, tuple[tuple[int, ...], tf.DType]],
     transform: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]],
     size: int,
@@ -210,20 +219,28 @@ def _dataset(
         "indices": ((), tf.int32),
         **extra,
     }
+    if catalog.part_maps is not None:
+        columns["given_maps"] = (catalog.part_maps.shape[1:], tf.uint8)
     signature = {
         name: tf.TensorSpec((size, *shape), dtype) for name, (shape, dtype) in columns.items()
     }
 
     @tf.autograph.experimental.do_not_convert
     def add_part_maps(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        batch["part_maps"], batch["visibility"] = pose_maps.part_maps(
-            batch.pop("keypoints"),
+        pose = batch.pop("pose")
+        threshold = config.pose.threshold
+        maps, visibility = pose_maps.part_maps(
+            pose.keypoints,
             image_shape=(config.height, config.width),
             map_shape=map_shape,
             sigma=config.pose.sigma,
-            threshold=config.pose.threshold,
+            threshold=threshold,
         )
-        return batch
+        if pose.part_maps is not None:
+            maps, visibility = pose_maps.join_given_maps(
+                maps, visibility, pose.part_maps, threshold=threshold
+            )
+        return batch | {"part_maps": maps, "visibility": visibility}
 
     threads = available_cores()
     dataset = tf.data.Dataset.from_generator(rows, output_signature=signature).unbatch()

@@ -56,6 +56,26 @@ def part_maps(
     )
 
 
+def join_given_maps(
+    maps: tf.Tensor, visibility: tf.Tensor, given: tf.Tensor, *, threshold: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Add part maps made by others to those drawn; an image has the ones or the others.
+
+    Args:
+        maps: (B, h, w, 8) from :func:`part_maps`.
+        visibility: (B, 8) from :func:`part_maps`.
+        given: (B, h, w, 8) in [0, 1], zeros where an image has none.
+        threshold: a part whose given map stays below it does not count.
+
+    Returns:
+        Maps and visibilities; the visibility of a given part is the maximum of its map.
+    """
+    highest = tf.reduce_max(given, axis=(1, 2))
+    seen = highest >= threshold
+    given = tf.where(seen[:, None, None, :], given, 0.0)
+    return tf.maximum(maps, given), tf.maximum(visibility, tf.where(seen, highest, 0.0))
+
+
 def _with_derived_points(joints: tf.Tensor) -> tf.Tensor:
     """Append ``DERIVED_POINTS`` to the joints: (B, 17, 3) to (B, 20, 3)."""
     first, second = tf.gather(joints, _FIRST, axis=1), tf.gather(joints, _SECOND, axis=1)

@@ -32,6 +32,7 @@ class PoseConfig:
     """How keypoints become part maps."""
 
     source: Literal["annotated", "shuffled", "none"]
+    files: tuple[str, ...]
     threshold: float
     sigma: float
 
@@ -53,6 +54,8 @@ class DataConfig:
 
     dataset: str
     data_dir: str
+    manual_dir: str
+    memory_gib: float
     height: int
     width: int
     mean: tuple[float, float, float]
@@ -106,7 +109,8 @@ class TrainConfig:
 class EvalConfig:
     """Retrieval evaluation."""
 
-    checkpoint: Literal["newest", "best"]
+    datasets: tuple[str, ...]
+    checkpoint: Literal["newest", "best", "untrained"]
     batch_size: int
     embeddings: tuple[Embedding, ...]
     max_rank: int
@@ -252,6 +256,7 @@ def _data_checks(config: Config) -> Iterator[_Check]:
     channels = BACKBONES[config.model.backbone].channels
     message = f"{channels} channels cannot be divided among {NUM_PARTS} parts"
     yield channels % NUM_PARTS == 0, "model.backbone", message
+    yield data.memory_gib >= 0, "data.memory_gib", "must not be negative"
     yield min(data.std) > 0, "data.std", "must be above 0"
     yield 0 <= pose.threshold <= 1, "data.pose.threshold", "must lie in [0, 1]"
     yield pose.sigma > 0, "data.pose.sigma", "must be above 0"
@@ -298,6 +303,8 @@ def _optim_checks(config: Config) -> Iterator[_Check]:
 
 def _eval_checks(config: Config) -> Iterator[_Check]:
     evaluation, names = config.eval, config.eval.embeddings
+    once = len(set(evaluation.datasets)) == len(evaluation.datasets)
+    yield once, "eval.datasets", "must not name a data set twice"
     yield evaluation.batch_size > 0, "eval.batch_size", "must be above 0"
     yield names[:1] == ("main",), "eval.embeddings", "must begin with main"
     trained = config.model.pose_branches and config.data.pose.source != "none"

@@ -55,20 +55,20 @@ class EvaluationSplit:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """Which split queries which; the name stands on every result."""
+    """Which split of which data set queries which; the names stand on every result."""
 
     name: str
+    dataset: str
     query: str
     gallery: str
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationData:
-    """The splits and protocols of a data set; the first protocol decides the best step."""
+    """Splits by name, and the protocols over them; the first one decides the best step."""
 
-    dataset: str
-    splits: Mapping[str, EvaluationSplit]
-    protocols: Sequence[Protocol]
+    splits: dict[str, EvaluationSplit]
+    protocols: list[Protocol]
 
 
 def make_embed(model: PGFL, mesh: Mesh, names: Sequence[Embedding]) -> EmbedFn:
@@ -157,7 +157,7 @@ def evaluate(
             distances = 1 - splits[protocol.query][name] @ splits[protocol.gallery][name].T
             results.append(
                 {
-                    "dataset": data.dataset,
+                    "dataset": protocol.dataset,
                     "protocol": protocol.name,
                     "step": int(state.step),
                     "embedding": name,
@@ -285,22 +285,27 @@ def evaluate_checkpoint(
 ) -> list[dict[str, Any]]:
     """Evaluate the checkpoint of ``workdir`` that ``config.eval.checkpoint`` names.
 
-    Results of the best checkpoint are written as ``results/<protocol>.best.json``, beside those of
-    the newest.
+    Results of the newest checkpoint are written as ``results/<protocol>.json``, those of others as
+    ``results/<protocol>.best.json`` or ``.untrained.json``. An untrained network needs no run.
 
     Raises:
         ConfigError: the run was made with another configuration.
         CheckpointError: there is no checkpoint.
     """
     mesh = make_mesh()
+    choice = config.eval.checkpoint
+    if choice == "untrained":
+        # The classifiers, whose size is that of the training set, take no part.
+        run = Run.create(config, num_identities=1, num_images=config.data.batch_size)
+        return Evaluator(run, mesh, data, workdir, suffix=".untrained")(run.init_state(mesh))
     manifest = read_run(workdir, config)
     run = Run.create(
         config, num_identities=manifest["num_identities"], num_images=manifest["num_images"]
     )
-    best = config.eval.checkpoint == "best"
     with open_checkpoints(workdir) as checkpoints:
-        step = checkpoints.best if best else checkpoints.newest
+        step = checkpoints.best if choice == "best" else checkpoints.newest
         if step is None:
             raise CheckpointError(f"{workdir}/checkpoints: no checkpoint; train first")
         state = checkpoints.restore(run.abstract_state(), mesh, step)
-    return Evaluator(run, mesh, data, workdir, suffix=".best" if best else "")(state)
+    suffix = ".best" if choice == "best" else ""
+    return Evaluator(run, mesh, data, workdir, suffix=suffix)(state)

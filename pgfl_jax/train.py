@@ -34,13 +34,16 @@ class TrainingData:
         filenames: (N,) names, to which the ``indices`` of a batch point.
         batches: starts the endless stream of batches at a step: ``images``, ``labels``,
             ``part_maps``, ``visibility`` and ``indices``, this process's rows of each.
-        description: for the manifest: fingerprints of images, identities and poses.
+        description: for the manifest: fingerprints of images, identities and poses, which a
+            resumed run must find again.
+        pose_files: for the manifest: name, hash and estimators of each file with poses.
     """
 
     num_identities: int
     filenames: np.ndarray
     batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]]
     description: Mapping[str, Any]
+    pose_files: Sequence[Mapping[str, Any]] = ()
 
     def facts(self) -> dict[str, Any]:
         """What the manifest says of the training set."""
@@ -48,6 +51,7 @@ class TrainingData:
             "num_identities": self.num_identities,
             "num_images": len(self.filenames),
             "data": dict(self.description),
+            "pose_files": list(self.pose_files),
         }
 
 

@@ -16,7 +16,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jaxtyping.install_import_hook("pgfl_jax", "beartype.beartype")
 
 from configs import synthetic_tiny
-from input_pipeline.builders import load_builder
+from input_pipeline.builders import prepared_builder
 from pgfl_jax.config import parse_config
 
 
@@ -24,7 +24,7 @@ from pgfl_jax.config import parse_config
 def tiny_data_dir(tmp_path_factory):
     """A data folder with the tiny synthetic set, rendered once."""
     folder = tmp_path_factory.mktemp("data")
-    load_builder("synthetic_occluded_reid/tiny", str(folder)).download_and_prepare()
+    prepared_builder("synthetic_occluded_reid/tiny", str(folder))
     return folder
 
 

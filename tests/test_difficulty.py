@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs import synthetic_demo
-from input_pipeline.builders import load_builder
+from input_pipeline.builders import prepared_builder
 from input_pipeline.catalog import read_catalog
 from input_pipeline.dataset import evaluation_split, training_data
 from pgfl_jax.config import parse_config
@@ -26,36 +26,39 @@ PEOPLE = 35
 
 def _select(catalog, kept):
     columns = {field.name: getattr(catalog, field.name) for field in dataclasses.fields(catalog)}
-    return dataclasses.replace(catalog, **{name: col[kept] for name, col in columns.items()})
+    chosen = {name: column[kept] for name, column in columns.items() if column is not None}
+    return dataclasses.replace(catalog, **chosen)
 
 
 @pytest.fixture(scope="module")
 def reduced(tmp_path_factory):
     """Builder of the demo set, and the reduced evaluation splits."""
-    builder = load_builder("synthetic_occluded_reid/demo", str(tmp_path_factory.mktemp("data")))
-    builder.download_and_prepare()
+    data_dir = str(tmp_path_factory.mktemp("data"))
+    builder = prepared_builder("synthetic_occluded_reid/demo", data_dir)
     catalogs = {}
     for name in ("query", "query_holistic", "gallery"):
         catalog = read_catalog(builder, name)
         people = np.unique(catalog.identities)[:PEOPLE]
         catalogs[name] = _select(catalog, np.isin(catalog.identities, people))
-    return builder, catalogs
+    return builder, catalogs, data_dir
 
 
 def _trained(reduced, workdir, **changes):
     """Scores by name, "occluded/main/mAP" and so on, of the untrained and the trained network."""
-    builder, catalogs = reduced
+    builder, catalogs, data_dir = reduced
     values = synthetic_demo.get_config()
     values.update_from_flattened_dict(
-        {"train.epochs": 12.0, "train.eval_every": 10_000, "eval.batch_size": 140, **changes}
-    )
+        {"train.epochs": 12.0, "train.eval_every": 10_000, "eval.batch_size": 140,
+         "data.data_dir": data_dir, **changes}
+    )  # fmt: skip
     config = parse_config(values)
     data = EvaluationData(
-        dataset="reduced",
         splits={name: evaluation_split(catalog, config) for name, catalog in catalogs.items()},
-        protocols=[Protocol(name, q, "gallery") for name, q in builder.PROTOCOLS.items()],
+        protocols=[
+            Protocol(name, "reduced", query, "gallery") for name, query in builder.PROTOCOLS.items()
+        ],
     )
-    train(config, workdir, training_data(config, builder), data, devices=jax.devices()[:1])
+    train(config, workdir, training_data(config), data, devices=jax.devices()[:1])
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     untrained, trained = (line for line in lines if "occluded/main/mAP" in line)
     return untrained, trained

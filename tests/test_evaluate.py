@@ -56,14 +56,13 @@ def test_a_hand_made_ranking_gets_its_scores(tiny_config):
     angles = np.radians([0, 10, 20, 30, 40, 90])
     gallery = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     data = EvaluationData(
-        dataset="by hand",
         splits={
             # Query 0 at 0 degrees: its own camera's image (0°) is junk, so the hits of identity 1
             # (20°, 40°) rank 2 and 4: AP = (1/2 + 2/4) / 2. Query 1 at 90°: identity 3 ranks 1.
             "query": _split([[1, 0], [0, 1]], [1, 3], [0, 0], [0.3, 0.7]),
             "gallery": _split(gallery, [1, 2, 1, 2, 1, 3], [0, 1, 1, 1, 1, 1]),
         },
-        protocols=(Protocol("toy", "query", "gallery"),),
+        protocols=[Protocol("toy", "by hand", "query", "gallery")],
     )
     mesh = make_mesh(jax.devices()[:2])
     (result,) = evaluate(_read_images, STATE, data, config, mesh, seed=0)
@@ -145,9 +144,8 @@ def test_embeddings_are_the_unit_length_necks(tiny_config):
 
 def test_a_protocol_without_a_match_is_named(tiny_config):
     data = EvaluationData(
-        dataset="hopeless",
         splits={"query": _split([[1, 0]], [1], [0]), "gallery": _split([[1, 0]], [2], [1])},
-        protocols=(Protocol("toy", "query", "gallery"),),
+        protocols=[Protocol("toy", "by hand", "query", "gallery")],
     )
     mesh = make_mesh(jax.devices()[:1])
     with pytest.raises(EvaluationError, match="protocol toy: ") as error:

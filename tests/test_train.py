@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 
 from input_pipeline import builders
-from input_pipeline.builders import load_builder
 from input_pipeline.catalog import DataError
-from input_pipeline.dataset import evaluation_data, open_builder, training_data
+from input_pipeline.dataset import evaluation_data, training_data
 from pgfl_jax.checkpoint import open_checkpoints
 from pgfl_jax.config import ConfigError
 from pgfl_jax.run import Run
@@ -48,8 +47,7 @@ def _finish(process):
 
 
 def _data(config):
-    builder = load_builder(config.data.dataset, config.data.data_dir)
-    return training_data(config, builder), evaluation_data(config, builder)
+    return training_data(config), evaluation_data(config)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +101,7 @@ def test_a_run_leaves_what_the_design_promises(undisturbed):
 def _energy_on_parts(run, state, evaluation):
     """Mean share of each visible part's channel-group energy on the cells of the part."""
     shares = []
-    for batch in evaluation.splits["query_holistic"].batches():
+    for batch in evaluation.splits["synthetic_occluded_reid/tiny/query_holistic"].batches():
         features = run.model.apply(
             {"params": state.params, "batch_stats": state.batch_stats},
             jnp.asarray(batch["images"]),
@@ -191,7 +189,7 @@ def test_a_damaged_checkpoint_is_told(undisturbed, tiny_data_dir, tmp_path):
     [
         (["--config.optim.learning_rat=0.1"], "learning_rat"),
         (["--config.optim.learning_rate=fast"], "learning_rate"),
-        (["--config.data.dataset=market"], "unknown data set 'market'; available: synthetic_"),
+        (["--config.data.dataset=market"], "unknown data set 'market'; available: dukemtmc_"),
         (["--config.data.images_per_identity=1"], "config.data.images_per_identity = 1: the tri"),
         (["--mode=evaluate"], "manifest.json: not found"),
         (["--config.optm.learning_rate=1"], 'Did you mean "optim" instead of "optm"?'),
@@ -301,10 +299,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             pixels = rng.integers(0, 255, (70 + i, 40, 3), np.uint8)
             keypoints = rng.uniform(0, 1, (17, 3)) * [40, 70, 1] if i % 2 else np.zeros((17, 3))
             jpeg = tf.io.encode_jpeg(pixels).numpy()
-            if BROKEN and split == "train" and i == 5:
-                jpeg = jpeg[:300]
+            png = tf.io.encode_png(pixels).numpy()
+            image = DAMAGED if split == "train" and i == 5 else jpeg
             yield i, {
-                "image": jpeg, "identity": i // 2, "camera": i % 2 if split == "train" else
+                "image": image, "identity": i // 2, "camera": i % 2 if split == "train" else
                 int(split == "query"), "filename": f"{split}_{i}.jpg",
                 "keypoints": keypoints.astype(np.float32),
             }
@@ -315,10 +313,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 def own_builder(tmp_path, monkeypatch):
     """Adds a data set of one's own: images of several sizes, half of them without a pose."""
 
-    def add(name, *, broken):
+    def add(name, *, damaged="jpeg"):
         folder = tmp_path / "builders" / name
         folder.mkdir(parents=True)
-        text = OWN_BUILDER.replace("BROKEN", str(broken))
+        text = OWN_BUILDER.replace("DAMAGED", damaged)
         (folder / f"{name}_dataset_builder.py").write_text(text)
         monkeypatch.setattr(builders, "__path__", [*builders.__path__, str(folder.parent)])
 
@@ -339,10 +337,9 @@ def _own_config(tiny_config, tmp_path, **changes):
 
 
 def test_ones_own_data_set_trains(own_builder, tiny_config, tmp_path):
-    own_builder("own_reid", broken=False)
+    own_builder("own_reid")
     config = _own_config(tiny_config, tmp_path)
-    builder = open_builder(config)
-    training, evaluation = training_data(config, builder), evaluation_data(config, builder)
+    training, evaluation = _data(config)
     assert training.description["pose_coverage"] == 0.5
     assert [protocol.name for protocol in evaluation.protocols] == ["query"]
     state = train(config, tmp_path / "run", training, evaluation, devices=ONE)
@@ -352,12 +349,20 @@ def test_ones_own_data_set_trains(own_builder, tiny_config, tmp_path):
 
 
 def test_a_broken_image_is_named_and_the_iterator_closed(own_builder, tiny_config, tmp_path):
-    own_builder("broken_reid", broken=True)
+    # Whole as far as its markers tell: found only when it is decoded.
+    own_builder("broken_reid", damaged="png[:900] + bytes(90) + png[990:]")
     config = _own_config(tiny_config, tmp_path, **{"data.dataset": "broken_reid"})
-    training = training_data(config, open_builder(config))
+    training = training_data(config)
     batches = training.batches(0)
     with pytest.raises(DataError, match=r"train_5\.jpg: the image cannot be decoded") as error:
         for _ in range(4):
             next(batches)
     assert error.value.__cause__ is None and error.value.__context__ is None
     assert next(batches, None) is None
+
+
+def test_a_truncated_image_is_named_before_anything_starts(own_builder, tiny_config, tmp_path):
+    own_builder("cut_reid", damaged="jpeg[:-200]")
+    config = _own_config(tiny_config, tmp_path, **{"data.dataset": "cut_reid"})
+    with pytest.raises(DataError, match=r"cut_reid/.* train: 1 files are no .*: train_5\.jpg;"):
+        training_data(config)

@@ -2,8 +2,9 @@
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from input_pipeline.catalog import DataError
 from pgfl_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,15 +21,17 @@ def available_datasets() -> list[str]:
     return sorted(file.parent.name for file in files)
 
 
-def load_builder(name: str, data_dir: str) -> "tfds.core.DatasetBuilder":
-    """Makes the builder of a data set; nothing is read, rendered or written yet.
+def load_builder(name: str, data_dir: str, manual_dir: str = "") -> "tfds.core.DatasetBuilder":
+    """Makes the builder of a data set; nothing is prepared yet.
 
     Args:
         name: "folder/config", as in "synthetic_occluded_reid/demo"; the first config without one.
         data_dir: where prepared data sets are kept.
+        manual_dir: the user's own folder; only for builders whose configs are found in it: those
+            with a class method ``make_config(name, manual_dir)``.
 
     Returns:
-        The builder; `download_and_prepare()` prepares the data unless it is there already.
+        The builder; :func:`prepared_builder` prepares it, too.
 
     Raises:
         UnknownDatasetError: the folder or the config does not exist.
@@ -38,9 +41,51 @@ def load_builder(name: str, data_dir: str) -> "tfds.core.DatasetBuilder":
         known = ", ".join(available_datasets())
         raise UnknownDatasetError(f"unknown data set {folder!r}; available: {known}")
     module = importlib.import_module(f"{__name__}.{folder}.{folder}_dataset_builder")
+    if hasattr(module.Builder, "make_config"):
+        found = module.Builder.make_config(config, manual_dir)
+        return module.Builder(config=found, data_dir=data_dir)
     configs = [entry.name for entry in module.Builder.BUILDER_CONFIGS]
     if config and config not in configs:
         raise UnknownDatasetError(
             f"data set {folder!r} has no config {config!r}; available: {', '.join(configs)}"
         )
     return module.Builder(config=config or None, data_dir=data_dir)
+
+
+def prepared_builder(name: str, data_dir: str, manual_dir: str = "") -> "tfds.core.DatasetBuilder":
+    """The builder of a data set that is ready to be read; prepared now if it was not yet.
+
+    Args:
+        name: as of :func:`load_builder`.
+        data_dir: where prepared data sets are kept.
+        manual_dir: what the user brings: the data set's folder or zip archive, or a folder that
+            holds it. Not needed once the data are prepared.
+
+    Raises:
+        UnknownDatasetError: the data set or its config does not exist.
+        DataError: in one line, what is missing or wrong.
+    """
+    builder = load_builder(name, data_dir, manual_dir)
+    if builder.data_path.exists():  # written elsewhere, and renamed when complete
+        return builder
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not manual_dir:
+        raise DataError(
+            f"{name}: not prepared in {data_dir} yet; give --config.data.manual_dir=DIR, where DIR "
+            f"holds {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+        )
+    _prepare(builder, manual_dir)
+    return builder
+
+
+def _prepare(builder: Any, manual_dir: str) -> None:
+    """Prepare without what TFDS prints and draws; its assertions become errors of one line."""
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    # TFDS prints two lines to stdout, of a download that does not happen.
+    builder._log_download_bytes = builder._log_download_done = lambda: None
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir or None, try_download_gcs=False)
+    try:
+        builder.download_and_prepare(download_config=config)
+    except AssertionError as error:
+        raise DataError(f"{builder.info.full_name}: {' '.join(str(error).split())}") from error

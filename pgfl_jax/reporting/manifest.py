@@ -16,6 +16,9 @@ from pgfl_jax.reporting.writers import write_json
 # Options that may differ between a run and its continuation: they do not touch the parameters.
 FREE_OPTIONS = (
     "data.data_dir",
+    "data.manual_dir",
+    "data.memory_gib",
+    "data.pose.files",  # the poses themselves are compared
     "train.log_every",
     "train.eval_every",
     "train.checkpoint_every",
@@ -93,7 +96,8 @@ def read_run(
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: not found; is {path.parent} the folder of a training run?"
+            f"{path}: not found; is {path.parent} the folder of a training run? "
+            "(--config.eval.checkpoint=untrained needs none)"
         )
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -10,16 +10,19 @@ from input_pipeline.keypoints import FLIP
 from pgfl_jax.config import AugmentConfig, DataConfig, PoseConfig
 
 HEIGHT, WIDTH = 64, 32
+GRID = (16, 8)
 CONFIG = DataConfig(
     dataset="",
     data_dir="",
+    manual_dir="",
+    memory_gib=0.0,
     height=HEIGHT,
     width=WIDTH,
     mean=(0.0, 0.0, 0.0),
     std=(1.0, 1.0, 1.0),
     identities_per_batch=2,
     images_per_identity=2,
-    pose=PoseConfig(source="annotated", threshold=0.2, sigma=0.05),
+    pose=PoseConfig(source="annotated", files=(), threshold=0.2, sigma=0.05),
     augment=AugmentConfig(
         flip=0.5, pad=6, erasing=0.0, erasing_area=(0.02, 0.4), erasing_aspect=0.3
     ),
@@ -55,11 +58,17 @@ def centroid(image):
     return np.array([(columns * weight).sum(), (rows * weight).sum()])
 
 
+def flat(result):
+    """Image and keypoints."""
+    image, pose = result
+    return image, pose.keypoints
+
+
 @tf.function
 def many(image, keypoints, seeds, config):
     """The same image augmented under every seed (S, 2)."""
     return tf.map_fn(
-        lambda seed: augment.augment(image, keypoints, seed, config),
+        lambda seed: flat(augment.augment(image, augment.Pose(keypoints), seed, config, GRID)),
         seeds,
         fn_output_signature=(tf.float32, tf.float32),
     )
@@ -72,7 +81,8 @@ def seeds(count):
 @pytest.mark.parametrize("size", [(64, 32), (48, 20), (150, 90), (31, 61)])
 def test_keypoints_stay_on_their_pixels(size):
     pose = random_pose(*size)
-    run = tf.function(lambda image, seed: augment.augment(image, tf.constant(pose), seed, CONFIG))
+    given = augment.Pose(tf.constant(pose))
+    run = tf.function(lambda image, seed: flat(augment.augment(image, given, seed, CONFIG, GRID)))
     flips = []
     for joint in range(17):
         image = tf.constant(dot_image(*pose[joint, :2], *size))
@@ -93,7 +103,9 @@ def test_prepare_resizes_and_hides_what_lies_outside():
     pose[4, :2] = -0.5, -0.5
     pose[5, :2] = 20, 99.5
     image = dot_image(*pose[0, :2], 100, 40)
-    prepared, keypoints = augment.prepare(tf.constant(image), tf.constant(pose), CONFIG)
+    prepared, keypoints = flat(
+        augment.prepare(tf.constant(image), augment.Pose(tf.constant(pose)), CONFIG, GRID)
+    )
     assert prepared.shape == (HEIGHT, WIDTH, 3) and prepared.dtype == tf.float32
     keypoints = keypoints.numpy()
     np.testing.assert_allclose(keypoints[:, 0], (pose[:, 0] + 0.5) * 0.8 - 0.5, rtol=1e-5)
@@ -104,7 +116,9 @@ def test_prepare_resizes_and_hides_what_lies_outside():
 def test_an_image_of_the_right_size_is_not_touched():
     image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
     pose = random_pose(HEIGHT, WIDTH)
-    prepared, keypoints = augment.prepare(tf.constant(image), tf.constant(pose), CONFIG)
+    prepared, keypoints = flat(
+        augment.prepare(tf.constant(image), augment.Pose(tf.constant(pose)), CONFIG, GRID)
+    )
     np.testing.assert_allclose(prepared, image / np.float32(255), rtol=1e-6)
     np.testing.assert_allclose(keypoints, pose, rtol=1e-6)
 
@@ -119,13 +133,13 @@ def test_normalisation_is_per_channel():
 def test_flipping_twice_changes_nothing():
     image = tf.constant(np.random.default_rng(0).integers(0, 256, (8, 6, 3), np.uint8))
     pose = tf.constant(random_pose(8, 6))
-    once = augment.random_flip(image, pose, 0.3, 0.5)
+    once = augment.random_flip(image, augment.Pose(pose), 0.3, 0.5)
     twice = augment.random_flip(*once, 0.3, 0.5)
     np.testing.assert_array_equal(once[0], image[:, ::-1])
-    np.testing.assert_allclose(once[1][1], [5 - pose[2, 0], pose[2, 1], pose[2, 2]])
+    np.testing.assert_allclose(once[1].keypoints[1], [5 - pose[2, 0], pose[2, 1], pose[2, 2]])
     np.testing.assert_array_equal(twice[0], image)
-    np.testing.assert_allclose(twice[1], pose, atol=1e-6)
-    unchanged = augment.random_flip(image, pose, 0.5, 0.5)
+    np.testing.assert_allclose(twice[1].keypoints, pose, atol=1e-6)
+    unchanged = augment.random_flip(image, augment.Pose(pose), 0.5, 0.5)
     np.testing.assert_array_equal(unchanged[0], image)
 
 
@@ -133,7 +147,9 @@ def test_flipping_twice_changes_nothing():
 def test_crop_moves_by_whole_pixels_and_fills_with_black(draws, dy, dx):
     image = np.random.default_rng(0).integers(1, 256, (8, 6, 3), np.uint8)
     pose = random_pose(8, 6)
-    cropped, keypoints = augment.random_crop(tf.constant(image), pose, tf.constant(draws), 2)
+    cropped, keypoints = flat(
+        augment.random_crop(tf.constant(image), augment.Pose(pose), tf.constant(draws), 2, GRID)
+    )
     expected = np.zeros_like(image)
     source = image[max(-dy, 0) : 8 - max(dy, 0), max(-dx, 0) : 6 - max(dx, 0)]
     top, left = max(dy, 0), max(dx, 0)
@@ -207,6 +223,69 @@ def test_the_seed_alone_decides():
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
     assert len(np.unique(first[0].numpy().reshape(8, -1), axis=0)) == 8
+
+
+def blob_maps(x, y, part):
+    """Part maps (32, 16, 8) over an image of HEIGHT x WIDTH, one blob at pixel (x, y)."""
+    rows, columns = (np.mgrid[:32, :16] + 0.5) * 2 - 0.5  # pixels of the cells' centres
+    maps = np.zeros((32, 16, 8), np.float32)
+    maps[..., part] = np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * 3.0**2))
+    return maps
+
+
+def map_centroid(maps, part):
+    """x, y in pixels of HEIGHT x WIDTH."""
+    cell = HEIGHT / maps.shape[0]
+    return (centroid(maps[..., part, None]) + 0.5) * cell - 0.5
+
+
+def test_given_maps_stay_on_the_pixels_of_the_joints():
+    part, mirrored = 2, 3  # left and right arm
+    keypoints = np.zeros((17, 3), np.float32)
+    keypoints[0] = 14.0, 30.0, 1.0
+    image, given = dot_image(14, 30, HEIGHT, WIDTH), blob_maps(14, 30, part)
+    run = tf.function(
+        lambda seed: augment.augment(
+            tf.constant(image), augment.Pose(keypoints, tf.constant(given)), seed, CONFIG, (32, 16)
+        )
+    )
+    flips = 0
+    for seed in seeds(30):
+        transformed, pose = run(seed)
+        maps = pose.part_maps.numpy()
+        flipped = maps[..., mirrored].any()
+        assert maps[..., part].any() != flipped
+        at = pose.keypoints[0, :2].numpy()
+        np.testing.assert_allclose(centroid(transformed.numpy()), at, atol=0.05)
+        moved = map_centroid(maps, mirrored if flipped else part)
+        np.testing.assert_allclose(moved, at, atol=0.15)
+        flips += flipped
+    assert 5 < flips < 25
+
+
+def test_a_shift_by_whole_cells_moves_given_maps_exactly():
+    given = np.random.default_rng(0).uniform(0, 1, (8, 4, 8)).astype(np.float32)
+    moved = augment.move_maps(given, tf.constant([2 / 8, -1 / 4]), (8, 4)).numpy()
+    expected = np.zeros_like(given)
+    expected[2:, :3] = given[:-2, 1:]
+    np.testing.assert_allclose(moved, expected, atol=1e-6)
+
+
+def test_given_maps_are_interpolated_between_their_cells():
+    given = np.arange(4, dtype=np.float32)[:, None, None] * np.ones((1, 2, 8), np.float32)
+    finer = augment.move_maps(given, tf.zeros(2), (8, 2)).numpy()[:, 0, 0]
+    np.testing.assert_allclose(finer, [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
+
+
+def test_erasing_takes_the_given_maps_under_the_rectangle():
+    image = tf.fill((HEIGHT, WIDTH, 3), tf.constant(255, tf.uint8))
+    pose = augment.Pose(tf.zeros((17, 3)), tf.ones((HEIGHT, WIDTH, 8)))  # a cell for every pixel
+    run = tf.function(lambda seed: augment.augment(image, pose, seed, ERASING, (HEIGHT, WIDTH)))
+    for seed in seeds(20):
+        erased, left = run(seed)
+        mask = (erased.numpy() == 0).all(axis=2)
+        assert mask.any()
+        np.testing.assert_array_equal(left.part_maps.numpy() == 0, np.repeat(mask[..., None], 8, 2))
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".png"])

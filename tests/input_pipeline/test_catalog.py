@@ -1,18 +1,15 @@
 import dataclasses
-import types
+import hashlib
 
 import cv2
 import numpy as np
 import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
 
-from input_pipeline.catalog import (
-    Catalog,
-    DataError,
-    _check_columns,
-    _image_sizes,
-    _to_catalog,
-    read_catalog,
-)
+from input_pipeline.catalog import Catalog, DataError, _check_columns, read_catalog
+from input_pipeline.encoded_images import EncodedImages, image_size, open_shard
+from input_pipeline.poses.cache import PoseCache
 
 
 def encode(height, width, extension=".jpg", options=()):
@@ -26,74 +23,118 @@ def objects(values):
     return array
 
 
-def columns():
-    return {
-        "filename": objects([b"b.jpg", b"c.jpg", b"a.jpg"]),
-        "image": objects([encode(10, 5), encode(20, 8), encode(30, 9)]),
-        "identity": np.array([70, 3, 70]),
-        "camera": np.array([1, 2, 3]),
-        "keypoints": np.arange(3 * 51, dtype=np.float32).reshape(3, 17, 3) / 200,
-        "occlusion": np.array([0.1, 0.2, 0.3], np.float32),
+RECORDS = [
+    {"filename": "b.jpg", "image": encode(10, 5), "identity": 70, "camera": 1},
+    {"filename": "c.jpg", "image": encode(20, 8), "identity": 3, "camera": 2},
+    {"filename": "a.jpg", "image": encode(30, 9), "identity": 70, "camera": 3},
+]
+POSES = np.arange(3 * 51, dtype=np.float32).reshape(3, 17, 3) / 200
+OCCLUSION = np.array([0.1, 0.2, 0.3], np.float32)
+
+
+def prepared(folder, records, extra=None):
+    """A prepared TFDS set with the splits ``train`` (two shards) and ``query`` (empty)."""
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "identity": tfds.features.Scalar(np.int64),
+        "camera": tfds.features.Scalar(np.int64),
+        "filename": tfds.features.Text(),
     }
+    features = tfds.features.FeaturesDict(features | (extra or {}))
+    halves = [records[: len(records) // 2], records[len(records) // 2 :]]
+    paths = [folder / f"fake-train.tfrecord-0000{shard}-of-00002" for shard in (0, 1)]
+    for path, half in zip(paths, halves, strict=True):
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for record in half:
+                writer.write(features.serialize_example(features.encode_example(record)))
+    (folder / "fake-query.tfrecord-00000-of-00001").touch()
+    size = sum(path.stat().st_size for path in paths)
+    train = tfds.core.SplitInfo(
+        name="train", shard_lengths=[len(half) for half in halves], num_bytes=size
+    )
+    query = tfds.core.SplitInfo(name="query", shard_lengths=[0], num_bytes=0)
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=features,
+        split_infos=[train, query],
+        filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+    )
+    return tfds.builder_from_directory(folder)
 
 
-class FakeBuilder:
-    """As much of a TFDS builder as ``read_catalog`` uses."""
-
-    def __init__(self, columns, shape=(None, None, 3)):
-        self.columns = columns
-        features = {"image": types.SimpleNamespace(shape=shape)}
-        self.info = types.SimpleNamespace(
-            full_name="fake/1.0.0", splits={"train": None, "query": None}, features=features
-        )
-
-    def as_dataset(self, split, decoders, shuffle_files):
-        import tensorflow as tf
-
-        assert "image" in decoders and not shuffle_files
-        return tf.data.Dataset.from_tensor_slices(
-            {
-                name: tf.constant(list(values)) if values.dtype == object else values
-                for name, values in self.columns.items()
-            }
-        )
+@pytest.fixture(params=[0.0, 1.0], ids=["on demand", "in memory"])
+def catalog(request, tmp_path):
+    keypoints = {"keypoints": tfds.features.Tensor(shape=(17, 3), dtype=np.float32)}
+    occlusion = {"occlusion": tfds.features.Scalar(np.float32)}
+    records = [
+        record | {"keypoints": POSES[i], "occlusion": OCCLUSION[i]}
+        for i, record in enumerate(RECORDS)
+    ]
+    builder = prepared(tmp_path, records, keypoints | occlusion)
+    return read_catalog(builder, "train", memory_gib=request.param)
 
 
-def test_reads_everything_sorted_by_file_name():
-    catalog = read_catalog(FakeBuilder(columns()), "train")
+def test_reads_everything_sorted_by_file_name(catalog):
     assert list(catalog.filenames) == ["a.jpg", "b.jpg", "c.jpg"]
-    assert len(catalog) == 3 and catalog.images[0] == encode(30, 9)
+    assert len(catalog) == 3
+    assert list(catalog.images) == [encode(30, 9), encode(10, 5), encode(20, 8)]
     np.testing.assert_array_equal(catalog.identities, [70, 70, 3])
     np.testing.assert_array_equal(catalog.cameras, [3, 1, 2])
-    np.testing.assert_array_equal(catalog.keypoints[0], columns()["keypoints"][2])
+    np.testing.assert_array_equal(catalog.keypoints, POSES[[2, 0, 1]])
     np.testing.assert_array_equal(catalog.image_sizes, [[30, 9], [10, 5], [20, 8]])
     np.testing.assert_array_equal(catalog.occlusion, np.float32([0.3, 0.1, 0.2]))
     assert catalog.identities.dtype == catalog.cameras.dtype == np.int64
+    digests = [hashlib.sha256(image).hexdigest() for image in catalog.images]
+    assert list(catalog.image_sha256) == digests
 
 
-def test_what_a_data_set_lacks_is_filled_in():
-    bare = {k: v for k, v in columns().items() if k not in ("keypoints", "occlusion")}
-    catalog = _to_catalog(bare, (128, 64, 3))
-    assert catalog.keypoints.shape == (3, 17, 3) and not catalog.keypoints.any()
-    assert np.isnan(catalog.occlusion).all()
-    np.testing.assert_array_equal(catalog.image_sizes, [[128, 64]] * 3)
+def test_images_are_indexed_like_an_array(catalog):
+    several = catalog.images[np.array([2, 0, 2])]
+    assert several.dtype == object
+    assert list(several) == [encode(20, 8), encode(30, 9), encode(20, 8)]
+    assert list(catalog.images[catalog.identities == 3]) == [encode(20, 8)]
 
 
-def test_labels_are_dense_and_follow_the_identities():
-    catalog = _to_catalog(columns(), (None, None, 3))
+def test_images_beyond_the_budget_stay_on_the_disk(tmp_path):
+    builder = prepared(tmp_path, RECORDS)
+    size = builder.info.dataset_size
+    shards = {
+        gib: read_catalog(builder, "train", memory_gib=gib).images._shards
+        for gib in ((size - 1) / 2**30, size / 2**30)
+    }
+    held = [all(isinstance(shard, bytes) for shard in shards[gib]) for gib in sorted(shards)]
+    assert held == [False, True]
+
+
+def test_what_a_data_set_lacks_is_filled_in(tmp_path):
+    catalog = read_catalog(prepared(tmp_path, RECORDS), "train")
+    assert catalog.keypoints.shape == (3, 17, 3) and not catalog.has_pose.any()
+    assert np.isnan(catalog.occlusion).all() and catalog.part_maps is None
+
+
+def test_labels_are_dense_and_follow_the_identities(catalog):
     np.testing.assert_array_equal(catalog.labels, [1, 1, 0])
     assert catalog.num_identities == 2
 
 
-def test_an_unknown_split_names_the_known_ones():
+def test_an_unknown_split_names_the_known_ones(tmp_path):
     with pytest.raises(DataError, match=r"fake/1\.0\.0: no split 'test'; it has query, train"):
-        read_catalog(FakeBuilder(columns()), "test")
+        read_catalog(prepared(tmp_path, RECORDS), "test")
 
 
-def test_an_empty_split_is_an_error():
-    empty = {name: values[:0] for name, values in columns().items() if values.dtype != object}
-    with pytest.raises(DataError, match="'train' is empty"):
-        read_catalog(FakeBuilder(empty), "train")
+def test_an_empty_split_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="'query' is empty"):
+        read_catalog(prepared(tmp_path, RECORDS), "query")
+
+
+def test_a_damaged_shard_is_named(tmp_path):
+    builder = prepared(tmp_path, RECORDS)
+    path = tmp_path / "fake-train.tfrecord-00001-of-00002"
+    damaged = bytearray(path.read_bytes())
+    damaged[100] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match=r"00001-of-00002: damaged; delete its folder"):
+        read_catalog(builder, "train")
 
 
 @pytest.mark.parametrize(
@@ -101,15 +142,28 @@ def test_an_empty_split_is_an_error():
     [(".jpg", ()), (".jpg", (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)), (".png", ())],
 )
 def test_sizes_come_from_the_header(extension, options):
-    images = objects([encode(33, 17, extension, options), encode(300, 1, extension, options)])
-    sizes = _image_sizes(images, objects(["a", "b"]), (None, None, 3))
-    np.testing.assert_array_equal(sizes, [[33, 17], [300, 1]])
+    assert image_size(encode(33, 17, extension, options)) == (33, 17)
+    assert image_size(encode(300, 1, extension, options)) == (300, 1)
+    assert image_size(encode(33, 17, extension, options) + b"what a phone appends") == (33, 17)
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png"])
+def test_a_file_cut_off_anywhere_has_no_size(extension):
+    whole = encode(33, 17, extension)
+    # The last bytes of a PNG are a checksum of nothing.
+    assert all(image_size(whole[:end]) is None for end in range(len(whole) - 8))
 
 
 @pytest.mark.parametrize("image", [b"", b"GIF89a", b"\xff\xd8\xff", b"\x89PNG"])
-def test_a_file_that_is_no_image_is_named(image):
-    with pytest.raises(DataError, match=r"bad\.jpg: neither a JPEG nor a PNG"):
-        _image_sizes(objects([image]), objects(["bad.jpg"]), (None, None, 3))
+def test_what_is_no_image_has_no_size(image):
+    assert image_size(image) is None
+
+
+def test_an_empty_shard_can_be_opened(tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+    shards = [open_shard(str(tmp_path / "empty"), in_memory) for in_memory in (False, True)]
+    images = EncodedImages(shards, np.array([[0, 0, 0], [1, 0, 0]]))
+    assert list(images) == [b"", b""]
 
 
 def made(count=7):
@@ -156,6 +210,52 @@ def test_shuffling_is_a_function_of_its_seed():
     assert (first != other).any()
 
 
+def cache_of(catalog, rows, **changes):
+    """A pose cache for some images, in another order."""
+    rows = np.array(rows)
+    keypoints = np.arange(len(rows) * 51, dtype=np.float32).reshape(-1, 17, 3) / 1000
+    fields = {
+        "image_sha256": catalog.image_sha256[rows],
+        "splits": np.array(["train"] * len(rows)),
+        "filenames": np.array([str(row) for row in rows]),
+        "keypoints": keypoints,
+        "sources": np.array([f"{row}.json" for row in rows]),
+        "estimators": np.array(["by hand"] * len(rows)),
+    }
+    return PoseCache(**{**fields, **changes})
+
+
+def with_content(catalog):
+    return dataclasses.replace(catalog, images=objects([b"%d" % i for i in range(len(catalog))]))
+
+
+def test_poses_of_a_cache_join_by_content():
+    catalog = with_content(made())
+    cache = cache_of(catalog, [4, 2])
+    joined = catalog.with_poses(cache)
+    np.testing.assert_array_equal(joined.keypoints[[4, 2]], cache.keypoints)
+    others = [0, 1, 3, 5, 6]
+    np.testing.assert_array_equal(joined.keypoints[others], catalog.keypoints[others])
+    assert joined.part_maps is None and joined.has_pose.all()
+
+
+def test_part_maps_of_a_cache_join_too_and_follow_a_shuffle():
+    catalog = with_content(made())
+    maps = np.random.default_rng(0).integers(1, 256, (2, 6, 3, 8)).astype(np.uint8)
+    cache = cache_of(catalog, [2, 5], keypoints=np.zeros((2, 17, 3), np.float32), part_maps=maps)
+    joined = catalog.with_poses(cache)
+    np.testing.assert_array_equal(joined.part_maps[[2, 5]], maps)
+    assert not joined.part_maps[[0, 1, 3, 4, 6]].any() and joined.has_pose.all()
+    assert not joined.keypoints[[2, 5]].any()  # one kind of pose for an image
+    shuffled = joined.shuffle_poses(seed=1)
+    moved = [np.flatnonzero((shuffled.part_maps == one).all(axis=(1, 2, 3)))[0] for one in maps]
+    assert moved != [2, 5] and shuffled.has_pose.all()
+    assert joined.without_poses().part_maps is None
+    other = cache_of(catalog, [1], part_maps=np.zeros((1, 5, 3, 8), np.uint8))
+    with pytest.raises(DataError, match=r"config.data.pose.files: part maps of several grids"):
+        joined.with_poses(other)
+
+
 def test_without_poses():
     catalog = made()
     assert not catalog.without_poses().keypoints.any()
@@ -176,7 +276,6 @@ def test_without_poses():
 )
 def test_features_that_cannot_be_right_are_named(change, message):
     columns = {
-        "image": np.array([b"", b""], object),
         "filename": np.array([b"a.jpg", b"b.jpg"], object),
         "identity": np.array([1, 2]),
         "camera": np.array([0, 1]),

@@ -11,6 +11,13 @@ def test_flip_swaps_left_and_right_and_is_its_own_inverse():
     )
 
 
+def test_part_flip_swaps_the_sides():
+    names = [part.name for part in kp.PARTS]
+    swapped = [names[i] for i in kp.PART_FLIP]
+    trade = {"left": "right", "right": "left"}
+    assert swapped == [" ".join(trade.get(word, word) for word in name.split()) for name in names]
+
+
 def test_parts_stand_in_the_documented_order():
     assert [part.name for part in kp.PARTS] == [
         "head",

@@ -17,13 +17,15 @@ MAP_SHAPE = (8, 4)
 CONFIG = DataConfig(
     dataset="",
     data_dir="",
+    manual_dir="",
+    memory_gib=0.0,
     height=32,
     width=16,
     mean=(0.4, 0.5, 0.6),
     std=(0.2, 0.3, 0.25),
     identities_per_batch=4,
     images_per_identity=2,
-    pose=PoseConfig(source="annotated", threshold=0.2, sigma=0.05),
+    pose=PoseConfig(source="annotated", files=(), threshold=0.2, sigma=0.05),
     augment=AugmentConfig(
         flip=0.5, pad=2, erasing=0.5, erasing_area=(0.02, 0.4), erasing_aspect=0.3
     ),
@@ -162,6 +164,20 @@ def test_evaluation_maps_are_those_of_the_resized_pose(catalog):
     np.testing.assert_allclose(batch["part_maps"], maps, atol=1e-5)
     np.testing.assert_allclose(batch["visibility"], visibility)
     assert not batch["visibility"][5].any()
+
+
+def test_given_maps_serve_images_without_keypoints(catalog):
+    maps = np.zeros((27, *MAP_SHAPE, 8), np.uint8)
+    maps[5, 3, 2] = [255, 51, 26, 0, 102, 0, 0, 0]  # image 5 has no keypoints
+    (batch,) = evaluate(dataclasses.replace(catalog, part_maps=maps), 27)
+    (without,) = evaluate(catalog, 27)
+    expected = without["part_maps"].copy()
+    expected[5, 3, 2] = [1, 0.2, 0, 0, 0.4, 0, 0, 0]  # 26 / 255 is below the threshold
+    np.testing.assert_allclose(batch["part_maps"], expected, atol=1e-6)
+    np.testing.assert_allclose(batch["visibility"][5], expected[5].max(axis=(0, 1)), atol=1e-6)
+    np.testing.assert_array_equal(batch["visibility"][:5], without["visibility"][:5])
+    (trained,) = train(dataclasses.replace(catalog, part_maps=maps), 1)
+    assert trained["part_maps"].shape == (8, *MAP_SHAPE, 8)
 
 
 def test_evaluation_slices_make_up_the_batch(catalog):

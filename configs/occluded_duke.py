@@ -1,0 +1,19 @@
+"""PGFL-KD on Occluded-Duke with the field's standard recipe: ResNet-50, 256x128, 120 epochs.
+
+``python main.py --config=configs/occluded_duke.py --workdir=W --config.data.manual_dir=DIR`` on a
+GPU or TPU; DIR holds the data as published (docs/datasets.md). Add
+``--config.data.pose.files="('poses.npz',)"`` (docs/poses.md): without poses the main branch alone
+is trained, which is the baseline. Published figures stand in docs/results.md; none was measured
+here.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    """The standard recipe, trained and scored on Occluded-Duke."""
+    config = default.get_config()
+    config.data.dataset = "occluded_duke"
+    return config

@@ -1,0 +1,20 @@
+"""PGFL-KD for Partial-REID, which has no training images: trained on Market-1501.
+
+``python main.py --config=configs/partial_reid.py --workdir=W --config.data.manual_dir=DIR`` on a
+GPU or TPU; DIR holds the data as published (docs/datasets.md). Add
+``--config.data.pose.files="('poses.npz',)"`` (docs/poses.md): without poses the main branch alone
+is trained, which is the baseline. A run of configs/market1501.py is scored on this set with
+``--mode=evaluate --config.eval.datasets="('partial_reid',)"``.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    """The standard recipe, trained on Market-1501 and scored on Partial-REID."""
+    config = default.get_config()
+    config.data.dataset = "market1501"
+    config.eval.datasets = ("partial_reid",)
+    return config
