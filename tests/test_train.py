@@ -20,6 +20,7 @@ from input_pipeline.catalog import DataError
 from input_pipeline.dataset import evaluation_data, training_data
 from pgfl_jax.checkpoint import open_checkpoints
 from pgfl_jax.config import ConfigError
+from pgfl_jax.evaluate import evaluate_checkpoint
 from pgfl_jax.run import Run
 from pgfl_jax.sharding import make_mesh, shard_batch
 from pgfl_jax.train import NonFiniteLossError, train
@@ -182,6 +183,18 @@ def test_a_damaged_checkpoint_is_told(undisturbed, tiny_data_dir, tmp_path):
     # Not the only lines: those threads may print traces of their own.
     message = f"error: {workdir}/checkpoints/{STEPS}: the checkpoint is damaged; delete this folder"
     assert err.count(message) == 1
+
+
+def test_an_untrained_network_is_scored_without_a_run(undisturbed, tiny_config, tmp_path):
+    workdir, _ = undisturbed
+    before = _history(workdir)[0]  # the evaluation before step 1, in another process
+    config = tiny_config(**{"eval.checkpoint": "untrained"})
+    results = evaluate_checkpoint(config, tmp_path, evaluation_data(config))
+    for result in results:
+        assert result["step"] == 0
+        assert result["mAP"] == pytest.approx(before[f"{result['protocol']}/main/mAP"], abs=1e-6)
+    written = {path.name for path in (tmp_path / "results").iterdir()}
+    assert written == {"occluded.untrained.json", "holistic.untrained.json"}
 
 
 @pytest.mark.parametrize(

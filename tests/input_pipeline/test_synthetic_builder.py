@@ -11,6 +11,7 @@ from input_pipeline import builders
 from input_pipeline.builders.synthetic_occluded_reid import (
     synthetic_occluded_reid_dataset_builder as module,
 )
+from input_pipeline.catalog import read_catalog
 from input_pipeline.synthetic import plan
 from input_pipeline.synthetic.render import render
 from input_pipeline.synthetic.settings import PRESETS, KeypointNoise
@@ -92,3 +93,38 @@ def test_unknown_names_are_told_in_one_line(name, message, tmp_path):
     with pytest.raises(builders.UnknownDatasetError, match=message) as caught:
         builders.load_builder(name, str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def prepare_with_beam(name, data_dir):
+    """Prepare under Beam's local runner; returns the builder."""
+    builder = builders.load_builder(name, str(data_dir))
+    config = tfds.download.DownloadConfig(beam_runner="DirectRunner")
+    builder.download_and_prepare(download_config=config)
+    return builder
+
+
+def assert_same(catalog, other):
+    assert list(catalog.image_sha256) == list(other.image_sha256)
+    for name in ("filenames", "identities", "cameras", "keypoints", "occlusion"):
+        np.testing.assert_array_equal(getattr(catalog, name), getattr(other, name), err_msg=name)
+
+
+def test_beam_prepares_the_same_data(tiny, tmp_path):
+    other = prepare_with_beam("synthetic_occluded_reid/tiny", tmp_path)
+    for split in plan.SPLITS:
+        assert_same(read_catalog(other, split), read_catalog(tiny, split))
+
+
+@pytest.mark.slow
+def test_beam_prepares_the_benchmark_set(tmp_path):
+    preset = PRESETS["benchmark"]
+    builder = prepare_with_beam("synthetic_occluded_reid/benchmark", tmp_path)
+    for split in plan.SPLITS:
+        shots = plan.plan_split(preset, split)
+        catalog = read_catalog(builder, split)
+        order = np.argsort([shot.filename for shot in shots])
+        assert list(catalog.filenames) == [shots[i].filename for i in order]
+        np.testing.assert_array_equal(catalog.identities, [shots[i].person for i in order])
+        for i in np.random.default_rng(0).choice(len(shots), 20, replace=False):
+            place = np.flatnonzero(order == i)[0]
+            assert catalog.images[place] == render(preset, shots[i]).jpeg

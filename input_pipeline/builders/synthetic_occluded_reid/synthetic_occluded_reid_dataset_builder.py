@@ -1,15 +1,18 @@
 """TFDS builder of the embedded data set: rendered here, nothing is downloaded."""
 
 import dataclasses
+import functools
 import types
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+import tqdm
 
-from input_pipeline.synthetic.plan import SPLITS
-from input_pipeline.synthetic.pool import Renderer
+from input_pipeline.builders.beam_option import BeamOption, Example
+from input_pipeline.synthetic.plan import SPLITS, Shot, plan_split
+from input_pipeline.synthetic.pool import Renderer, render_example
 from input_pipeline.synthetic.settings import PRESETS, KeypointNoise, Preset, SceneConfig
 
 # What a pose estimator gets wrong on small, occluded people.
@@ -45,7 +48,7 @@ class SyntheticConfig(tfds.core.BuilderConfig):
         )
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(BeamOption, tfds.core.GeneratorBasedBuilder):
     """Procedural pedestrians under occlusion, with exact poses."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -91,17 +94,26 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             features=features,
         )
 
-    def _split_generators(
-        self, dl_manager: tfds.download.DownloadManager
-    ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # everything is drawn here
-        renderer = Renderer(self.builder_config.resolved())
+        preset = self.builder_config.resolved()
+        if self.beam_wanted:
+            render = functools.partial(_keyed_example, preset)
+            return {
+                split: self.examples(split, plan_split(preset, split), render) for split in SPLITS
+            }
+        renderer = Renderer(preset)
         return {split: self._generate_examples(renderer, split) for split in SPLITS}
 
-    def _generate_examples(
-        self, renderer: Renderer, split: str
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        for example in renderer.split(split):
+    def _generate_examples(self, renderer: Renderer, split: str) -> Iterator[Example]:
+        total = len(plan_split(self.builder_config.resolved(), split))
+        shown = tqdm.tqdm(renderer.split(split), split, total, unit=" images", mininterval=0.5)
+        for example in shown:
             yield example["filename"], example
         if split == SPLITS[-1]:  # TFDS writes the splits in this order
             renderer.close()
+
+
+def _keyed_example(preset: Preset, shot: Shot) -> Example:
+    example = render_example(preset, shot)
+    return example["filename"], example

@@ -1,0 +1,72 @@
+"""Apache Beam for those who ask for it; nobody else needs it installed."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import tensorflow_datasets as tfds
+import tqdm
+
+from pgfl_jax.errors import UserError
+
+T = TypeVar("T")
+Example = tuple[str, dict[str, Any]]
+
+
+class BeamOption:
+    """Mixin, to be named before ``tfds.core.GeneratorBasedBuilder`` among a builder's bases.
+
+    Attributes:
+        beam_wanted: whether the running preparation was given a Beam runner or Beam options, as by
+            ``tfds build --beam_pipeline_options=…``.
+    """
+
+    beam_wanted: bool = False
+
+    def _download_and_prepare(
+        self,
+        dl_manager: tfds.download.DownloadManager,
+        download_config: tfds.download.DownloadConfig,
+    ) -> None:
+        self.beam_wanted = bool(download_config.beam_runner) or (
+            download_config.beam_options is not None
+        )
+        super()._download_and_prepare(  # type: ignore[misc]
+            dl_manager=dl_manager, download_config=download_config
+        )
+
+    def examples(
+        self, split: str, records: Sequence[T], read: Callable[[T], Example]
+    ) -> Iterable[Example]:
+        """What ``_split_generators`` returns for a split.
+
+        Args:
+            split: its name, shown beside the progress bar.
+            records: what there is to read; small, and with Beam, can be pickled.
+            read: makes the key and the example of a record; with Beam, a function of a module.
+
+        Returns:
+            A generator with a progress bar or, if Beam is wanted, a transform that reads the
+            records on Beam's workers.
+        """
+        if self.beam_wanted:
+            beam = import_beam()
+            return beam.Create(records) | beam.Map(read)
+        return _read_with_progress(split, records, read)
+
+
+def _read_with_progress(
+    split: str, records: Sequence[T], read: Callable[[T], Example]
+) -> Iterator[Example]:
+    """A generator, so that the bar is drawn when TFDS comes to this split."""
+    yield from map(read, tqdm.tqdm(records, desc=split, unit=" images", mininterval=0.5))
+
+
+def import_beam() -> Any:
+    """The module ``apache_beam``; UserError naming the extra if it is not installed."""
+    try:
+        import apache_beam
+    except ImportError as error:
+        raise UserError(
+            f"Apache Beam cannot be imported ({error}): pip install -e '.[beam]'"
+        ) from error
+    return apache_beam

@@ -1,0 +1,113 @@
+"""From a configuration to the data: poses from files, evaluation on other sets, what is refused."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from input_pipeline.builders import prepared_builder
+from input_pipeline.catalog import DataError, read_catalog
+from input_pipeline.dataset import evaluation_data, training_data
+from input_pipeline.poses.cache import PoseCache, write_poses
+
+TINY = "synthetic_occluded_reid/tiny"
+
+
+def write_cache(path, catalog, rows, keypoints, **changes):
+    """A pose file for some images of a catalog."""
+    order = sorted(rows, key=lambda row: catalog.filenames[row])
+    text = np.array([""] * len(order))
+    cache = PoseCache(
+        image_sha256=catalog.image_sha256[order],
+        splits=np.array(["train"] * len(order)),
+        filenames=catalog.filenames[order].astype(str),
+        keypoints=keypoints[order],
+        sources=text,
+        estimators=np.array(["by hand"] * len(order)),
+        **changes,
+    )
+    write_poses(path, cache)
+    return path
+
+
+@pytest.fixture(scope="module")
+def catalogs(tiny_data_dir):
+    builder = prepared_builder(TINY, str(tiny_data_dir))
+    return {split: read_catalog(builder, split) for split in sorted(builder.info.splits)}
+
+
+def first_batch(training):
+    batches = training.batches(0)
+    batch = next(batches)
+    batches.close()
+    return batch
+
+
+def test_poses_of_a_file_replace_the_data_sets_own(tiny_config, catalogs, tmp_path):
+    train = catalogs["train"]
+    moved = train.keypoints * np.float32([1, 1, 0]) + np.float32([0, 0, 0.9])
+    path = write_cache(tmp_path / "poses.npz", train, range(len(train)), moved)
+    own = first_batch(training_data(tiny_config()))
+    training = training_data(tiny_config(**{"data.pose.files": (str(path),)}))
+    given = first_batch(training)
+    np.testing.assert_array_equal(own["images"], given["images"])
+    visible = given["visibility"]
+    assert set(np.unique(visible)) <= {np.float32(0), np.float32(0.9)} and visible.any()
+    assert training.facts()["pose_files"] == [
+        {
+            "name": "poses.npz",
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "estimators": ["by hand"],
+        }
+    ]
+
+
+def test_coverage_counts_own_and_given_poses(tiny_config, catalogs, tmp_path):
+    train = catalogs["train"]
+    posed = train.keypoints.any(axis=(1, 2))
+    assert posed.all()  # exact poses: every image has one
+    half = range(0, len(train), 2)
+    path = write_cache(tmp_path / "poses.npz", train, half, train.keypoints)
+    config = tiny_config(**{"data.pose.files": (str(path),)})
+    same = training_data(config).description
+    assert same == training_data(tiny_config()).description  # the same poses, from elsewhere
+    assert same["pose_coverage"] == 1.0
+
+
+def test_a_missing_pose_file_is_named(tiny_config, tmp_path):
+    config = tiny_config(**{"data.pose.files": (str(tmp_path / "gone.npz"),)})
+    with pytest.raises(DataError, match=r"gone\.npz: no such pose file"):
+        training_data(config)
+    with pytest.raises(DataError, match=r"gone\.npz"):
+        evaluation_data(config)
+
+
+def test_evaluation_on_named_sets_carries_their_names(tiny_config, catalogs):
+    own = evaluation_data(tiny_config())
+    assert [(p.name, p.query, p.gallery) for p in own.protocols] == [
+        ("occluded", f"{TINY}/query", f"{TINY}/gallery"),
+        ("holistic", f"{TINY}/query_holistic", f"{TINY}/gallery"),
+    ]
+    names = (f"{TINY}_noisy", TINY)
+    crossed = evaluation_data(tiny_config(**{"eval.datasets": names}))
+    assert [protocol.name for protocol in crossed.protocols] == [
+        "synthetic_occluded_reid-tiny_noisy.occluded",
+        "synthetic_occluded_reid-tiny_noisy.holistic",
+        "synthetic_occluded_reid-tiny.occluded",
+        "synthetic_occluded_reid-tiny.holistic",
+    ]
+    assert {protocol.dataset.split("/")[1] for protocol in crossed.protocols} == {
+        "tiny",
+        "tiny_noisy",
+    }
+    split = crossed.splits[f"{TINY}/query"]
+    np.testing.assert_array_equal(split.identities, catalogs["query"].identities)
+
+
+def test_budget_reaches_the_catalog(tiny_config):
+    in_memory = training_data(tiny_config(**{"data.memory_gib": 1.0}))
+    on_demand = training_data(tiny_config(**{"data.memory_gib": 0.0}))
+    assert in_memory.description == on_demand.description
+    first, second = first_batch(in_memory), first_batch(on_demand)
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
