@@ -16,15 +16,18 @@ class Findings:
     Attributes:
         errors: why training or evaluation cannot work.
         warnings: what a user should know, and may want.
+        notes: what is worth knowing and as it should be.
     """
 
     errors: list[str] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, other: "Findings") -> None:
         """Append the findings of another check."""
         self.errors += other.errors
         self.warnings += other.warnings
+        self.notes += other.notes
 
     def raise_errors(self) -> None:
         """Raise a DataError with all errors, if there are any."""

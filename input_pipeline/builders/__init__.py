@@ -71,14 +71,17 @@ def prepared_builder(name: str, data_dir: str, manual_dir: str = "") -> "tfds.co
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not manual_dir:
         raise DataError(
             f"{name}: not prepared in {data_dir} yet; give --config.data.manual_dir=DIR, where DIR "
-            f"holds {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+            f"holds {' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())}"
         )
     _prepare(builder, manual_dir)
     return builder
 
 
 def _prepare(builder: Any, manual_dir: str) -> None:
-    """Prepare without what TFDS prints and draws; its assertions become errors of one line."""
+    """Prepare without what TFDS prints and draws; its assertions become errors of one line.
+
+    When several processes prepare the same set, the first to end keeps what it wrote.
+    """
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
@@ -89,3 +92,7 @@ def _prepare(builder: Any, manual_dir: str) -> None:
         builder.download_and_prepare(download_config=config)
     except AssertionError as error:
         raise DataError(f"{builder.info.full_name}: {' '.join(str(error).split())}") from error
+    except OSError:
+        if not builder.data_path.exists():
+            raise
+        builder.info.read_from_directory(builder.data_path)

@@ -1,0 +1,243 @@
+"""Images per second: this project's tf.data pipeline against a PyTorch DataLoader.
+
+    python -m benchmarks.input_pipeline --dataset=synthetic_occluded_reid/demo
+
+Both read the same encoded images from memory and do the same work on them, listed in
+`benchmarks.torch_loader`, with as many threads or workers as there are cores. They take turns; each
+turn is a fresh process that warms up before it is timed, while the other side does not run.
+
+Prints one JSON line for each pipeline, and one with their ratio. Memory is the proportional set
+size of the process and its workers; both carry the imports of the configuration, JAX among them.
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+# Before TensorFlow is imported: no start-up noise. It only reads images, so oneDNN is not missed.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+import cv2
+import numpy as np
+import psutil
+from tqdm import tqdm
+
+from configs import default
+from input_pipeline.catalog import Catalog
+from input_pipeline.cores import available_cores
+from pgfl_jax.config import Config, parse_config
+from pgfl_jax.errors import UserError
+
+WARM_UP_BATCHES = 20  # more than either side reads ahead
+MEMORY_SAMPLES = 10
+
+
+def tf_data_batches(catalog: Catalog, config: Config) -> Iterator[Any]:
+    """What a training run of this project reads."""
+    from input_pipeline.pipeline import train_batches
+
+    return train_batches(catalog, config.data, map_shape=config.map_shape, seed=config.seed)
+
+
+def torch_batches(catalog: Catalog, config: Config) -> Iterator[Any]:
+    """The same from PyTorch's DataLoader."""
+    from benchmarks.torch_loader import train_loader
+
+    workers = available_cores()
+    shape, seed = config.map_shape, config.seed
+    return iter(train_loader(catalog, config.data, map_shape=shape, seed=seed, workers=workers))
+
+
+SIDES: dict[str, Callable[[Catalog, Config], Iterator[Any]]] = {
+    "tf.data": tf_data_batches,
+    "torch": torch_batches,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One timing of one side."""
+
+    images_per_second: float
+    memory_mib: float
+
+
+def compare(catalog: Catalog, config: Config, *, seconds: float, rounds: int) -> list[dict]:
+    """Time both sides in turns.
+
+    Args:
+        catalog: images in memory.
+        config: size of the images, batch and augmentation.
+        seconds: length of a turn.
+        rounds: turns of each side.
+
+    Returns:
+        What is printed: a dict for each side, then one with their ratio.
+    """
+    turns: dict[str, list[Turn]] = {name: [] for name in SIDES}
+    plan = [name for _ in range(rounds) for name in SIDES]
+    for name in tqdm(plan, desc="turns", unit="turn"):
+        turns[name].append(in_fresh_process(take_turn, name, catalog, config, seconds))
+    return summary(turns)
+
+
+def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
+    """The function's result, or its exception, from a process that imports everything anew."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *args).result()
+
+
+def take_turn(name: str, catalog: Catalog, config: Config, seconds: float) -> Turn:
+    """Start a side, warm it up, time it; then measure the memory of its steady state."""
+    batches = SIDES[name](catalog, config)
+    for _ in range(WARM_UP_BATCHES):
+        next(batches)
+    rate = batches_per_second(batches, seconds) * config.data.batch_size
+    samples = []
+    for _ in range(MEMORY_SAMPLES):  # not while timing: to sum up the pages takes milliseconds
+        next(batches)
+        samples.append(memory_mib())
+    return Turn(rate, max(samples))
+
+
+def batches_per_second(batches: Iterator[Any], seconds: float) -> float:
+    """Rate at which batches can be taken for at least ``seconds``."""
+    count, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        next(batches)
+        count += 1
+    return count / elapsed
+
+
+def memory_mib() -> float:
+    """Proportional set size of this process and its children, where the system tells; else RSS."""
+    this = psutil.Process()
+    used = [process.memory_full_info() for process in (this, *this.children(recursive=True))]
+    return sum(getattr(info, "pss", info.rss) for info in used) / 2**20
+
+
+def summary(turns: dict[str, list[Turn]]) -> list[dict]:
+    """The lines to print, of ``{side: turns}``; the ratio is the first side's over the second's."""
+    rates = {name: [turn.images_per_second for turn in taken] for name, taken in turns.items()}
+    lines: list[dict] = [
+        {
+            "name": name,
+            "images_per_second": {
+                "min": round(min(rates[name]), 1),
+                "median": round(statistics.median(rates[name]), 1),
+                "max": round(max(rates[name]), 1),
+            },
+            "memory_mib": round(max(turn.memory_mib for turn in taken)),
+            "cores": available_cores(),
+            "versions": _versions(),
+        }
+        for name, taken in turns.items()
+    ]
+    first, second = rates.values()
+    ratio = {
+        "name": " / ".join(rates),
+        "ratio_of_medians": round(statistics.median(first) / statistics.median(second), 2),
+        "ratio_per_round": [round(a / b, 2) for a, b in zip(first, second, strict=True)],
+    }
+    return [*lines, ratio]
+
+
+def _versions() -> dict[str, str]:
+    names = ("numpy", "pillow", "tensorflow_cpu", "tensorflow", "torch")
+    installed = {dist.name: dist.version for dist in importlib.metadata.distributions()}
+    return {name: installed[name] for name in names if name in installed}
+
+
+def load_catalog(config: Config, stored: str) -> Catalog:
+    """The training split with its encoded images in memory, re-encoded unless ``stored`` is "".
+
+    Args:
+        config: which data set, prepared if it was not yet.
+        stored: as :func:`stored_sizes` takes it, or "".
+    """
+    from input_pipeline.builders import load_builder
+    from input_pipeline.catalog import read_catalog
+
+    builder = load_builder(config.data.dataset, config.data.data_dir)
+    builder.download_and_prepare()
+    catalog = read_catalog(builder, "train")
+    images = np.empty(len(catalog), object)
+    images[:] = list(catalog.images)
+    catalog = dataclasses.replace(catalog, images=images)
+    return store_as(catalog, stored_sizes(stored, len(catalog))) if stored else catalog
+
+
+def stored_sizes(text: str, count: int) -> np.ndarray:
+    """(N, 2) heights and widths: "256x128", or "mixed" for boxes of many sizes and shapes."""
+    if text == "mixed":
+        rng = np.random.default_rng(0)
+        height = rng.integers(100, 401, count)
+        return np.stack([height, (height * rng.uniform(0.3, 0.55, count)).astype(int)], axis=1)
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise UserError(f"--stored={text}: give HEIGHTxWIDTH, as in 256x128, or mixed")
+    return np.tile([int(height), int(width)], (count, 1))
+
+
+def store_as(catalog: Catalog, sizes: np.ndarray) -> Catalog:
+    """The same images as JPEG files of other sizes, (N, 2) height, width; poses follow."""
+    images = np.empty(len(catalog), object)
+    for i, (height, width) in enumerate(sizes.tolist()):
+        image = cv2.imdecode(np.frombuffer(catalog.images[i], np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+        images[i] = cv2.imencode(".jpg", image)[1].tobytes()
+    scale = (sizes / catalog.image_sizes)[:, None, ::-1]
+    keypoints = catalog.keypoints.copy()
+    posed = keypoints.any(axis=(1, 2))
+    keypoints[posed, :, :2] = ((keypoints[..., :2] + 0.5) * scale - 0.5)[posed]
+    return dataclasses.replace(catalog, images=images, image_sizes=sizes, keypoints=keypoints)
+
+
+def parse_options(argv: list[str] | None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.input_pipeline", description=__doc__
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--dataset", default="synthetic_occluded_reid/demo")
+    parser.add_argument("--data_dir", default="data")
+    parser.add_argument("--height", type=int, default=256, help="of the network's input")
+    parser.add_argument("--width", type=int, default=128, help="of the network's input")
+    parser.add_argument("--stored", default="", help="re-encode first: 256x128, or mixed sizes")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of a turn")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prepare the data, time both sides, print."""
+    options = parse_options(argv)
+    for module in ("torch", "PIL"):
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"{module} is not installed: pip install -e '.[benchmark]'")
+    values = default.get_config()
+    for name in ("dataset", "data_dir", "height", "width"):
+        values.data[name] = getattr(options, name)
+    config = parse_config(values)
+    catalog = in_fresh_process(load_catalog, config, options.stored)
+    for line in compare(catalog, config, seconds=options.seconds, rounds=options.rounds):
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,244 @@
+"""The training input of this project as a `torch.utils.data.DataLoader`: PIL, NumPy and torch.
+
+The yardstick of `benchmarks.input_pipeline`. The same work in the same order with the same
+parameters: PxK sampling, decode, resize, flip, pad and crop, normalise, random erasing, with the
+keypoints following, and part maps of the batch, drawn by the workers.
+"""
+
+import dataclasses
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from input_pipeline import keypoints as kp
+from input_pipeline.catalog import Catalog
+from input_pipeline.sampler import identity_batches
+from pgfl_jax.config import AugmentConfig, DataConfig
+
+_ERASING_ATTEMPTS = 8
+_SEGMENTS = np.array([segment for part in kp.PARTS for segment in part.segments])
+_SEGMENTS_PER_PART = [len(part.segments) for part in kp.PARTS]
+_FIRST, _SECOND = (
+    np.array([kp.JOINTS.index(point[i]) for point in kp.DERIVED_POINTS.values()]) for i in (0, 1)
+)
+_FRACTION = torch.tensor([[point[2]] for point in kp.DERIVED_POINTS.values()])
+
+
+class TrainImages(Dataset):
+    """Augmented training images with their keypoints; read it with :func:`train_loader`."""
+
+    def __init__(self, catalog: Catalog, config: DataConfig) -> None:
+        """Keep the encoded images in memory, as this project's own pipeline does."""
+        self._catalog = catalog
+        self._config = config
+        self._labels = catalog.labels
+        mean, std = np.array(config.mean), np.array(config.std)
+        self._scale = torch.tensor(1 / (255 * std), dtype=torch.float32)[:, None, None]
+        self._offset = torch.tensor(-mean / std, dtype=torch.float32)[:, None, None]
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor | np.ndarray | int]:
+        """One image (3, H, W) float32, normalised, and its keypoints (17, 3) after augmentation."""
+        config = self._config
+        image = Image.open(io.BytesIO(self._catalog.images[index])).convert("RGB")
+        image, keypoints = resize(image, self._catalog.keypoints[index], config)
+        image, keypoints = random_flip(image, keypoints, config.augment.flip)
+        image, keypoints = random_crop(image, keypoints, config.augment.pad)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float()
+        pixels.mul_(self._scale).add_(self._offset)
+        random_erasing(pixels, keypoints, config.augment)
+        return {
+            "images": pixels,
+            "keypoints": keypoints,
+            "labels": self._labels[index],
+            "indices": index,
+        }
+
+
+class IdentityBatchSampler(Sampler[list[int]]):
+    """The batches of :func:`input_pipeline.sampler.identity_batches`, endless."""
+
+    def __init__(self, catalog: Catalog, config: DataConfig, seed: int) -> None:
+        """Take the same batches as the project's own pipeline does with this seed."""
+        self._catalog, self._config, self._seed = catalog, config, seed
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Lists of P·K indices."""
+        batches = identity_batches(
+            self._catalog.identities,
+            self._catalog.cameras,
+            identities_per_batch=self._config.identities_per_batch,
+            images_per_identity=self._config.images_per_identity,
+            seed=self._seed,
+        )
+        return (batch.tolist() for batch in batches)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collate:
+    """Stacks images to a batch and draws its part maps, all images at once."""
+
+    config: DataConfig
+    map_shape: tuple[int, int]
+
+    def __call__(self, rows: list[dict[str, torch.Tensor | np.ndarray | int]]) -> dict:
+        """Rows of `TrainImages` to a batch; in a worker its images lie in shared memory."""
+        keypoints = torch.from_numpy(np.stack([row.pop("keypoints") for row in rows]))
+        batch = default_collate(rows)
+        batch["part_maps"], batch["visibility"] = part_maps(keypoints, self.config, self.map_shape)
+        return batch
+
+
+def train_loader(
+    catalog: Catalog, config: DataConfig, *, map_shape: tuple[int, int], seed: int, workers: int
+) -> DataLoader:
+    """The loader of endless augmented PxK batches.
+
+    Args:
+        catalog: the training split.
+        config: the data options.
+        map_shape: (h, w) of the part maps.
+        seed: of the sampling.
+        workers: number of processes.
+
+    Returns:
+        Batches as dicts: ``images`` (B, 3, H, W) float32, ``labels`` and ``indices`` (B,) int64,
+        ``part_maps`` (B, 8, h, w) and ``visibility`` (B, 8) float32.
+    """
+    return DataLoader(
+        TrainImages(catalog, config),
+        batch_sampler=IdentityBatchSampler(catalog, config, seed),
+        num_workers=workers,
+        collate_fn=Collate(config, map_shape),
+        worker_init_fn=_start_worker,
+    )
+
+
+def _start_worker(_: int) -> None:
+    """One thread each: the workers are the parallelism."""
+    torch.set_num_threads(1)
+
+
+def resize(
+    image: Image.Image, keypoints: np.ndarray, config: DataConfig
+) -> tuple[Image.Image, np.ndarray]:
+    """Resize bilinearly to (H, W); keypoints (17, 3) are copied and follow."""
+    size = np.array([config.width, config.height])
+    scale = (size / image.size).astype(np.float32)
+    keypoints = keypoints.copy()
+    keypoints[:, :2] = (keypoints[:, :2] + 0.5) * scale - 0.5
+    return image.resize((config.width, config.height), Image.Resampling.BILINEAR), keypoints
+
+
+def random_flip(
+    image: Image.Image, keypoints: np.ndarray, probability: float
+) -> tuple[Image.Image, np.ndarray]:
+    """Mirror left and right, and swap the names of left and right joints."""
+    if torch.rand(()) >= probability:
+        return image, keypoints
+    keypoints = keypoints[kp.FLIP]
+    keypoints[:, 0] = image.width - 1 - keypoints[:, 0]
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), keypoints
+
+
+def random_crop(
+    image: Image.Image, keypoints: np.ndarray, pad: int
+) -> tuple[Image.Image, np.ndarray]:
+    """Shift by up to ``pad`` pixels each way, black coming in; joints that left are hidden."""
+    width, height = image.size
+    # PIL's crop fills what lies outside with black: padding and cropping are one copy.
+    left, top = (torch.randint(2 * pad + 1, (2,)) - pad).tolist()
+    keypoints[:, 0] -= left
+    keypoints[:, 1] -= top
+    position = keypoints[:, :2]
+    outside = (position < -0.5) | (position >= (width - 0.5, height - 0.5))
+    keypoints[outside.any(axis=1), 2] = 0
+    return image.crop((left, top, left + width, top + height)), keypoints
+
+
+def random_erasing(pixels: torch.Tensor, keypoints: np.ndarray, config: AugmentConfig) -> None:
+    """Set a random rectangle of ``pixels`` (3, H, W) to 0, in place, and hide its joints."""
+    if torch.rand(()) >= config.erasing:
+        return
+    proposals = torch.rand(_ERASING_ATTEMPTS, 2).tolist()
+    height, width = erasing_size(proposals, pixels.shape[1:], config)
+    top = int(torch.randint(pixels.shape[1] - height + 1, ()))
+    left = int(torch.randint(pixels.shape[2] - width + 1, ()))
+    pixels[:, top : top + height, left : left + width] = 0
+    position = keypoints[:, :2] + 0.5
+    inside = (position >= (left, top)) & (position < (left + width, top + height))
+    keypoints[inside.all(axis=1), 2] = 0
+
+
+def erasing_size(
+    proposals: list[list[float]], limits: tuple[int, int], config: AugmentConfig
+) -> tuple[int, int]:
+    """Height and width of the first proposal that fits; if none does, of the first, cut.
+
+    Args:
+        proposals: pairs in [0, 1): where in the ranges of area and aspect.
+        limits: the image's height and width.
+        config: those ranges.
+    """
+    smallest, largest = config.erasing_area
+    lowest = config.erasing_aspect
+    sizes = []
+    for area, aspect in proposals:
+        pixels = limits[0] * limits[1] * (smallest + (largest - smallest) * area)
+        ratio = lowest + (1 / lowest - lowest) * aspect
+        height, width = round((pixels * ratio) ** 0.5), round((pixels / ratio) ** 0.5)
+        if height <= limits[0] and width <= limits[1]:
+            return height, width
+        sizes.append((height, width))
+    return min(sizes[0][0], limits[0]), min(sizes[0][1], limits[1])
+
+
+def part_maps(
+    keypoints: torch.Tensor, config: DataConfig, map_shape: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What :func:`input_pipeline.pose_maps.part_maps` draws, channels first.
+
+    Args:
+        keypoints: (B, 17, 3) x, y in pixels of the network's input and confidence in [0, 1].
+        config: the data options.
+        map_shape: (h, w) of the maps.
+
+    Returns:
+        Maps (B, 8, h, w) and visibilities (B, 8), float32.
+    """
+    first, second = keypoints[:, _FIRST], keypoints[:, _SECOND]
+    position = first[..., :2] + _FRACTION * (second[..., :2] - first[..., :2])
+    confidence = torch.minimum(first[..., 2:], second[..., 2:])
+    points = torch.cat([keypoints, torch.cat([position, confidence], dim=-1)], dim=1)
+    start, end = points[:, _SEGMENTS[:, 0]], points[:, _SEGMENTS[:, 1]]
+    weight = torch.minimum(start[..., 2], end[..., 2])
+    weight = torch.where(weight >= config.pose.threshold, weight, 0.0)
+    squared = _squared_distances(start, end, (config.height, config.width), map_shape)
+    squared.mul_(-0.5 / (config.pose.sigma * config.height) ** 2)
+    drawn = squared.exp_().mul_(weight[..., None, None])
+    return _max_per_part(drawn), _max_per_part(weight)
+
+
+def _squared_distances(
+    start: torch.Tensor, end: torch.Tensor, image_shape: tuple[int, int], map_shape: tuple[int, int]
+) -> torch.Tensor:
+    """(B, S, h, w) squared distance of every cell centre to every segment, square pixels."""
+    (height, width), (rows, columns) = image_shape, map_shape
+    y = ((torch.arange(rows) + 0.5) * (height / rows) - 0.5)[:, None]
+    x = ((torch.arange(columns) + 0.5) * (width / columns) - 0.5)[None, :]
+    direction = end[..., :2] - start[..., :2]
+    scale = 1 / (direction**2).sum(-1).clamp(min=1e-12)[..., None, None]
+    along_x, along_y = direction[..., 0, None, None], direction[..., 1, None, None]
+    from_x, from_y = x - start[..., 0, None, None], y - start[..., 1, None, None]
+    position = (from_x * (along_x * scale) + from_y * (along_y * scale)).clamp_(0, 1)
+    off_x = torch.addcmul(from_x, position, along_x, value=-1)
+    off_y = torch.addcmul(from_y, position, along_y, value=-1)
+    return off_x.square_().addcmul_(off_y, off_y)
+
+
+def _max_per_part(values: torch.Tensor) -> torch.Tensor:
+    """Maximum over each part's segments: (B, S, ...) to (B, 8, ...)."""
+    return torch.stack([part.amax(1) for part in values.split(_SEGMENTS_PER_PART, dim=1)], dim=1)

@@ -1,0 +1,115 @@
+"""What the builders of real data sets share: features, preparation, warnings, metadata."""
+
+import abc
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from input_pipeline.builders.beam_option import BeamOption
+from input_pipeline.builders.records import Record, read_record
+from input_pipeline.catalog import DataError
+from input_pipeline.file_tree import close_archives
+
+
+@dataclasses.dataclass
+class Survey:
+    """What a data set's folder holds.
+
+    Attributes:
+        records: the images of each split.
+        unmatched: files in the splits' folders whose names say nothing; left out.
+        metadata: what else is worth keeping with the prepared data.
+        warnings: one line each.
+    """
+
+    records: dict[str, list[Record]] = dataclasses.field(default_factory=dict)
+    unmatched: list[str] = dataclasses.field(default_factory=list)
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+
+class ReidBuilder(BeamOption, tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """A data set that somebody gives as a folder or archive; nothing is downloaded.
+
+    ``info.metadata`` is kept with the prepared data: ``source`` (where it was read), ``warnings``
+    and ``unmatched`` as of :class:`Survey`, and the survey's own metadata.
+
+    A subclass says in ``MANUAL_DOWNLOAD_INSTRUCTIONS``, in half a line, what has to be given.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    _manual_dir: Path | None = None
+
+    @abc.abstractmethod
+    def survey(self, source: Path) -> Survey:
+        """List the images of the folder or archive that was given.
+
+        Raises:
+            DataError: in one line, what is missing or wrong there.
+        """
+
+    def annotation_features(self) -> dict[str, Any]:
+        """Features beyond those that every set has."""
+        return {}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "identity": tfds.features.Scalar(np.int64),
+            "camera": tfds.features.Scalar(np.int64),
+            "filename": tfds.features.Text(),
+            **self.annotation_features(),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.__doc__,
+            homepage="docs/datasets.md",  # TFDS would name a page of its own that does not exist
+            features=tfds.features.FeaturesDict(features),
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def _download_and_prepare(
+        self,
+        dl_manager: tfds.download.DownloadManager,
+        download_config: tfds.download.DownloadConfig,
+    ) -> None:
+        # The manager's own manual_dir refuses a single archive.
+        if download_config.manual_dir:
+            self._manual_dir = Path(download_config.manual_dir).expanduser()
+        try:
+            super()._download_and_prepare(dl_manager, download_config)
+        finally:
+            close_archives()
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        source = self._manual_dir or self._default_manual_dir(dl_manager)
+        survey = self.survey(source)
+        for warning in survey.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        self.info.metadata.update(
+            source=str(source),
+            warnings=survey.warnings,
+            unmatched=survey.unmatched,
+            **survey.metadata,
+        )
+        return {
+            split: self._generate_examples(split, records)
+            for split, records in survey.records.items()
+        }
+
+    def _generate_examples(self, split: str, records: list[Record]) -> Any:
+        return self.examples(split, records, read_record)
+
+    def _default_manual_dir(self, dl_manager: tfds.download.DownloadManager) -> Path:
+        """TFDS's own place for what was downloaded by hand."""
+        try:
+            return Path(dl_manager.manual_dir)
+        except AssertionError as error:
+            raise DataError(
+                f"{self.name}: give --manual_dir=DIR, where DIR holds "
+                f"{self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+            ) from error

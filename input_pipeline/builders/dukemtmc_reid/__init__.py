@@ -1,0 +1,1 @@
+"""DukeMTMC-reID (see docs/datasets.md)."""

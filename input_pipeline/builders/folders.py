@@ -1,0 +1,174 @@
+"""Data sets that are folders of images whose names tell identity and camera."""
+
+import abc
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from input_pipeline.builders.base import ReidBuilder, Survey
+from input_pipeline.builders.names import explain_missing, find_root, scan_for
+from input_pipeline.builders.records import Record
+from input_pipeline.catalog import DataError
+from input_pipeline.file_tree import IMAGE_SUFFIXES, FileTree, join
+
+QUERY_CAMERA, GALLERY_CAMERA = 0, 1  # of sets without cameras: different, so nothing is junk
+JUNK_IDENTITY = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """One folder of a split.
+
+    Attributes:
+        path: relative to the data set's folder.
+        pattern: regular expression that a file's path within the folder, without its suffix, fits
+            as a whole; with the group ``identity`` and, unless ``camera`` is given, ``camera``.
+        example: a path that fits, for messages.
+        camera: of all images in the folder, where names do not tell.
+    """
+
+    path: str
+    pattern: str
+    example: str
+    camera: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """What the authors say that a split holds."""
+
+    images: int
+    identities: int | None = None
+
+
+class ImageSetBuilder(ReidBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """A published data set, of which a copy is given.
+
+    Attributes:
+        PUBLISHED: counts of each split; a copy that differs is prepared with a warning.
+        CAMERAS: the cameras there are; another one in a file's name is an error. None: no cameras.
+    """
+
+    PUBLISHED: ClassVar[Mapping[str, Published]]
+    CAMERAS: ClassVar[range | None] = None
+
+    @abc.abstractmethod
+    def survey_tree(self, tree: FileTree) -> Survey:
+        """Find the data set in a tree of files and list its images."""
+
+    def survey(self, source: Path) -> Survey:
+        """List the images and compare them with what is published."""
+        survey = self.survey_tree(scan_for(self._names(), source))
+        for split, records in survey.records.items():
+            _check_unique(source, split, records)
+            survey.warnings += _differences(f"{self.name} {split}", records, self.PUBLISHED[split])
+        if survey.unmatched:
+            survey.warnings.append(
+                f"{self.name}: {len(survey.unmatched)} files are not named or listed as its images "
+                f"and are left out, the first is {survey.unmatched[0]}"
+            )
+        return survey
+
+    def _names(self) -> tuple[str, ...]:
+        """The data sets whose archives are opened."""
+        return (self.name,)
+
+    def root(self, tree: FileTree, entries: list[str]) -> str:
+        """The data set's folder in the tree; DataError if there is none, or several."""
+        root = find_root(tree, self.name, entries)
+        if root is None:
+            raise explain_missing(tree, self.name, entries, str(self.MANUAL_DOWNLOAD_INSTRUCTIONS))
+        return root
+
+    def checked_camera(self, camera: int, file: str) -> int:
+        """The camera, if the set has it; DataError naming the file otherwise."""
+        if self.CAMERAS is not None and camera not in self.CAMERAS:
+            raise DataError(
+                f"{file}: camera {camera}, but {self.name} has cameras {self.CAMERAS[0]} to "
+                f"{self.CAMERAS[-1]}; rename or remove the file"
+            )
+        return camera
+
+
+class FolderBuilder(ImageSetBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """A published data set whose splits are folders.
+
+    Attributes:
+        SPLITS: the folders of each split.
+    """
+
+    SPLITS: ClassVar[Mapping[str, tuple[Folder, ...]]]
+
+    def survey_tree(self, tree: FileTree) -> Survey:
+        """List the images of all folders."""
+        entries = [folder.path for folders in self.SPLITS.values() for folder in folders]
+        root = self.root(tree, entries)
+        survey, junk = Survey(), {}
+        for split, folders in self.SPLITS.items():
+            records: list[Record] = []
+            for folder in folders:
+                found, unmatched = self._survey_folder(tree, root, folder)
+                survey.unmatched += unmatched
+                records += found
+            people = [record for record in records if record.identity != JUNK_IDENTITY]
+            if not people:
+                places = " or ".join(tree.display(join(root, folder.path)) for folder in folders)
+                raise DataError(
+                    f"{places}: no image named like {folders[0].example} for the split {split}; "
+                    "unpack the data set again"
+                )
+            survey.records[split] = people
+            if len(records) > len(people):
+                junk[split] = len(records) - len(people)
+        survey.metadata["junk"] = junk
+        return survey
+
+    def _survey_folder(
+        self, tree: FileTree, root: str, folder: Folder
+    ) -> tuple[list[Record], list[str]]:
+        """The images of one folder, and the files that do not fit its pattern."""
+        records, unmatched = [], []
+        for path in tree.files_in(join(root, folder.path)):
+            filename = f"{folder.path}/{path}"
+            match = match_image(folder.pattern, path)
+            if match is None:
+                unmatched.append(filename)
+                continue
+            full = join(root, filename)
+            camera = folder.camera
+            if camera is None:
+                camera = self.checked_camera(int(match["camera"]), tree.display(full))
+            records.append(Record(tree.files[full], filename, int(match["identity"]), camera))
+        return records, unmatched
+
+
+def match_image(pattern: str, path: str) -> re.Match[str] | None:
+    """How an image's path, without its suffix, fits a pattern; None for what is no image."""
+    stem, dot, suffix = path.rpartition(".")
+    if (dot + suffix).lower() not in IMAGE_SUFFIXES:
+        return None
+    return re.fullmatch(pattern, stem)
+
+
+def _differences(name: str, records: list[Record], published: Published) -> list[str]:
+    """Warnings for counts other than the published ones."""
+    counts = {
+        "images": (len(records), published.images),
+        "identities": (len({record.identity for record in records}), published.identities),
+    }
+    return [
+        f"{name}: {found:,} {what}, {expected:,} were published"
+        for what, (found, expected) in counts.items()
+        if expected is not None and found != expected
+    ]
+
+
+def _check_unique(source: Path, split: str, records: list[Record]) -> None:
+    """DataError if a file stands twice in a split."""
+    seen: set[str] = set()
+    for record in records:
+        if record.filename in seen:
+            raise DataError(f"{source}: {record.filename} stands twice in the split {split}")
+        seen.add(record.filename)

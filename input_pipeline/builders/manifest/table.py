@@ -1,0 +1,224 @@
+"""A manifest: a table of images as CSV or JSON lines, read and checked."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.builders.text import decode_text
+from input_pipeline.catalog import DataError
+from input_pipeline.keypoints import NUM_JOINTS
+
+REQUIRED = ("path", "identity", "camera", "split")
+OPTIONAL = ("keypoints", "occlusion")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """One image as the manifest describes it.
+
+    Attributes:
+        line: in the manifest, from 1.
+        path: as written.
+        file: where that is.
+        identity: any name.
+        camera: any name.
+        split: train, gallery, or a name that begins with query.
+        keypoints: (17, 3) float32 x, y in pixels and confidence; zeros where there is no pose.
+        occlusion: hidden share of the person in [0, 1]; NaN where unknown.
+    """
+
+    line: int
+    path: str
+    file: Path
+    identity: str
+    camera: str
+    split: str
+    keypoints: np.ndarray
+    occlusion: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Manifest:
+    """A table of images.
+
+    Attributes:
+        file: the manifest.
+        columns: the optional columns it has.
+        rows: in its order.
+        fingerprint: changes with the manifest's text and with any image's size or time.
+    """
+
+    file: Path
+    columns: frozenset[str]
+    rows: tuple[Row, ...]
+    fingerprint: int
+
+
+def read_manifest(file: Path) -> Manifest:
+    """Read and check a manifest.
+
+    Raises:
+        DataError: what is wrong, with file and line.
+    """
+    data = file.read_bytes()
+    text = decode_text(data, str(file))
+    entries = list(_csv_entries(file, text) if file.suffix == ".csv" else _json_entries(file, text))
+    if not entries:
+        raise DataError(f"{file}: no image in it")
+    rows = tuple(_row(file, line, entry) for line, entry in entries)
+    _check_paths(file, rows)
+    columns = frozenset(name for _, entry in entries for name in entry)
+    return Manifest(file, columns & set(OPTIONAL), rows, _fingerprint(data, rows))
+
+
+def _csv_entries(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and cells by column; what is between the cells is seen from the header."""
+    try:
+        dialect = csv.Sniffer().sniff(text.partition("\n")[0], delimiters=",;\t")
+    except csv.Error:
+        raise DataError(
+            f"{file}, line 1: not a header of columns separated by commas; "
+            f"it must name {', '.join(REQUIRED)}"
+        ) from None
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=dialect.delimiter, strict=True)
+    try:
+        header = [name.strip() for name in next(reader)]
+        _check_columns(f"{file}, line 1", header)
+        for cells in reader:
+            if not any(cells):
+                continue
+            if len(cells) != len(header):
+                raise DataError(
+                    f"{file}, line {reader.line_num}: {len(cells)} cells, but {len(header)} columns"
+                )
+            entry = zip(header, (cell.strip() for cell in cells), strict=True)
+            yield reader.line_num, dict(entry)
+    except csv.Error as error:
+        raise DataError(f"{file}, line {reader.line_num}: broken CSV: {error}") from error
+
+
+def _json_entries(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and values by column."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file}, line {number}: broken JSON: {error}") from error
+        if not isinstance(entry, dict):
+            raise DataError(f'{file}, line {number}: not a JSON object, as in {{"path": …}}')
+        _check_columns(f"{file}, line {number}", list(entry))
+        yield number, entry
+
+
+def _check_columns(place: str, names: list[str]) -> None:
+    """DataError for columns that are missing, unknown or there twice."""
+    missing = [name for name in REQUIRED if name not in names]
+    unknown = [name for name in names if name not in REQUIRED + OPTIONAL]
+    if missing:
+        raise DataError(f"{place}: no column {', '.join(missing)}")
+    if unknown:
+        known = ", ".join(REQUIRED + OPTIONAL)
+        raise DataError(f"{place}: unknown column {', '.join(map(repr, unknown))}; known: {known}")
+    if len(set(names)) < len(names):
+        raise DataError(f"{place}: a column stands there twice")
+
+
+def _row(file: Path, line: int, entry: Mapping[str, Any]) -> Row:
+    """One checked row; DataError with file and line."""
+    place = f"{file}, line {line}"
+    path, identity, camera, split = (_text(place, name, entry[name]) for name in REQUIRED)
+    if split not in ("train", "gallery") and not split.startswith("query"):
+        raise DataError(
+            f"{place}: unknown split {split!r}; train, gallery or a name that begins with query"
+        )
+    return Row(
+        line=line,
+        path=path,
+        file=file.parent / path,
+        identity=identity,
+        camera=camera,
+        split=split,
+        keypoints=_keypoints(place, entry.get("keypoints")),
+        occlusion=_occlusion(place, entry.get("occlusion")),
+    )
+
+
+def _text(place: str, name: str, value: Any) -> str:
+    """A name; JSON may give it as a whole number."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise DataError(f"{place}: {name} must be a text or a whole number, not {value!r}")
+    text = str(value).strip()
+    if not text:
+        raise DataError(f"{place}: {name} is empty")
+    return text
+
+
+def _keypoints(place: str, value: Any) -> np.ndarray:
+    """(17, 3) float32 from a list or from text; zeros for nothing."""
+    if value is None or (isinstance(value, str | list) and not value):
+        return np.zeros((NUM_JOINTS, 3), np.float32)
+    try:
+        if isinstance(value, str):
+            value = json.loads(value) if value.startswith("[") else value.split()
+        numbers = np.array(value, np.float64).reshape(-1)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{place}: keypoints are not a list of numbers ({error})") from error
+    if len(numbers) != NUM_JOINTS * 3:
+        raise DataError(
+            f"{place}: {len(numbers)} keypoint numbers instead of {NUM_JOINTS * 3} "
+            f"(x, y, confidence of {NUM_JOINTS} joints)"
+        )
+    keypoints = numbers.reshape(NUM_JOINTS, 3)
+    confidence = keypoints[:, 2]
+    if not np.isfinite(keypoints).all() or (confidence < 0).any() or (confidence > 1).any():
+        raise DataError(f"{place}: keypoints must be finite, with confidences in [0, 1]")
+    return keypoints.astype(np.float32)
+
+
+def _occlusion(place: str, value: Any) -> float:
+    """A share; NaN for nothing."""
+    if value is None or value == "":
+        return math.nan
+    try:
+        share = float(value)
+    except (ValueError, TypeError):
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise DataError(f"{place}: occlusion must be a number in [0, 1], not {value!r}")
+    return share
+
+
+def _check_paths(file: Path, rows: tuple[Row, ...]) -> None:
+    """DataError for images that do not exist, or stand twice in a split."""
+    missing = [row for row in rows if not row.file.is_file()]
+    if missing:
+        raise DataError(
+            f"{file}: {len(missing)} images do not exist, the first is {missing[0].file} "
+            f"(line {missing[0].line})"
+        )
+    seen: dict[tuple[str, str], int] = {}
+    for row in rows:
+        first = seen.setdefault((row.split, row.path), row.line)
+        if first != row.line:
+            raise DataError(
+                f"{file}, line {row.line}: {row.path} stands in {row.split} already (line {first})"
+            )
+
+
+def _fingerprint(data: bytes, rows: tuple[Row, ...]) -> int:
+    """Checksum over the manifest and every image's size and time of change."""
+    checksum = zlib.crc32(data)
+    for row in rows:
+        status = row.file.stat()
+        checksum = zlib.crc32(f"{status.st_size} {status.st_mtime_ns}\n".encode(), checksum)
+    return checksum

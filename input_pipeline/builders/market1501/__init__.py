@@ -1,0 +1,1 @@
+"""Market-1501 (see docs/datasets.md)."""

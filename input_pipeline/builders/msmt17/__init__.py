@@ -1,0 +1,1 @@
+"""MSMT17 (see docs/datasets.md)."""

@@ -1,0 +1,93 @@
+"""Which data set a folder or archive is named for.
+
+Market-1501, DukeMTMC-reID and Occluded-Duke have the same three folders, and other sets, too, have
+Occluded-REID's two: only a name tells them apart.
+"""
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from input_pipeline.catalog import DataError
+from input_pipeline.file_tree import FileTree
+
+# The first that fits decides: the special names stand before those they contain.
+_PATTERNS = {
+    "occluded_duke": r"occ(luded)?[-_ ]?duke",
+    "p_dukemtmc_reid": r"(?<![a-z])p[-_ ]?duke",
+    "dukemtmc_reid": r"duke",
+    "market1501": r"market",
+    "msmt17": r"msmt",
+    "occluded_reid": r"occ(luded)?[-_ ]?re-?id",
+    "partial_ilids": r"ilids",
+    "partial_reid": r"partial[-_ ]?re-?id",
+}
+
+
+def named_set(path: str) -> str | None:
+    """The data set that the innermost telling part of a posix path is named for.
+
+    >>> named_set("duke/Occluded_Duke.zip/Occluded_Duke/data")
+    'occluded_duke'
+    """
+    for part in reversed(path.split("/")):
+        for name, pattern in _PATTERNS.items():
+            if re.search(pattern, part.lower()):
+                return name
+    return None
+
+
+def scan_for(names: Collection[str], source: Path) -> FileTree:
+    """The files of a folder or archive; archives named for sets other than ``names`` stay shut."""
+    return FileTree.scan(source, lambda path: named_set(path) in (None, *names))
+
+
+def find_root(tree: FileTree, name: str, entries: Collection[str]) -> str | None:
+    """The folder of a data set: it has all ``entries``, and its path names this set or none.
+
+    A path that names the set goes before one that names none, and a folder before an archive.
+
+    Returns:
+        The relative path of the folder ("" is the source itself), or None.
+
+    Raises:
+        DataError: several folders could be meant.
+    """
+    complete = [root for root, missing in tree.roots(list(entries)).items() if not missing]
+    own = [root for root in complete if _named(tree, root) == name]
+    unnamed = [root for root in complete if _named(tree, root) is None]
+    candidates = own or unnamed
+    unpacked = [root for root in candidates if ".zip" not in root.lower()]
+    candidates = unpacked or candidates
+    if len(candidates) > 1:
+        shown = ", ".join(tree.display(root) for root in candidates)
+        raise DataError(
+            f"{tree.source}: several folders could be {name}: {shown}; "
+            "give one of them as --config.data.manual_dir"
+        )
+    return candidates[0] if candidates else None
+
+
+def explain_missing(tree: FileTree, name: str, entries: Collection[str], wanted: str) -> DataError:
+    """Why there is no root for this set, in one line with the remedy."""
+    if tree.problems:
+        return DataError(tree.problems[0])
+    roots = tree.roots(list(entries))
+    own = [root for root in roots if _named(tree, root) in (None, name)]
+    if own:
+        nearest = min(own, key=lambda root: len(roots[root]))
+        return DataError(
+            f"{tree.display(nearest)}: lacks {', '.join(roots[nearest])}; "
+            f"--config.data.manual_dir must hold {wanted}"
+        )
+    archives = tree.other_archives()
+    if archives:
+        return DataError(f"{tree.display(archives[0])}: only zip archives can be read; unpack it")
+    others = sorted({str(_named(tree, root)) for root in roots})
+    found = f" (what it holds is named for {', '.join(others)})" if others else ""
+    return DataError(f"{tree.source}: no {name} in it{found}; it must hold {wanted}")
+
+
+def _named(tree: FileTree, root: str) -> str | None:
+    """The set that a folder is named for, the source's own name included."""
+    return named_set(f"{tree.source.resolve().name}/{root}")

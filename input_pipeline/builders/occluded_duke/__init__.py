@@ -1,0 +1,1 @@
+"""Occluded-Duke (see docs/datasets.md)."""

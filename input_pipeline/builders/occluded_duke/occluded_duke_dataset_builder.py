@@ -1,0 +1,45 @@
+"""TFDS builder of Occluded-Duke, from its own folder or from DukeMTMC-reID and three name lists."""
+
+import types
+
+from input_pipeline.builders.base import Survey
+from input_pipeline.builders.dukemtmc_reid.layout import CAMERAS, SPLITS
+from input_pipeline.builders.folders import FolderBuilder, Published
+from input_pipeline.builders.names import find_root
+from input_pipeline.builders.occluded_duke.lists import find_lists, survey_lists
+from input_pipeline.file_tree import FileTree
+
+_FOLDERS = [folder.path for folders in SPLITS.values() for folder in folders]
+
+
+class Builder(FolderBuilder):
+    """Occluded-Duke: DukeMTMC-reID split anew, with an occluded person in every query."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "the folder Occluded_Duke (with bounding_box_train, query and bounding_box_test) or its "
+        "zip archive; or DukeMTMC-reID (folder or zip) and the lists train.list, query.list and "
+        "gallery.list"
+    )
+    SPLITS = SPLITS
+    PUBLISHED = types.MappingProxyType(
+        {
+            "train": Published(15_618, 702),
+            "query": Published(2_210, 519),
+            "gallery": Published(17_661, 1_110),
+        }
+    )
+    CAMERAS = CAMERAS
+
+    def _names(self) -> tuple[str, ...]:
+        return (self.name, "dukemtmc_reid")
+
+    def survey_tree(self, tree: FileTree) -> Survey:
+        """List the images: by the three lists if there are any, else as they lie in the folders."""
+        duke = find_root(tree, "dukemtmc_reid", _FOLDERS)
+        lists = find_lists(tree)
+        own = find_root(tree, self.name, _FOLDERS)
+        # Without a name that says so, folders beside the lists are DukeMTMC-reID's: then both
+        # searches find the same root.
+        if lists is not None and duke is not None and own in (None, duke):
+            return survey_lists(self, tree, duke, lists)
+        return super().survey_tree(tree)

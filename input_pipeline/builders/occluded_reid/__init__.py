@@ -1,0 +1,1 @@
+"""Occluded-REID (see docs/datasets.md)."""

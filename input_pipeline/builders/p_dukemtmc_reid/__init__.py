@@ -1,0 +1,1 @@
+"""P-DukeMTMC-reID (see docs/datasets.md)."""

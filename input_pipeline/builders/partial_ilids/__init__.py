@@ -1,0 +1,1 @@
+"""Partial-iLIDS (see docs/datasets.md)."""

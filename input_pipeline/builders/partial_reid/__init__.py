@@ -1,0 +1,1 @@
+"""Partial-REID (see docs/datasets.md)."""

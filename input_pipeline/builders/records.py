@@ -1,0 +1,71 @@
+"""One image of a data set: where it lies, who is on it, and its bytes as they are stored."""
+
+import dataclasses
+from pathlib import PurePosixPath
+from typing import Any
+
+import cv2
+import numpy as np
+
+from input_pipeline.catalog import DataError
+from input_pipeline.file_tree import Location, read_file
+
+_STORED_UNCHANGED = (b"\xff\xd8", b"\x89PNG")  # how a JPEG and a PNG begin
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One image of a split.
+
+    Attributes:
+        location: where its file lies.
+        filename: its path relative to the data set's folder, unique in the split.
+        identity: who is on it.
+        camera: which camera saw it.
+        annotations: further features, such as ``keypoints``.
+    """
+
+    location: Location
+    filename: str
+    identity: int
+    camera: int
+    annotations: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def read_record(record: Record) -> tuple[str, dict[str, Any]]:
+    """The TFDS key and example of a record.
+
+    Raises:
+        DataError: a damaged archive, or an image that had to be re-encoded and cannot be decoded.
+    """
+    return record.filename, {
+        "image": to_jpeg_or_png(read_file(record.location), "/".join(record.location)),
+        "identity": record.identity,
+        "camera": record.camera,
+        "filename": record.filename,
+        **record.annotations,
+    }
+
+
+def to_jpeg_or_png(encoded: bytes, name: str) -> bytes:
+    """JPEG and PNG files as they are; any other image as a PNG with the same pixels.
+
+    What TensorFlow cannot read (TIFF) or stores wastefully (BMP) becomes a PNG of 8 bits and three
+    channels: 16 bits are scaled to 8, an alpha channel is left out.
+
+    Args:
+        encoded: the file's contents.
+        name: the file's name for its suffix and for messages.
+
+    Raises:
+        DataError: the image cannot be decoded. A file that calls itself JPEG or PNG is stored all
+            the same: whoever decodes the data set names all broken ones at once.
+    """
+    if encoded.startswith(_STORED_UNCHANGED):
+        return encoded
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
+    if image is not None:
+        return cv2.imencode(".png", image)[1].tobytes()
+    if PurePosixPath(name).suffix.lower() in (".jpg", ".jpeg", ".png"):
+        return encoded
+    raise DataError(f"{name}: the image cannot be decoded; replace or remove the file")

@@ -1,0 +1,29 @@
+"""Text files within a tree."""
+
+from input_pipeline.catalog import DataError
+from input_pipeline.file_tree import FileTree
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """UTF-8, with or without a byte-order mark; DataError naming the line for anything else."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + data[: error.start].count(b"\n")
+        raise DataError(f"{name}, line {line}: not UTF-8; save the file as UTF-8") from error
+
+
+def read_lines(tree: FileTree, path: str) -> list[tuple[int, str]]:
+    """The lines of a file that are not blank, stripped, each with its number from 1."""
+    lines = decode_text(tree.read(path), tree.display(path)).splitlines()
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def missing_files(tree: FileTree, path: str, missing: list[str], place: str) -> DataError:
+    """For a list that names files that are not there, or none at all."""
+    if not missing:
+        return DataError(f"{tree.display(path)}: names no file; get the list again")
+    return DataError(
+        f"{tree.display(path)}: names {len(missing)} files that {place} does not have, the first "
+        f"is {missing[0]}; get the data set or the list again"
+    )

@@ -1,0 +1,1 @@
+"""What a data set looks like, and what is wrong with it, before anything is trained."""

@@ -1,0 +1,79 @@
+"""Says what the doctor sees in the data of a configuration, before anything is trained.
+
+python -m input_pipeline.doctor --config=configs/X.py [--config.a.b=...] [--output=PAGE.html]
+
+Every image is decoded, every protocol checked. Tables, warnings and a verdict are printed; a page
+shows them with sample images and their poses. The exit status is 1 if training or evaluation could
+not work with these data, else 0.
+"""
+
+import os
+from pathlib import Path
+
+# Before TensorFlow is imported: no start-up noise. It only reads images, so oneDNN is not missed.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from pgfl_jax.command_line import run
+from pgfl_jax.config import Config, parse_config
+from pgfl_jax.errors import UserError
+
+
+def define_flags() -> None:
+    """The options."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Configuration file, e.g. configs/default.py; options as of main.py."
+    )
+    flags.DEFINE_string(
+        "output", None, "The page to write; by default runs/doctor/DATASET.html, / replaced by -."
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Examine the data that the flags name; returns the exit status."""
+    if argv[1:]:
+        raise UserError(f"no bare arguments, please: {' '.join(argv[1:])}")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.ERROR)  # TFDS tells of what it prepares
+    return examine(parse_config(flags.FLAGS.config), flags.FLAGS.output)
+
+
+def examine(config: Config, output: str | None = None) -> int:
+    """Print the diagnosis and write the page.
+
+    Args:
+        config: what to look at.
+        output: where the page goes; None for the place named after the data set.
+
+    Returns:
+        1 if training or evaluation could not work, else 0.
+
+    Raises:
+        UserError: the page's place is a folder.
+        OSError: the page cannot be written.
+    """
+    path = Path(output or f"runs/doctor/{config.data.dataset.replace('/', '-')}.html")
+    if path.is_dir():
+        raise UserError(f"--output={path}: is a folder; name a file")
+
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")  # nothing here needs one
+
+    from input_pipeline.doctor.diagnosis import diagnose
+    from input_pipeline.doctor.page import write_page
+    from input_pipeline.doctor.terminal import format_text
+
+    diagnosis = diagnose(config)
+    print(format_text(diagnosis))
+    write_page(diagnosis, path)
+    print(f"page: {path}")
+    return 1 if diagnosis.findings.errors else 0
+
+
+if __name__ == "__main__":
+    define_flags()
+    run(main, required=["config"])

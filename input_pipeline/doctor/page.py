@@ -1,0 +1,135 @@
+"""The diagnosis as one HTML file: no scripts, nothing fetched."""
+
+import base64
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+from input_pipeline.doctor.diagnosis import Diagnosis
+from input_pipeline.doctor.samples import choose_samples, draw_sample
+from input_pipeline.doctor.survey import Dataset, Listing, Split, Survey
+from input_pipeline.doctor.tables import Table, protocol_table, split_table
+from input_pipeline.doctor.terminal import verdict
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --line: #8885; --good: #2a7d4f; --bad: #c0392b; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1rem; }}
+h1, h2, h3 {{ line-height: 1.2; overflow-wrap: anywhere; }}
+h2 {{ margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem; }}
+.verdict {{ border-left: .4rem solid var(--good); padding: .5rem 1rem; background: #8881; }}
+.verdict.bad {{ border-color: var(--bad); }}
+.verdict p {{ margin: 0; font-weight: 600; }}
+li {{ overflow-wrap: anywhere; }}
+.table {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
+  white-space: nowrap; }}
+th:first-child, td:first-child {{ text-align: left; }}
+.strip {{ display: flex; flex-wrap: wrap; gap: .8rem; }}
+figure {{ margin: 0; width: min(100%, 300px); }}
+figure img {{ display: block; max-width: 100%; height: auto; }}
+figcaption {{ font-size: .8rem; overflow-wrap: anywhere; }}
+summary {{ cursor: pointer; overflow-wrap: anywhere; }}
+pre {{ overflow-x: auto; font-size: .85rem; }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def write_page(diagnosis: Diagnosis, path: Path) -> None:
+    """Write the page, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        beside.write_text(format_page(diagnosis), encoding="utf-8", errors="backslashreplace")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def format_page(diagnosis: Diagnosis) -> str:
+    """The page as HTML."""
+    survey = diagnosis.survey
+    title = f"Data of {survey.config.data.dataset}"
+    body = [f"<h1>{escape(title)}</h1>", _verdict(diagnosis)]
+    for heading, lines in (
+        ("Warnings", diagnosis.findings.warnings),
+        ("Notes", diagnosis.findings.notes),
+    ):
+        if lines:
+            body.append(f"<h3>{heading}</h3>\n{_list(lines)}")
+    for dataset in survey.datasets:
+        body += _dataset(survey, dataset)
+    if diagnosis.listings:
+        body += ["<h2>Files</h2>", *map(_listing, diagnosis.listings)]
+    return _PAGE.format(title=escape(title), body="\n".join(body))
+
+
+def _verdict(diagnosis: Diagnosis) -> str:
+    errors = diagnosis.findings.errors
+    kind, problems = (" bad", _list(errors)) if errors else ("", "")
+    return f'<div class="verdict{kind}"><p>{escape(verdict(diagnosis))}</p>{problems}</div>'
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>\n" for line in lines) + "</ul>"
+
+
+def _dataset(survey: Survey, dataset: Dataset) -> Iterator[str]:
+    """Tables and samples of a data set."""
+    yield f"<h2>{escape(dataset.name)}</h2>"
+    if dataset.source:
+        yield f"<p>Prepared from {escape(dataset.source)}</p>"
+    if not dataset.splits:
+        yield "<p>It could not be opened.</p>"
+        return
+    yield _table(split_table(survey, dataset))
+    if dataset.protocols:
+        yield "<h3>Protocols</h3>"
+        yield _table(protocol_table(survey, dataset))
+    for split in dataset.splits.values():
+        yield _samples(survey, split)
+
+
+def _table(table: Table) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    rows = "\n".join([row(table.header, "th"), *(row(cells, "td") for cells in table.rows)])
+    return f'<div class="table"><table>\n{rows}\n</table></div>'
+
+
+def _samples(survey: Survey, split: Split) -> str:
+    """A strip of pictures: image, skeleton, part maps."""
+    figures = []
+    for row in choose_samples(split):
+        jpeg = draw_sample(split.catalog, row, survey.config.data.pose)
+        data = base64.b64encode(jpeg).decode()
+        no_pose = "" if split.catalog.has_pose[row] else ", no pose"
+        text = escape(split.describe(row) + no_pose)
+        figures.append(
+            f'<figure><img src="data:image/jpeg;base64,{data}" alt="{text}">'
+            f"<figcaption>{text}</figcaption></figure>"
+        )
+    strip = "\n".join(figures)
+    return f'<h3>{escape(split.name)}</h3>\n<div class="strip">\n{strip}\n</div>'
+
+
+def _listing(listing: Listing) -> str:
+    lines = escape("\n".join(listing.lines))
+    title = escape(f"{listing.title}: {len(listing.lines):,}")
+    return f"<details><summary>{title}</summary><pre>{lines}</pre></details>"

@@ -1,0 +1,255 @@
+"""A read-only tree of files over a folder or a zip archive, with the zips inside of either.
+
+Data sets travel as folders, as archives and as archives within archives. Here all of them look the
+same: an archive is a folder that carries the archive's name. Nothing is unpacked to disk, except
+that an archive within an archive is spooled into an anonymous temporary file.
+"""
+
+import dataclasses
+import functools
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from input_pipeline.catalog import DataError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
+# Archives that cannot be read at random, or not by Python: they have to be unpacked.
+_OTHER_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".rar", ".7z")
+_JUNK_NAMES = frozenset({"__macosx", ".ds_store", "thumbs.db"})
+# Published sets are at most zips within a zip; an archive made to contain itself would not end.
+_MAX_NESTING = 3
+# What reading a damaged or encrypted archive raises.
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
+
+# Where a file lies: a path on disk, then the member's name within each archive along the way.
+Location = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class FileTree:
+    """The files under a folder or within a zip archive.
+
+    Attributes:
+        source: the folder or archive.
+        files: relative posix path of each file → where it lies, sorted by path. An archive is a
+            folder, as in ``sets.zip/Market-1501.zip/query/a.jpg``.
+        folders: relative posix paths of all folders (archives among them); "" is the source.
+        problems: one line for each archive that could not be opened.
+    """
+
+    source: Path
+    files: dict[str, Location]
+    folders: frozenset[str]
+    problems: tuple[str, ...]
+
+    @classmethod
+    def scan(cls, source: Path, opens: Callable[[str], bool] = lambda path: True) -> "FileTree":
+        """List a folder or zip archive.
+
+        Args:
+            source: the folder or archive.
+            opens: whether to look into the archive of this relative path; the others are files
+                like any other.
+
+        Raises:
+            DataError: there is nothing at ``source``, or neither a folder nor a zip archive.
+        """
+        listing = _Listing(opens)
+        if source.is_dir():
+            listing.add_folder(source)
+        elif not source.exists():
+            raise DataError(f"{source}: no such folder or zip archive")
+        elif zipfile.is_zipfile(source) or source.suffix.lower() == ".zip":
+            listing.add_archive("", (str(source),))
+        elif source.name.lower().endswith(_OTHER_ARCHIVES):
+            raise DataError(f"{source}: only zip archives can be read; unpack it, give the folder")
+        else:
+            raise DataError(f"{source}: neither a folder nor a zip archive")
+        files = dict(sorted(listing.files.items()))
+        return cls(source, files, frozenset(listing.folders), tuple(listing.problems))
+
+    def read(self, path: str) -> bytes:
+        """The contents of the file at a relative posix path."""
+        return read_file(self.files[path])
+
+    def display(self, path: str) -> str:
+        """A relative path as a person may look it up."""
+        return str(self.source / path) if path else str(self.source)
+
+    def files_in(self, folder: str) -> list[str]:
+        """Paths of all files in a folder, at any depth, relative to the folder and sorted."""
+        prefix = join(folder, "")
+        return [path.removeprefix(prefix) for path in self.files if path.startswith(prefix)]
+
+    def roots(self, entries: Sequence[str]) -> dict[str, list[str]]:
+        """Each folder that has at least one of the relative ``entries`` → those that it lacks.
+
+        Args:
+            entries: files or folders, as ``query`` or ``test/whole_body_images``.
+
+        Returns:
+            Sorted by folder; "" is the source itself. A folder with all entries has an empty list.
+        """
+        present = self.folders | self.files.keys()
+        tails = {entry.rpartition("/")[2] for entry in entries}
+        roots: set[str] = set()
+        for path in present:
+            if path.rpartition("/")[2] in tails:
+                fitting = [entry for entry in entries if f"/{path}".endswith(f"/{entry}")]
+                roots.update(path[: -len(entry)].rstrip("/") for entry in fitting)
+        return {
+            root: [entry for entry in entries if join(root, entry) not in present]
+            for root in sorted(roots)
+        }
+
+    def other_archives(self) -> list[str]:
+        """Paths of the archives that cannot be read without unpacking them."""
+        return [path for path in self.files if path.lower().endswith(_OTHER_ARCHIVES)]
+
+
+def read_file(location: Location) -> bytes:
+    """The contents of a file on disk or in an archive.
+
+    Raises:
+        DataError: the archive is damaged there; the line names archive and member.
+    """
+    if len(location) == 1:
+        return Path(location[0]).read_bytes()
+    try:
+        return _archive(location[:-1]).read(location[-1])
+    except _ZIP_ERRORS as error:
+        raise DataError(
+            f"{_describe(location)}: cannot be read ({_one_line(error)}); get the archive again"
+        ) from error
+
+
+def join(folder: str, name: str) -> str:
+    """A relative posix path; the folder may be "", the source itself."""
+    return f"{folder}/{name}" if folder else name
+
+
+def close_archives() -> None:
+    """Let go of all archives that were opened for reading, and of their temporary files."""
+    _archive.cache_clear()
+
+
+class _Listing:
+    """Collects the entries of a tree."""
+
+    def __init__(self, opens: Callable[[str], bool]) -> None:
+        self.opens = opens
+        self.files: dict[str, Location] = {}
+        self.folders: set[str] = {""}
+        self.problems: list[str] = []
+
+    def add_folder(self, source: Path) -> None:
+        """Everything under a folder on disk; a link to a folder is followed once."""
+        seen: set[str] = set()
+        for folder, subfolders, names in os.walk(source, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in seen:
+                subfolders.clear()
+                continue
+            seen.add(real)
+            subfolders[:] = sorted(name for name in subfolders if not _is_junk(name))
+            relative = Path(folder).relative_to(source).as_posix()
+            relative = "" if relative == "." else relative
+            self.folders.add(relative)
+            for name in sorted(names):
+                self.add_file(join(relative, name), (os.path.join(folder, name),))
+
+    def add_file(self, path: str, location: Location) -> None:
+        """A file, and what is in it if it is an archive that may be opened."""
+        if any(map(_is_junk, path.split("/"))):
+            return
+        self.files[path] = location
+        is_zip = path.lower().endswith(".zip")
+        if is_zip and len(location) <= _MAX_NESTING and self.opens(path):
+            self.add_archive(path, location)
+
+    def add_archive(self, path: str, location: Location) -> None:
+        """The members of an archive; if it cannot be opened, the reason."""
+        try:
+            members = _archive(location).infolist()
+            if any(member.flag_bits & 1 for member in members):
+                raise DataError(f"{_describe(location)}: encrypted; unpack it and give the folder")
+        except DataError as error:
+            self.problems.append(str(error))
+            return
+        self.folders.add(path)
+        for member in members:
+            # Some Windows programs write backslashes against the standard.
+            name = join(path, member.filename.replace("\\", "/").strip("/"))
+            if any(map(_is_junk, name.split("/"))):
+                continue
+            if member.is_dir():
+                self.folders.update(_with_ancestors(name))
+            else:
+                self.folders.update(_with_ancestors(name.rpartition("/")[0]))
+                self.add_file(name, (*location, member.filename))
+
+
+def _with_ancestors(folder: str) -> Iterator[str]:
+    """A folder and all above it but the source."""
+    while folder:
+        yield folder
+        folder = folder.rpartition("/")[0]
+
+
+class _Archive(zipfile.ZipFile):
+    """A zip that owns the stream it reads from: closed with it, also by garbage collection."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        try:
+            super().__init__(stream)
+        except BaseException:
+            stream.close()
+            raise
+
+    def close(self) -> None:
+        super().close()
+        self._stream.close()
+
+
+@functools.lru_cache(maxsize=32)
+def _archive(location: Location) -> _Archive:
+    """The opened archive; DataError if it is damaged, encrypted or none.
+
+    Kept per process, so that records that name locations can be read by other processes, too.
+    """
+    try:
+        if len(location) == 1:
+            return _Archive(open(location[0], "rb"))
+        stream = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the archive)
+        try:
+            with _archive(location[:-1]).open(location[-1]) as packed:
+                shutil.copyfileobj(packed, stream, 1 << 20)
+        except BaseException:
+            stream.close()
+            raise
+        return _Archive(stream)
+    except _ZIP_ERRORS as error:
+        raise DataError(
+            f"{_describe(location)}: not a whole zip archive ({_one_line(error)}); get it again"
+        ) from error
+
+
+def _describe(location: Location) -> str:
+    """Where it lies, from the disk inwards."""
+    return "/".join(location)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_junk(name: str) -> bool:
+    """Whether a file or folder was left by an operating system."""
+    return name.lower() in _JUNK_NAMES or name.startswith("._")

@@ -1,0 +1,187 @@
+"""Makes the pose file that training reads, from pose files or with a pose model (docs/poses.md).
+
+python -m input_pipeline.poses import --format openpose --input DIR --dataset NAME --output F.npz
+python -m input_pipeline.poses estimate --model pose.onnx --dataset NAME --output F.npz
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Before TensorFlow is imported: no start-up noise. It only reads images, so oneDNN is not missed.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+from input_pipeline.poses.cache import write_poses
+from input_pipeline.poses.coverage import Coverage, coverage, format_coverage, write_left_over
+from input_pipeline.poses.crop import Preprocessing
+from input_pipeline.poses.estimate import estimate_poses
+from input_pipeline.poses.formats import FORMATS
+from input_pipeline.poses.formats.coco import read_coco
+from input_pipeline.poses.images import images_of, open_dataset, read_catalogs
+from input_pipeline.poses.importing import build_cache, join
+from input_pipeline.poses.model import PoseModel
+from pgfl_jax.errors import UserError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command; returns the exit status."""
+    flags = _parser().parse_args(argv)
+    try:
+        if flags.output.is_dir():
+            raise UserError(f"--output={flags.output}: is a folder; name a file")
+        flags.output.parent.mkdir(parents=True, exist_ok=True)
+        found = flags.run(flags)
+    except (UserError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing is written", file=sys.stderr)
+        return 130
+    print(format_coverage(found, _left_over_file(flags.output)))
+    print(f"wrote {flags.output}")
+    return 0
+
+
+def _left_over_file(output: Path) -> Path:
+    """Where everything that was left over is listed."""
+    return output.with_name(output.name + ".unmatched.txt")
+
+
+def _import(flags: argparse.Namespace) -> Coverage:
+    """Import pose files."""
+    if flags.annotations is not None and flags.format != "coco":
+        raise UserError("--annotations: belongs to --format coco")
+    if not flags.input.exists():
+        raise UserError(f"--input={flags.input}: no such file or folder")
+    images = images_of(read_catalogs(open_dataset(flags.dataset, flags.data_dir, flags.manual_dir)))
+    path = Path(os.path.abspath(flags.input))
+    root = path if path.is_dir() else path.parent
+    if flags.annotations is not None:
+        annotations = read_coco(flags.input, flags.annotations)
+    else:
+        annotations = FORMATS[flags.format](flags.input)
+    joined = join(images, annotations, root.as_posix())
+    cache = build_cache(
+        images,
+        joined,
+        estimator=flags.estimator or flags.format,
+        seen_size=flags.seen_size and tuple(flags.seen_size),
+        keep_distractors=flags.keep_distractors,
+    )
+    found = coverage(images, cache, joined)
+    write_poses(flags.output, cache)
+    write_left_over(found, _left_over_file(flags.output))
+    return found
+
+
+def _estimate(flags: argparse.Namespace) -> Coverage:
+    """Estimate poses."""
+    size = flags.input_size and tuple(flags.input_size)
+    model = PoseModel(flags.model, size, udp=flags.udp)
+    preprocessing = Preprocessing(
+        *model.size,
+        mean=tuple(flags.mean),
+        std=tuple(flags.std),
+        padding=flags.padding,
+        bgr=flags.bgr,
+    )
+    catalogs = read_catalogs(open_dataset(flags.dataset, flags.data_dir, flags.manual_dir))
+    cache, undecodable = estimate_poses(
+        catalogs,
+        model,
+        preprocessing,
+        batch_size=flags.batch,
+        estimator=flags.estimator or model.estimator,
+    )
+    found = coverage(images_of(catalogs), cache, undecodable=undecodable)
+    write_poses(flags.output, cache)
+    write_left_over(found, _left_over_file(flags.output))
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Both commands."""
+    parser = argparse.ArgumentParser(
+        prog="python -m input_pipeline.poses",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="{import,estimate}")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--dataset", required=True, help="folder[/config] of input_pipeline/builders"
+    )
+    shared.add_argument("--data_dir", default="data", help="where prepared data sets are kept")
+    shared.add_argument("--manual_dir", default="", help="where the data sets as published lie")
+    shared.add_argument("--output", required=True, type=Path, help="the .npz to write")
+    shared.add_argument("--estimator", help="name kept with each pose")
+    _add_import(commands.add_parser("import", parents=[shared], help="from pose files"))
+    _add_estimate(commands.add_parser("estimate", parents=[shared], help="with a pose model"))
+    return parser
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    """The options of import."""
+    parser.set_defaults(run=_import)
+    parser.add_argument("--format", required=True, choices=sorted(FORMATS))
+    parser.add_argument("--input", required=True, type=Path, help="pose file or folder")
+    parser.add_argument("--annotations", type=Path, help="COCO file that names the image numbers")
+    parser.add_argument(
+        "--seen-size",
+        nargs=2,
+        type=_positive(int),
+        metavar=("HEIGHT", "WIDTH"),
+        help="size to which the images had been resized for the estimator",
+    )
+    parser.add_argument(
+        "--keep-distractors", action="store_true", help="keep the people who are not the target"
+    )
+
+
+def _add_estimate(parser: argparse.ArgumentParser) -> None:
+    """The options of estimate."""
+    parser.set_defaults(run=_estimate)
+    parser.add_argument("--model", required=True, type=Path, help="ONNX file")
+    parser.add_argument(
+        "--input-size",
+        nargs=2,
+        type=_positive(int),
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the model's input, where the model leaves it open",
+    )
+    parser.add_argument("--batch", type=_positive(int), default=32, help="images of a run")
+    default = Preprocessing(1, 1)
+    parser.add_argument(
+        "--padding", type=_positive(float), default=default.padding, help="box / image"
+    )
+    for name, kind in (("mean", float), ("std", _positive(float))):
+        parser.add_argument(
+            f"--{name}",
+            nargs=3,
+            type=kind,
+            default=getattr(default, name),
+            help="per channel, of 0 … 255",
+        )
+    parser.add_argument("--bgr", action="store_true", help="the model's channels are B, G, R")
+    parser.add_argument(
+        "--udp", action="store_true", help="heat maps in UDP's convention (ViTPose)"
+    )
+
+
+def _positive(kind: type):
+    """A parser of numbers above zero."""
+
+    def parse(text: str):
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

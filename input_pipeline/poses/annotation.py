@@ -1,0 +1,137 @@
+"""What every format is read into, and the reading of pose files that all formats share."""
+
+import dataclasses
+import json
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.catalog import DataError
+from input_pipeline.keypoints import NUM_JOINTS
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Annotation:
+    """What one pose file says about one image.
+
+    Attributes:
+        image: the image's name with the folders known, below ``--input``; extensions do not count.
+        source: the pose file, relative to ``--input``.
+        people: (P, 17, 3) float32 x, y, confidence in [0, 1]; as they stand in the file.
+        target: which of the people is flagged as the target; None where the format has no flags.
+        part_maps: (h, w, 8) uint8, 255 for 1; None where the file holds keypoints.
+    """
+
+    image: str
+    source: str
+    people: np.ndarray
+    target: int | None = None
+    part_maps: np.ndarray | None = None
+
+    @property
+    def label(self) -> str:
+        """How reports name it."""
+        return self.source if self.image == self.source else f"{self.source}: {self.image}"
+
+
+@dataclasses.dataclass(frozen=True)
+class PoseFile:
+    """One file below ``--input``.
+
+    Attributes:
+        path: where it lies.
+        source: its path relative to the folder given, with slashes; its name, if it was given.
+    """
+
+    path: Path
+    source: str
+
+    def error(self, problem: str) -> DataError:
+        """The error that names this file."""
+        return DataError(f"{self.path}: {problem}")
+
+    def image(self, name: str) -> str:
+        """An image named inside the file; its folders continue those of the file."""
+        return str(PurePosixPath(self.source).parent / name.replace("\\", "/"))
+
+    def read_json(self) -> Any:
+        """The file's JSON value."""
+        try:
+            return json.loads(self.path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise self.error(f"not valid JSON ({error})") from None
+
+
+def pose_files(folder: Path, suffixes: tuple[str, ...]) -> list[PoseFile]:
+    """The files with these suffixes below a folder, sorted; or the one file given.
+
+    Raises:
+        DataError: there is none.
+    """
+    if folder.is_file():
+        return [PoseFile(folder, folder.name)]
+    found = []
+    for path in folder.rglob("*"):
+        relative = path.relative_to(folder)
+        # Archives made on a Mac carry copies of every name, in __MACOSX or with a leading dot.
+        foreign = any(part.startswith((".", "__MACOSX")) for part in relative.parts)
+        if path.suffix.lower() in suffixes and not foreign and path.is_file():
+            found.append(PoseFile(path, relative.as_posix()))
+    if not found:
+        raise DataError(f"--input={folder}: no {' or '.join(suffixes)} file there")
+    return sorted(found, key=lambda file: file.source)
+
+
+def field(value: Any, name: str, kind: type | types.UnionType, file: PoseFile) -> Any:
+    """``value[name]``, which must be of this kind."""
+    if not isinstance(value, Mapping) or not isinstance(value.get(name), kind):
+        raise file.error(f"not the format expected: {name!r} is missing or of the wrong kind")
+    return value[name]
+
+
+def read_person(numbers: Any, orders: Mapping[int, np.ndarray], file: PoseFile) -> np.ndarray:
+    """One person's keypoints from JSON.
+
+    Args:
+        numbers: K·3 numbers x, y, confidence, flat or as K lists of three.
+        orders: for each K allowed, which of the K joints are COCO's 17.
+        file: for the error.
+
+    Returns:
+        (17, 3) float32; confidences outside [0, 1] are clipped.
+    """
+    try:
+        points = np.array(numbers)
+    except ValueError:  # lists of several lengths
+        points = np.array(None)
+    if points.dtype.kind not in "iuf" or points.ndim not in (1, 2) or points.size % 3:
+        raise file.error("keypoints must be numbers x, y, confidence for each joint")
+    if points.ndim == 2 and points.shape[1] != 3:
+        raise file.error(f"keypoints have {points.shape[1]} numbers a joint, not x, y, confidence")
+    with np.errstate(over="ignore"):
+        points = points.reshape(-1, 3).astype(np.float32)
+    if len(points) not in orders:
+        counts = " or ".join(map(str, orders))
+        raise file.error(f"a person has {len(points)} joints; this format has {counts}")
+    if not np.isfinite(points).all():
+        raise file.error("keypoints must be finite numbers")
+    points = points[orders[len(points)]]
+    points[:, 2] = points[:, 2].clip(0, 1)
+    return points
+
+
+def stack_people(people: list[np.ndarray]) -> np.ndarray:
+    """(P, 17, 3), also for nobody."""
+    return np.stack(people) if people else np.zeros((0, NUM_JOINTS, 3), np.float32)
+
+
+def group_by_image(named: list[tuple[str, np.ndarray]], file: PoseFile) -> Iterator[Annotation]:
+    """One annotation an image from (image name, person), in the order of first mention."""
+    groups: dict[str, list[np.ndarray]] = {}
+    for name, person in named:
+        groups.setdefault(file.image(name), []).append(person)
+    for image, people in groups.items():
+        yield Annotation(image, file.source, stack_people(people))

@@ -1,0 +1,37 @@
+"""OpenPose: a folder with one JSON an image, 18 (COCO) or 25 (BODY_25) joints."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.poses import joints
+from input_pipeline.poses.annotation import (
+    Annotation,
+    PoseFile,
+    field,
+    pose_files,
+    read_person,
+    stack_people,
+)
+from input_pipeline.poses.progress import progress
+
+# OpenPose's own, and those of AlphaPose's variant "cmu": the list of people, a person's numbers.
+_SPELLINGS = (("people", "pose_keypoints_2d"), ("bodies", "joints"))
+
+
+def read_openpose(path: Path) -> Iterator[Annotation]:
+    """Read ``{"people": [{"pose_keypoints_2d": [...]}]}`` from every JSON file of a folder."""
+    for file in progress(pose_files(path, (".json",)), "reading"):
+        yield Annotation(file.source, file.source, read_people(file.read_json(), file))
+
+
+def read_people(value: Any, file: PoseFile) -> np.ndarray:
+    """(P, 17, 3) the people of one image in either spelling."""
+    for people, numbers in _SPELLINGS:
+        if isinstance(value, Mapping) and people in value:
+            persons = field(value, people, list, file)
+            found = [field(person, numbers, list, file) for person in persons]
+            return stack_people([read_person(one, joints.COCO_FROM, file) for one in found])
+    raise file.error('not the format expected: no "people" at the top')

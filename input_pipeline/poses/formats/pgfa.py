@@ -1,0 +1,69 @@
+"""PGFA: OpenPose-style JSON, and dense confidence maps as .npy."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from input_pipeline.keypoints import NUM_PARTS
+from input_pipeline.poses.annotation import Annotation, PoseFile, pose_files, stack_people
+from input_pipeline.poses.formats.openpose import read_people
+from input_pipeline.poses.joints import ORDERS, part_channels
+from input_pipeline.poses.progress import progress
+
+_CHANNELS = {count: part_channels(order) for count, order in ORDERS.items()}
+_CHANNELS[NUM_PARTS] = [[part] for part in range(NUM_PARTS)]  # the eight parts themselves
+# Resampled maps leave [0, 1] a little; maps of 255 grey levels, or logits, leave it by far.
+_FAR_OUTSIDE = (-0.5, 1.5)
+
+
+def read_pgfa(path: Path) -> Iterator[Annotation]:
+    """Read ``sep-json/STEM.json`` and ``heatmaps/18heatmap_SPLIT/STEM.npy``, whichever is there.
+
+    Raises:
+        DataError: malformed, or dense maps of two sizes.
+    """
+    first: tuple[Path, tuple[int, ...]] | None = None
+    for file in progress(pose_files(path, (".json", ".npy")), "reading"):
+        if file.path.suffix.lower() == ".json":
+            yield Annotation(file.source, file.source, read_people(file.read_json(), file))
+            continue
+        maps = read_part_maps(file)
+        first = first or (file.path, maps.shape)
+        if maps.shape != first[1]:
+            sizes = "{}×{} cells, but {} has {}×{}".format(*maps.shape[:2], first[0], *first[1])
+            raise file.error(f"{sizes}; import maps of one size")
+        yield Annotation(file.source, file.source, stack_people([]), part_maps=maps)
+
+
+def read_part_maps(file: PoseFile) -> np.ndarray:
+    """Dense maps of joints or parts as maps of the eight parts.
+
+    A part's map is the maximum over the channels of its joints. The neck counts for head and torso;
+    the toes and heels of 25 channels for the feet.
+
+    Args:
+        file: an .npy of (C, h, w) in [0, 1]. C = 8: the parts in this project's order; 17, 18, 25:
+            joints in the order of COCO, of OpenPose's COCO model (PGFA), of BODY_25.
+
+    Returns:
+        (h, w, 8) uint8, 255 for 1.
+
+    Raises:
+        DataError: unreadable, of another shape, not finite, or far outside [0, 1].
+    """
+    try:
+        maps = np.load(file.path, allow_pickle=False)
+    except (ValueError, EOFError):
+        raise file.error("not an .npy array of numbers, or a damaged one") from None
+    known = ", ".join(map(str, sorted(_CHANNELS)))
+    if not isinstance(maps, np.ndarray) or maps.dtype.kind not in "biuf":
+        raise file.error("not an .npy array of numbers")
+    if maps.ndim != 3 or len(maps) not in _CHANNELS or not maps.size:
+        raise file.error(f"shape {maps.shape}, not (channels, height, width) of {known} channels")
+    if not np.isfinite(maps).all():
+        raise file.error("values must be finite")
+    if maps.min() < _FAR_OUTSIDE[0] or maps.max() > _FAR_OUTSIDE[1]:
+        raise file.error(f"values from {maps.min():g} to {maps.max():g}; they must lie in [0, 1]")
+    parts = np.stack([maps[channels].max(axis=0) for channels in _CHANNELS[len(maps)]], axis=-1)
+    return np.rint(parts.astype(np.float64).clip(0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,204 @@
+"""Annotations of any format to the pose file: join, scale, choose the target, check, collect."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from input_pipeline.catalog import DataError
+from input_pipeline.keypoints import NUM_JOINTS
+from input_pipeline.poses.annotation import Annotation
+from input_pipeline.poses.cache import PoseCache
+from input_pipeline.poses.images import Images
+from input_pipeline.poses.join import AMBIGUOUS, UNMATCHED, ImageIndex
+from input_pipeline.poses.target import CONFIDENT, choose_target
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Joined:
+    """Which annotation each image got.
+
+    Attributes:
+        annotations: for each of the N images, its annotation or None.
+        unmatched: labels of annotations whose image is not in the data set, sorted.
+        ambiguous: labels of annotations that several different images could own, sorted.
+        superseded: how many annotations gave way to another one of the same image.
+    """
+
+    annotations: Sequence[Annotation | None]
+    unmatched: tuple[str, ...]
+    ambiguous: tuple[str, ...]
+    superseded: int
+
+
+def join(images: Images, annotations: Iterable[Annotation], root: str) -> Joined:
+    """Give every image its annotation.
+
+    Where several files belong to one image, keypoints win over part maps, these over an empty
+    file, and then the first by name.
+
+    Args:
+        images: of the data set.
+        annotations: as read, with paths below ``root``.
+        root: the folder that the paths continue; its own name may tell equal stems apart, too.
+    """
+    index = ImageIndex(images)
+    chosen: dict[int, Annotation] = {}
+    lost: dict[int, list[str]] = {UNMATCHED: [], AMBIGUOUS: []}
+    superseded = 0
+    for annotation in annotations:
+        content = index.find(f"{root}/{annotation.image}")
+        if content in lost:
+            lost[content].append(annotation.label)
+        elif content in chosen:
+            superseded += 1
+            chosen[content] = min(chosen[content], annotation, key=_rank)
+        else:
+            chosen[content] = annotation
+    return Joined(
+        annotations=[chosen.get(content) for content in index.contents.tolist()],
+        unmatched=tuple(sorted(lost[UNMATCHED])),
+        ambiguous=tuple(sorted(lost[AMBIGUOUS])),
+        superseded=superseded,
+    )
+
+
+def _rank(annotation: Annotation) -> tuple[int, str]:
+    """The lowest is taken."""
+    kind = 0 if annotation.people[..., 2].any() else 2 if annotation.part_maps is None else 1
+    return kind, annotation.label
+
+
+def build_cache(
+    images: Images,
+    joined: Joined,
+    *,
+    estimator: str,
+    seen_size: tuple[int, int] | None = None,
+    keep_distractors: bool = False,
+) -> PoseCache:
+    """The pose file's rows, from annotations that are joined to their images.
+
+    The target is the person flagged, else the one of :func:`choose_target`. An image whose target
+    has no joint of any confidence has no pose.
+
+    Args:
+        images: of the data set.
+        joined: their annotations.
+        estimator: what made the poses.
+        seen_size: height, width to which the images had been resized for the estimator; None for
+            their own size.
+        keep_distractors: whether to keep the people who are not the target.
+
+    Raises:
+        DataError: no image has a pose, or the coordinates cannot be pixels of these images.
+    """
+    poses = [
+        pose
+        for row, annotation in enumerate(joined.annotations)
+        if annotation is not None and (pose := _pose(row, annotation, images.sizes[row], seen_size))
+    ]
+    if not poses:
+        raise DataError(_nothing_found(joined))
+    rows = np.array([pose.row for pose in poses])
+    keypoints = np.stack([pose.target for pose in poses])
+    _check_coordinates(keypoints, images.sizes[rows], seen_size)
+    others = [pose.others for pose in poses]
+    owners = np.repeat(np.arange(len(poses)), [len(people) for people in others])
+    return PoseCache(
+        image_sha256=images.sha256[rows],
+        splits=images.splits[rows],
+        filenames=images.filenames[rows],
+        keypoints=keypoints,
+        sources=np.array([pose.source for pose in poses]),
+        estimators=np.full(len(poses), estimator),
+        part_maps=_stack_maps([pose.part_maps for pose in poses]),
+        distractors=np.concatenate(others) if keep_distractors else None,
+        distractor_rows=owners if keep_distractors else None,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Pose:
+    """One image's pose: its row, the target (17, 3), the others (P, 17, 3), or part maps."""
+
+    row: int
+    source: str
+    target: np.ndarray
+    others: np.ndarray
+    part_maps: np.ndarray | None = None
+
+
+def _pose(
+    row: int, annotation: Annotation, size: np.ndarray, seen_size: tuple[int, int] | None
+) -> _Pose | None:
+    """The pose that an annotation gives an image; people without any confidence are nobody."""
+    people = _to_stored_pixels(annotation.people, size, seen_size)
+    if len(people):
+        chosen = annotation.target
+        if chosen is None:
+            chosen = choose_target(people, *size)
+        if not people[chosen, :, 2].any():
+            return None
+        others = np.delete(people, chosen, axis=0)
+        return _Pose(row, annotation.source, people[chosen], others[others[..., 2].any(axis=1)])
+    if annotation.part_maps is None or not annotation.part_maps.any():
+        return None
+    nobody = np.zeros((NUM_JOINTS, 3), np.float32)
+    return _Pose(row, annotation.source, nobody, people, annotation.part_maps)
+
+
+def _to_stored_pixels(
+    people: np.ndarray, size: np.ndarray, seen_size: tuple[int, int] | None
+) -> np.ndarray:
+    """Keypoints of the resized image as keypoints of the stored one: x' = (x + 0.5) W / w - 0.5."""
+    if seen_size is None:
+        return people
+    people = people.copy()
+    scale = (size / seen_size)[::-1].astype(np.float32)
+    people[..., :2] = (people[..., :2] + np.float32(0.5)) * scale - np.float32(0.5)
+    return people
+
+
+def _stack_maps(maps: list[np.ndarray | None]) -> np.ndarray | None:
+    """(M, h, w, 8) with zeros where a row has none; None if no row has any."""
+    shape = next((one.shape for one in maps if one is not None), None)
+    if shape is None:
+        return None
+    return np.stack([np.zeros(shape, np.uint8) if one is None else one for one in maps])
+
+
+def _nothing_found(joined: Joined) -> str:
+    """Why there is no pose at all."""
+    lost = joined.unmatched + joined.ambiguous
+    if any(annotation is not None for annotation in joined.annotations):
+        return "--input: its files belong to images of the data set, but no one has a person"
+    if not lost:
+        return "--input: it holds no pose"
+    return (
+        f"--input: none of its {len(lost)} poses belongs to exactly one image of the data set "
+        f"(first: {lost[0]}); poses are joined by file name: check --dataset and --input"
+    )
+
+
+def _check_coordinates(
+    keypoints: np.ndarray, sizes: np.ndarray, seen_size: tuple[int, int] | None
+) -> None:
+    """Raise DataError if most confident keypoints miss their images, or are no pixels at all."""
+    confident = keypoints[..., 2] >= CONFIDENT
+    if not confident.any():
+        return
+    position = keypoints[..., :2]
+    if np.abs(position[confident]).max() <= 1 and np.median(sizes) > 8:
+        raise DataError(
+            "--input: all keypoints lie between -1 and 1: they are fractions, but must be pixels "
+            "(OpenPose: --keypoint_scale 0)"
+        )
+    inside = np.logical_and(position >= -0.5, position <= sizes[:, None, ::-1] - 0.5)
+    share = 1 - np.logical_and.reduce(inside, axis=-1)[confident].mean()
+    if share > 0.5:
+        remedy = "give the size at which the estimator saw the images as --seen-size HEIGHT WIDTH"
+        raise DataError(
+            f"--input: {share:.0%} of the confident keypoints lie outside their images; "
+            f"{'check --seen-size' if seen_size else remedy}"
+        )

@@ -1,0 +1,259 @@
+"""One's own data: a manifest as CSV or JSON lines."""
+
+import hashlib
+import json
+import os
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from input_pipeline.builders import load_builder, prepared_builder
+from input_pipeline.builders.manifest.table import read_manifest
+from input_pipeline.catalog import DataError
+from tests.input_pipeline.trees import encoded_picture, picture, write_bytes
+
+POSE = [[float(joint), 2.5 * joint, joint / 20] for joint in range(17)]
+FLAT = [number for joint in POSE for number in joint]
+IMAGES = ("a/1.jpg", "a/2.JPG", "b/3.png", "b/4.bmp")
+
+CSV = """path,identity,camera,split
+a/1.jpg,anna,north,train
+a/2.JPG,10,south,train
+b/3.png,9,north,query
+b/4.bmp,9,10,gallery
+"""
+JSON_LINES = """
+{"path": "a/1.jpg", "identity": "anna", "camera": "north", "split": "train"}
+{"path": "a/2.JPG", "identity": 10, "camera": "south", "split": "train"}
+{"path": "b/3.png", "identity": 9, "camera": "north", "split": "query"}
+{"path": "b/4.bmp", "identity": "9", "camera": 10, "split": "gallery"}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with the images, and a function that writes a manifest into it."""
+    for path in IMAGES:
+        write_bytes(tmp_path / "in" / path, encoded_picture(path))
+    return tmp_path / "in"
+
+
+def prepare(folder, name="mine"):
+    return prepared_builder(f"manifest/{name}", str(folder.parent / "out"), str(folder))
+
+
+def rows(builder):
+    skip = {"image": tfds.decode.SkipDecoding()}
+    return {
+        (split, row["filename"].decode()): row
+        for split in builder.info.splits
+        for row in tfds.as_numpy(builder.as_dataset(split=split, decoders=skip))
+    }
+
+
+def with_columns(**values):
+    """A CSV of one image with further columns."""
+    cells = {"path": "a/1.jpg", "identity": "1", "camera": "1", "split": "train", **values}
+    quoted = ['"' + str(cell).replace('"', '""') + '"' for cell in cells.values()]
+    return ",".join(cells) + "\n" + ",".join(quoted) + "\n"
+
+
+@pytest.mark.parametrize(("suffix", "text"), [("csv", CSV), ("jsonl", JSON_LINES)])
+def test_a_manifest_becomes_a_data_set(suffix, text, folder):
+    (folder / f"mine.{suffix}").write_text(text)
+    builder = prepare(folder)
+    stored = rows(builder)
+    # Names are numbered in their order as text: "10" < "9" < "anna".
+    assert {key: (row["identity"], row["camera"]) for key, row in stored.items()} == {
+        ("train", "a/1.jpg"): (2, 1),
+        ("train", "a/2.JPG"): (0, 2),
+        ("query", "b/3.png"): (1, 1),
+        ("gallery", "b/4.bmp"): (1, 0),
+    }
+    for split, path in list(stored)[:3]:
+        if not path.endswith("bmp"):
+            assert stored[split, path]["image"] == encoded_picture(path)
+    bmp = stored["gallery", "b/4.bmp"]["image"]
+    assert bmp.startswith(b"\x89PNG")
+    decoded = cv2.imdecode(np.frombuffer(bmp, np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(decoded, picture("b/4.bmp"))
+    metadata = builder.info.metadata
+    assert metadata["identities"] == ["10", "9", "anna"]
+    assert metadata["cameras"] == ["10", "north", "south"]
+    digest = hashlib.sha256(b'["10", "9", "anna"]').hexdigest()
+    assert metadata["identity_map_sha256"] == digest
+    assert metadata["source"] == str(folder) and metadata["warnings"] == []
+    assert set(builder.info.features) == {"image", "identity", "camera", "filename"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        with_columns(keypoints=json.dumps(FLAT), occlusion=0.25),
+        with_columns(keypoints=json.dumps(POSE), occlusion="0.25"),
+        with_columns(keypoints=" ".join(map(str, FLAT)), occlusion=" 0.25 "),
+        "\ufeff" + with_columns(keypoints=json.dumps(FLAT), occlusion=0.25),
+        with_columns(keypoints=" ".join(map(str, FLAT)), occlusion=0.25).replace(",", ";"),
+    ],
+    ids=["flat", "nested", "blanks", "byte-order mark", "semicolons"],
+)
+def test_poses_and_occlusion_in_csv(text, folder):
+    (folder / "mine.csv").write_text(text, encoding="utf-8")
+    (row,) = rows(prepare(folder)).values()
+    np.testing.assert_array_equal(row["keypoints"], np.float32(POSE))
+    assert row["keypoints"].dtype == np.float32 and row["occlusion"] == np.float32(0.25)
+
+
+def test_poses_and_occlusion_in_json_lines_may_be_missing(folder):
+    common = {"identity": 1, "camera": 1, "split": "query_hard"}
+    entries = [
+        {"path": "a/1.jpg", "keypoints": FLAT, "occlusion": 1, **common},
+        {"path": "a/2.JPG", "keypoints": POSE, "occlusion": None, **common},
+        {"path": "b/3.png", "keypoints": [], **common},
+        {"path": "b/4.bmp", **common},
+    ]
+    (folder / "mine.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    stored = {path: row for (_, path), row in rows(prepare(folder)).items()}
+    for path in ("a/1.jpg", "a/2.JPG"):
+        np.testing.assert_array_equal(stored[path]["keypoints"], np.float32(POSE))
+    for path in ("b/3.png", "b/4.bmp"):
+        np.testing.assert_array_equal(stored[path]["keypoints"], np.zeros((17, 3)))
+    occlusion = [stored[path]["occlusion"] for path in IMAGES]
+    np.testing.assert_array_equal(occlusion, [1, np.nan, np.nan, np.nan])
+
+
+def test_absolute_paths_and_the_same_image_in_two_splits(folder):
+    path = folder / "a/1.jpg"
+    (folder / "mine.csv").write_text(
+        f"path,identity,camera,split\n{path},1,1,query\n{path},1,2,gallery\n"
+    )
+    assert set(rows(prepare(folder))) == {("query", str(path)), ("gallery", str(path))}
+
+
+def test_a_change_is_never_mistaken_for_an_old_preparation(folder):
+    file = folder / "mine.csv"
+    file.write_text(CSV)
+    versions = [prepare(folder).version]
+    assert prepare(folder).version == versions[0]
+    file.write_text(CSV.replace("anna", "anne"))
+    versions.append(prepare(folder).version)
+    image = folder / "a/1.jpg"
+    image.write_bytes(encoded_picture("another.jpg"))
+    os.utime(image, ns=(1, 1))
+    versions.append(prepare(folder).version)
+    assert rows(prepare(folder))["train", "a/1.jpg"]["image"] == encoded_picture("another.jpg")
+    os.utime(image, ns=(1, 2))
+    versions.append(prepare(folder).version)
+    assert len(set(versions)) == 4
+
+
+def row(**changes):
+    entry = {"path": "a/1.jpg", "identity": "1", "camera": "1", "split": "train", **changes}
+    return json.dumps(entry)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text", "message"),
+    [
+        ("csv", "path,identity,camera\na/1.jpg,1,1\n", "line 1: no column split"),
+        ("csv", with_columns(pose="1"), "line 1: unknown column 'pose'; known: path, identity"),
+        ("csv", CSV.replace("split\n", "split,path\n", 1), "line 1: a column stands there twice"),
+        ("csv", CSV.replace(",south,", ",,"), "line 3: camera is empty"),
+        ("csv", CSV.replace(",10,s", ",,s"), "line 3: identity is empty"),
+        ("csv", CSV.replace(",south,", ",a,b,"), "line 3: 5 cells, but 4 columns"),
+        ("csv", CSV.replace("a/2", "a/x"), "1 images do not exist, the first is .*a/x.JPG .line 3"),
+        (
+            "csv",
+            CSV.replace("a/2.JPG", "a/1.jpg"),
+            r"line 3: a/1.jpg stands in train already .line 2",
+        ),
+        ("csv", CSV.replace("gallery", "test"), "line 5: unknown split 'test'; train, gallery or"),
+        ("csv", '"path,identity', "line 1: not a header|broken CSV|no column"),
+        ("csv", "path identity\n", "line 1: not a header of columns separated by commas"),
+        ("csv", "", "line 1: not a header"),
+        ("csv", "path,identity,camera,split\n", "no image in it"),
+        ("csv", with_columns(keypoints="1 2 3"), "line 2: 3 keypoint numbers instead of 51"),
+        ("csv", with_columns(keypoints="[1, 2"), "line 2: keypoints are not a list of numbers"),
+        (
+            "csv",
+            with_columns(occlusion="half"),
+            r"line 2: occlusion must be .* \[0, 1\], not 'half'",
+        ),
+        ("csv", with_columns(occlusion="0,5"), r"line 2: occlusion must be a number"),
+        ("jsonl", row(occlusion=1.5), r"line 1: occlusion must be a number in \[0, 1\], not 1.5"),
+        ("jsonl", row(keypoints=FLAT[:-1]), "line 1: 50 keypoint numbers instead of 51"),
+        ("jsonl", row(keypoints=[*FLAT[:-1], 1.1]), r"line 1: keypoints must be finite, with conf"),
+        ("jsonl", row(keypoints=[*FLAT[:-1], -0.1]), r"line 1: keypoints must be finite"),
+        ("jsonl", row(keypoints=[float("nan"), *FLAT[1:]]), "line 1: keypoints must be finite"),
+        ("jsonl", row(keypoints=[*POSE[:-1], [1]]), "line 1: keypoints are not a list of numbers"),
+        ("jsonl", row(keypoints={"x": 1}), "line 1: keypoints are not a list of numbers"),
+        ("jsonl", f"\n{row()}\n{{", "line 3: broken JSON"),
+        ("jsonl", "[1]", "line 1: not a JSON object"),
+        ("jsonl", '{"path": "a/1.jpg"}', "line 1: no column identity, camera, split"),
+        (
+            "jsonl",
+            row(identity=None),
+            "line 1: identity must be a text or a whole number, not None",
+        ),
+        ("jsonl", row(identity=1.5), "line 1: identity must be a text or a whole number, not 1.5"),
+        ("jsonl", row(camera=True), "line 1: camera must be a text or a whole number"),
+        ("jsonl", row(identity=" "), "line 1: identity is empty"),
+        ("jsonl", "\n", "no image in it"),
+    ],
+)
+def test_what_is_wrong_is_told_with_file_and_line(suffix, text, message, folder):
+    file = folder / f"mine.{suffix}"
+    file.write_text(text)
+    with pytest.raises(DataError, match=rf"^{file}(: |, ).*(?:{message})") as caught:
+        prepare(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_text_in_another_encoding(folder):
+    (folder / "mine.csv").write_bytes(CSV.replace("anna", "änne").encode("latin-1"))
+    with pytest.raises(DataError, match=r"mine\.csv, line 2: not UTF-8; save the file as UTF-8"):
+        prepare(folder)
+
+
+@pytest.mark.parametrize("name", ["änne", "a\u2028b", '"a, ""b"""'])
+def test_names_with_other_letters(name, folder):
+    text = CSV.replace("anna", name).replace("\n", "\r\n")  # as Windows ends lines
+    (folder / "mine.csv").write_bytes(text.encode())
+    expected = 'a, "b"' if name.startswith('"') else name
+    assert prepare(folder).info.metadata["identities"] == ["10", "9", expected]
+
+
+def test_there_must_be_exactly_one_manifest(folder):
+    with pytest.raises(DataError, match=r"neither mine\.csv nor mine\.jsonl; give exactly one"):
+        prepare(folder)
+    (folder / "mine.csv").write_text(CSV)
+    (folder / "mine.jsonl").write_text(JSON_LINES)
+    with pytest.raises(DataError, match=r"both mine\.csv and mine\.jsonl; give exactly one"):
+        prepare(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "manual_dir"), [("manifest", "x"), ("manifest/mine", ""), ("manifest/a/b", "x")]
+)
+def test_name_and_folder_must_be_given(name, manual_dir, tmp_path):
+    with pytest.raises(DataError, match=r"manifest/NAME with --config\.data\.manual_dir=DIR"):
+        prepared_builder(name, str(tmp_path), manual_dir)
+
+
+def test_an_image_that_cannot_be_decoded_is_named(folder):
+    (folder / "b/4.bmp").write_bytes(b"?")
+    (folder / "mine.csv").write_text(CSV)
+    with pytest.raises(DataError, match=r"b/4\.bmp: the image cannot be decoded"):
+        prepare(folder)
+    assert not list((folder.parent / "out/manifest/mine").glob("*"))
+
+
+def test_the_table_keeps_order_and_lines(folder):
+    (folder / "mine.jsonl").write_text(JSON_LINES)
+    manifest = read_manifest(folder / "mine.jsonl")
+    assert [(row.line, row.path) for row in manifest.rows] == list(enumerate(IMAGES, 2))
+    assert load_builder("manifest/mine", "unused", str(folder)).version.patch == (
+        manifest.fingerprint
+    )

@@ -1,0 +1,323 @@
+"""Each format as its tool publishes it: known people come back joint by joint."""
+
+import numpy as np
+import pytest
+
+from input_pipeline.catalog import DataError
+from input_pipeline.poses.formats import FORMATS
+from input_pipeline.poses.formats.coco import read_coco
+
+
+def one(annotations):
+    (annotation,) = annotations
+    return annotation
+
+
+def assert_people(annotation, *people):
+    np.testing.assert_array_equal(annotation.people, np.stack(people))
+    assert annotation.people.dtype == np.float32
+
+
+# --- OpenPose ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [17, 18, 25])
+def test_openpose(count, write_json, make_person, as_numbers):
+    people = [make_person(), make_person(3, 4)]
+    entries = [
+        {"person_id": [-1], "pose_keypoints_2d": as_numbers(p, count), "face_keypoints_2d": []}
+        for p in people
+    ]
+    folder = write_json("Probe/1_keypoints.json", {"version": 1.3, "people": entries})
+    annotation = one(FORMATS["openpose"](folder))
+    assert annotation.image == annotation.source == annotation.label == "Probe/1_keypoints.json"
+    assert annotation.target is None and annotation.part_maps is None
+    assert_people(annotation, *people)
+
+
+def test_openpose_without_people(write_json):
+    folder = write_json("1_keypoints.json", {"version": 1.3, "people": []})
+    assert one(FORMATS["openpose"](folder)).people.shape == (0, 17, 3)
+
+
+def test_files_are_read_in_order_and_foreign_ones_left(write_json):
+    for name in ("b.json", "a/2.JSON", "a/10.json", ".hidden.json", "__MACOSX/a/2.json", "a/x.txt"):
+        folder = write_json(name, {"people": []})
+    sources = [annotation.source for annotation in FORMATS["openpose"](folder)]
+    assert sources == ["a/10.json", "a/2.JSON", "b.json"]
+
+
+# --- COCO ----------------------------------------------------------------------------------------
+
+
+def test_coco_results_group_people_by_image(write_json, make_person, as_numbers):
+    first, second, third = make_person(), make_person(3, 4), make_person(7, 7)
+    entries = [("q/1.jpg", first), ("g\\1.jpg", second), ("q/1.jpg", third)]
+    folder = write_json(
+        "sub/results.json",
+        [
+            {"image_id": n, "category_id": 1, "keypoints": as_numbers(p), "score": 0.3}
+            for n, p in entries
+        ],
+    )
+    query, gallery = read_coco(folder)
+    assert (query.image, query.source) == ("sub/q/1.jpg", "sub/results.json")
+    assert query.label == "sub/results.json: sub/q/1.jpg"
+    assert gallery.image == "sub/g/1.jpg"
+    assert_people(query, first, third)
+    assert_people(gallery, second)
+    assert one(list(read_coco(folder / "sub/results.json"))[:1]).image == "q/1.jpg"
+
+
+def test_coco_image_numbers_are_named_by_annotations(write_json, make_person, as_numbers):
+    person = {"image_id": 7, "keypoints": as_numbers(make_person()), "score": 0.3}
+    folder = write_json("results.json", [person])
+    write_json("names.json", {"images": [{"id": 7, "file_name": "query/a.jpg", "height": 3}]})
+    annotation = one(read_coco(folder / "results.json", folder / "names.json"))
+    assert annotation.image == "query/a.jpg"
+    assert_people(annotation, make_person())
+
+
+def test_coco_annotations_carry_flags(write_json, make_person, as_numbers):
+    person = make_person()
+    flags = np.resize([2, 1, 0], 17)
+    numbers = as_numbers(person)
+    numbers[2::3] = flags.tolist()
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}]
+    value = {"images": images, "annotations": [{"id": 5, "image_id": 2, "keypoints": numbers}]}
+    annotation = one(read_coco(write_json("person_keypoints.json", value)))
+    person[:, 2] = [flag == 2 for flag in flags]
+    assert annotation.image == "b.jpg"
+    assert_people(annotation, person)
+
+
+# --- AlphaPose -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("further", [0, 9, 116, 119])
+def test_alphapose_results_clip_scores(further, write_json, make_person, as_numbers):
+    person = make_person()
+    person[3, 2], person[4, 2] = 5.5, -0.25
+    numbers = as_numbers(person) + [77.0] * 3 * further
+    entry = {"image_id": "a.jpg", "category_id": 1, "keypoints": numbers, "score": 2.9}
+    annotation = one(
+        FORMATS["alphapose"](write_json("alphapose-results.json", [{**entry, "idx": [0.0]}]))
+    )
+    person[3, 2], person[4, 2] = 1, 0
+    assert annotation.image == "a.jpg"
+    assert_people(annotation, person)
+
+
+@pytest.mark.parametrize(
+    ("people", "numbers"), [("bodies", "joints"), ("people", "pose_keypoints_2d")]
+)
+def test_alphapose_variants(people, numbers, write_json, make_person, as_numbers):
+    def image(person):
+        entry = {numbers: as_numbers(person, 18)}
+        return {"version": "AlphaPose v0.3", people: [entry]}
+
+    first, second = make_person(), make_person(5, 5)
+    folder = write_json("all.json", {"Probe/1.jpg": image(first), "2.jpg": image(second)})
+    by_name = list(FORMATS["alphapose"](folder / "all.json"))
+    assert [annotation.image for annotation in by_name] == ["Probe/1.jpg", "2.jpg"]
+    assert_people(by_name[0], first)
+    assert_people(by_name[1], second)
+    write_json("sep-json/2.json", image(second))
+    single = one(FORMATS["alphapose"](folder / "sep-json"))
+    assert single.image == "2.json"
+    assert_people(single, second)
+
+
+# --- KPR -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "target"),
+    [([False, True], 1), ([True, False], 0), ([True, True], 0), ([None, True], 1), ([None] * 2, 0)],
+)
+def test_kpr_target(flags, target, write_json, make_person, as_points, as_numbers):
+    people = [make_person(), make_person(3, 4)]
+    shapes = [as_points(people[0], 17), as_numbers(people[1])]  # nested, and flat
+    persons = [
+        {"keypoints": shape} | ({} if flag is None else {"is_target": flag})
+        for shape, flag in zip(shapes, flags, strict=True)
+    ]
+    annotation = one(FORMATS["kpr"](write_json("a.jpg_keypoints.json", persons)))
+    assert annotation.target == target
+    assert_people(annotation, *people)
+
+
+def test_kpr_without_a_target(write_json, as_numbers, make_person):
+    folder = write_json("a.json", [])
+    write_json("b.json", [{"keypoints": as_numbers(make_person()), "is_target": False}])
+    for annotation in FORMATS["kpr"](folder):
+        assert annotation.people.shape == (0, 17, 3) and annotation.target is None
+
+
+# --- PGFA ----------------------------------------------------------------------------------------
+
+
+def save_maps(folder, name, maps):
+    path = folder / "poses" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, maps)
+    return folder / "poses"
+
+
+def test_pgfa_json(write_json, make_person, as_numbers):
+    body = {"joints": as_numbers(make_person(), 18)}
+    folder = write_json("sep-json/a.json", {"version": "AlphaPose v0.2", "bodies": [body]})
+    assert_people(one(FORMATS["pgfa"](folder)), make_person())
+
+
+# Which of the tools' joints make each part, head to right foot, written out by hand.
+PART_WORDS = (
+    "Nose Neck LEye REye LEar REar",
+    "Neck LShoulder RShoulder LHip RHip MidHip",
+    "LShoulder LElbow LWrist",
+    "RShoulder RElbow RWrist",
+    "LHip LKnee LAnkle",
+    "RHip RKnee RAnkle",
+    "LAnkle LBigToe LSmallToe LHeel",
+    "RAnkle RBigToe RSmallToe RHeel",
+)
+
+
+@pytest.mark.parametrize("count", [17, 18, 25])
+def test_dense_channels_become_parts(count, tool_orders, tmp_path):
+    # Each channel is seen alone in one row of cells: the parts it makes are read off that row.
+    maps = np.zeros((count, count, 2), np.float32)
+    levels = 50 + 8 * np.arange(count)
+    maps[np.arange(count), np.arange(count), 1] = levels / 255
+    folder = save_maps(tmp_path, "heatmaps/18heatmap_query/a.npy", maps)
+    annotation = one(FORMATS["pgfa"](folder))
+    assert annotation.image == "heatmaps/18heatmap_query/a.npy"
+    assert annotation.people.shape == (0, 17, 3)
+    assert annotation.part_maps.shape == (count, 2, 8) and annotation.part_maps.dtype == np.uint8
+    expected = np.zeros((count, 2, 8))
+    for channel, word in enumerate(tool_orders[count]):
+        for part, words in enumerate(PART_WORDS):
+            if word in words.split():
+                expected[channel, 1, part] = levels[channel]
+    np.testing.assert_array_equal(annotation.part_maps, expected)
+
+
+def test_a_part_is_the_maximum_of_its_joints_clipped_and_rounded(tmp_path):
+    maps = np.zeros((18, 24, 8))
+    maps[2, 5, 3], maps[3, 5, 3], maps[4, 5, 3] = 0.25, 0.75, 0.5  # right shoulder, elbow, wrist
+    maps[0, 0, 0], maps[14, 1, 1] = 1.25, -0.25
+    parts = one(FORMATS["pgfa"](save_maps(tmp_path, "a.npy", maps))).part_maps
+    assert parts[5, 3].tolist() == [0, round(0.25 * 255), 0, round(0.75 * 255), 0, 0, 0, 0]
+    assert parts[0, 0, 0] == 255 and parts[1, 1, 0] == 0
+
+
+def test_eight_channels_are_the_parts(tmp_path):
+    maps = np.arange(8 * 6, dtype=np.float16).reshape(8, 3, 2) / 64
+    parts = one(FORMATS["pgfa"](save_maps(tmp_path, "a.npy", maps))).part_maps
+    np.testing.assert_array_equal(parts, np.rint(maps.astype(float) * 255).transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        (np.full((18, 24, 8), 200.0), r"a\.npy: values from 200 to 200; they must lie in \[0, 1\]"),
+        (np.full((18, 24, 8), -0.6), r"a\.npy: values from -0\.6"),
+        (np.full((18, 24, 8), np.nan), r"a\.npy: values must be finite"),
+        (np.zeros((24, 8, 18)), r"a\.npy: shape \(24, 8, 18\), not \(channels, height, width\) of"),
+        (np.zeros((18, 24)), r"a\.npy: shape"),
+        (np.zeros((18, 0, 8)), r"a\.npy: shape"),
+        (np.zeros((18, 24, 8), complex), r"a\.npy: not an \.npy array of numbers"),
+        (np.array([{}], object), r"a\.npy: not an \.npy array of numbers"),
+    ],
+)
+def test_dense_maps_that_cannot_be_right_are_named(maps, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        list(FORMATS["pgfa"](save_maps(tmp_path, "a.npy", maps)))
+
+
+def test_a_truncated_or_renamed_npy_is_named(tmp_path):
+    folder = save_maps(tmp_path, "a.npy", np.zeros((18, 24, 8)))
+    whole = (folder / "a.npy").read_bytes()
+    archive = tmp_path / "archive.npz"
+    np.savez(archive, maps=np.zeros((18, 24, 8)))
+    for content in (whole[:-9], whole[:40], b"", b"text", archive.read_bytes()):
+        (folder / "a.npy").write_bytes(content)
+        with pytest.raises(DataError, match=r"a\.npy: not an \.npy array of numbers"):
+            list(FORMATS["pgfa"](folder))
+
+
+def test_dense_maps_have_one_size(tmp_path):
+    save_maps(tmp_path, "a.npy", np.zeros((18, 24, 8)))
+    folder = save_maps(tmp_path, "b.npy", np.zeros((17, 16, 8)))
+    with pytest.raises(
+        DataError, match=r"b\.npy: 16×8 cells, but .*a\.npy has 24×8; import maps of"
+    ):
+        list(FORMATS["pgfa"](folder))
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+GOOD = [1.0, 2.0, 0.5] * 17
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("openpose", "{", "not valid JSON"),
+        ("openpose", '"\\ud800', "not valid JSON"),
+        ("openpose", "[" * 100_000, "not valid JSON"),
+        ("openpose", [], 'no "people" at the top'),
+        ("openpose", {"people": 3}, "'people' is missing or of the wrong kind"),
+        ("openpose", {"people": [3]}, "'pose_keypoints_2d' is missing"),
+        ("openpose", {"people": [{"pose_keypoints_2d": [*GOOD, 1.0]}]}, "must be numbers x, y, c"),
+        (
+            "openpose",
+            {"people": [{"pose_keypoints_2d": GOOD[:45]}]},
+            "a person has 15 joints; this",
+        ),
+        ("openpose", '{"people": [{"pose_keypoints_2d": [NaN' + ",1" * 50 + "]}]}", "finite"),
+        ("openpose", {"people": [{"pose_keypoints_2d": [1e300] * 51}]}, "finite"),
+        ("openpose", {"people": [{"pose_keypoints_2d": [None] * 51}]}, "must be numbers"),
+        ("openpose", {"people": [{"pose_keypoints_2d": ["1"] * 51}]}, "must be numbers"),
+        ("openpose", {"people": [{"pose_keypoints_2d": [[1, 2]] * 17 + [[1]]}]}, "must be numbers"),
+        ("openpose", {"people": [{"pose_keypoints_2d": [[1, 2]] * 18}]}, "2 numbers a joint"),
+        ("coco", [{"keypoints": GOOD}], "'image_id' is missing"),
+        ("coco", [{"image_id": "a"}], "'keypoints' is missing"),
+        (
+            "coco",
+            [{"image_id": 3, "keypoints": GOOD}],
+            "image_id 3 has no file name; .*--annotations",
+        ),
+        ("coco", [{"image_id": "a", "keypoints": GOOD * 2}], "34 joints; this format has 17"),
+        ("coco", {"images": []}, "'annotations' is missing"),
+        (
+            "coco",
+            {"images": [], "annotations": [{"image_id": "a", "keypoints": GOOD}]},
+            "flag each joint with 0, 1 or 2",
+        ),
+        (
+            "alphapose",
+            [{"image_id": 3, "keypoints": GOOD}],
+            "'image_id' is missing or of the wrong",
+        ),
+        ("alphapose", [{"image_id": "a", "keypoints": GOOD[:48]}], "16 joints; this format has 17"),
+        ("alphapose", {"a.jpg": []}, 'no "people" at the top'),
+        ("alphapose", {}, 'no "people" at the top'),
+        ("kpr", {"keypoints": GOOD}, "a list of people"),
+        ("kpr", [[]], "'keypoints' is missing"),
+        ("kpr", [{"keypoints": GOOD, "is_target": "yes"}], "is_target must be true or false"),
+        ("pgfa", {"persons": []}, 'no "people" at the top'),
+    ],
+)
+def test_malformed_files_are_named_in_one_line(name, value, message, write_json):
+    folder = write_json("sub/bad.json", value)
+    with pytest.raises(DataError, match=message) as error:
+        list(FORMATS[name](folder))
+    assert str(error.value).startswith(str(folder / "sub" / "bad.json"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_empty_folder_is_named(name, tmp_path):
+    with pytest.raises(DataError, match=r"--input=.*: no \.json"):
+        list(FORMATS[name](tmp_path))

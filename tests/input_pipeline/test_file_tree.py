@@ -1,0 +1,188 @@
+import io
+import pickle
+import zipfile
+
+import pytest
+
+from input_pipeline import file_tree
+from input_pipeline.catalog import DataError
+from input_pipeline.file_tree import FileTree
+from tests.input_pipeline.trees import write_bytes
+
+FILES = {"a/query/1.jpg": b"one", "a/query/sub/2.jpg": b"two", "a/list.txt": b"three"}
+
+
+@pytest.fixture(autouse=True)
+def closed_archives():
+    yield
+    file_tree.close_archives()
+
+
+def archive(files, **options):
+    """A zip archive's bytes."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", **options) as packed:
+        for name, data in files.items():
+            packed.writestr(name, data)
+    return stream.getvalue()
+
+
+def contents(tree):
+    return {path: tree.read(path) for path in tree.files}
+
+
+def test_a_folder(tmp_path):
+    for path, data in FILES.items():
+        write_bytes(tmp_path / path, data)
+    (tmp_path / "empty").mkdir()
+    tree = FileTree.scan(tmp_path)
+    assert contents(tree) == FILES
+    assert list(tree.files) == ["a/list.txt", "a/query/1.jpg", "a/query/sub/2.jpg"]
+    assert tree.folders == {"", "a", "a/query", "a/query/sub", "empty"}
+    assert tree.files_in("a/query") == ["1.jpg", "sub/2.jpg"]
+    assert tree.files_in("") == list(tree.files)
+    assert tree.files_in("a/que") == []
+    assert tree.display("a") == f"{tmp_path}/a" and tree.display("") == str(tmp_path)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_archive(compression, tmp_path):
+    file = tmp_path / "set.zip"
+    file.write_bytes(archive({**FILES, "a/empty/": b""}, compression=compression))
+    tree = FileTree.scan(file)
+    assert contents(tree) == FILES
+    assert tree.folders == {"", "a", "a/query", "a/query/sub", "a/empty"}
+
+
+def test_archives_in_a_folder_and_in_archives(tmp_path):
+    inner = archive(FILES)
+    write_bytes(tmp_path / "x/outer.ZIP", archive({"y/inner.zip": inner, "z.txt": b"z"}))
+    write_bytes(tmp_path / "top.txt", b"top")
+    tree = FileTree.scan(tmp_path)
+    assert contents(tree) == {
+        "top.txt": b"top",
+        "x/outer.ZIP": (tmp_path / "x/outer.ZIP").read_bytes(),
+        "x/outer.ZIP/z.txt": b"z",
+        "x/outer.ZIP/y/inner.zip": inner,
+        **{f"x/outer.ZIP/y/inner.zip/{path}": data for path, data in FILES.items()},
+    }
+    assert {"x/outer.ZIP", "x/outer.ZIP/y", "x/outer.ZIP/y/inner.zip/a/query"} <= tree.folders
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["outer.ZIP", "top.txt", "x"]
+
+
+def test_locations_can_be_read_by_another_process(tmp_path):
+    write_bytes(tmp_path / "o.zip", archive({"i.zip": archive({"f": b"data"})}))
+    location = FileTree.scan(tmp_path).files["o.zip/i.zip/f"]
+    assert location == (str(tmp_path / "o.zip"), "i.zip", "f")
+    file_tree.close_archives()  # another process has none open
+    assert file_tree.read_file(pickle.loads(pickle.dumps(location))) == b"data"
+
+
+def test_archives_that_are_not_wanted_stay_shut(tmp_path):
+    write_bytes(tmp_path / "no.zip", b"not even a zip")
+    write_bytes(tmp_path / "yes.zip", archive({"no.zip": b"nor this", "f": b"1"}))
+    tree = FileTree.scan(tmp_path, lambda path: "no" not in path)
+    assert list(tree.files) == ["no.zip", "yes.zip", "yes.zip/f", "yes.zip/no.zip"]
+    assert tree.problems == ()
+
+
+def test_what_operating_systems_leave_is_not_seen(tmp_path):
+    junk = {
+        "__MACOSX/a/1.jpg": b"",
+        "a/.DS_Store": b"",
+        "a/THUMBS.DB": b"",
+        "a/Thumbs.db": b"",
+        "a/._1.jpg": b"",
+    }
+    for path, data in {**junk, "a/1.jpg": b"1", "a/.hidden/2.jpg": b"2"}.items():
+        write_bytes(tmp_path / "in" / path, data)
+    write_bytes(tmp_path / "in.zip", archive({**junk, "a/1.jpg": b"1", "a/.hidden/2.jpg": b"2"}))
+    for source in (tmp_path / "in", tmp_path / "in.zip"):
+        tree = FileTree.scan(source)
+        assert list(tree.files) == ["a/.hidden/2.jpg", "a/1.jpg"]
+        assert tree.folders == {"", "a", "a/.hidden"}
+
+
+def test_backslashes_of_windows(tmp_path):
+    data = archive({"a/b.txt": b"1"}).replace(b"a/b.txt", b"a\\b.txt")
+    write_bytes(tmp_path / "w.zip", data)
+    assert contents(FileTree.scan(tmp_path / "w.zip")) == {"a/b.txt": b"1"}
+
+
+def test_links_are_followed_but_not_for_ever(tmp_path):
+    write_bytes(tmp_path / "far/1.jpg", b"1")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/near").symlink_to(tmp_path / "far")
+    (tmp_path / "far/loop").symlink_to(tmp_path / "in")
+    assert contents(FileTree.scan(tmp_path / "in")) == {"near/1.jpg": b"1"}
+
+
+def test_roots(tmp_path):
+    for path in ("a/x/q/1", "a/x/t/w/1", "b/q/1", "q/1", "c/qq/1", "c/t/1"):
+        write_bytes(tmp_path / path, b"")
+    tree = FileTree.scan(tmp_path)
+    assert tree.roots(["q", "t/w"]) == {"": ["t/w"], "a/x": [], "b": ["t/w"]}
+    assert tree.roots(["none"]) == {}
+
+
+def test_an_archive_in_itself_ends(tmp_path):
+    data = archive({"f": b""})
+    for _ in range(6):
+        data = archive({"n.zip": data})
+    write_bytes(tmp_path / "n.zip", data)
+    depths = [path.count("n.zip") for path in FileTree.scan(tmp_path).files]
+    assert max(depths) == 4
+
+
+def encrypted():
+    """An archive whose member carries the flag of encryption."""
+    data = bytearray(archive({"f": b"secret"}))
+    data[6] |= 1
+    data[data.index(b"PK\1\2") + 8] |= 1
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"no zip at all", r"bad\.zip: not a whole zip archive \(File is not a zip file\)"),
+        (archive({"f": b"1" * 99})[:-30], r"bad\.zip: not a whole zip archive"),
+        (encrypted(), r"bad\.zip: encrypted; unpack it and give the folder"),
+        (b"", r"bad\.zip: not a whole zip archive"),
+    ],
+)
+def test_archives_that_cannot_be_opened(data, message, tmp_path):
+    write_bytes(tmp_path / "in/bad.zip", data)
+    for source in (tmp_path / "in", tmp_path / "in/bad.zip"):
+        tree = FileTree.scan(source)
+        (problem,) = tree.problems
+        assert "\n" not in problem
+        with pytest.raises(DataError, match=message):
+            raise DataError(problem)
+    nested = tmp_path / "nested.zip"
+    nested.write_bytes(archive({"bad.zip": data}))
+    assert FileTree.scan(nested).problems[0].startswith(f"{nested}/bad.zip: ")
+
+
+def test_a_damaged_member_is_named(tmp_path):
+    data = bytearray(archive({"a.jpg": b"pixels"}))
+    data[data.index(b"pixels")] ^= 1
+    file = tmp_path / "set.zip"
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=r"set\.zip/a\.jpg: cannot be read \(Bad CRC-32"):
+        FileTree.scan(file).read("a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none", "none: no such folder or zip archive"),
+        ("a.tar.gz", r"a\.tar\.gz: only zip archives can be read; unpack it"),
+        ("a.jpg", r"a\.jpg: neither a folder nor a zip archive"),
+    ],
+)
+def test_sources_that_are_none(name, message, tmp_path):
+    if name != "none":
+        write_bytes(tmp_path / name, b"?")
+    with pytest.raises(DataError, match=message):
+        FileTree.scan(tmp_path / name)
