@@ -6,8 +6,9 @@ Both read the same encoded images from memory and do the same work on them, list
 `benchmarks.torch_loader`, with as many threads or workers as there are cores. They take turns; each
 turn is a fresh process that warms up before it is timed, while the other side does not run.
 
-Prints one JSON line for each pipeline, and one with their ratio. Memory is the proportional set
-size of the process and its workers; both carry the imports of the configuration, JAX among them.
+Prints one JSON line for each pipeline, and one with their ratio: run it while nothing else runs;
+where something did, compare the processor time of an image. Memory is the proportional set size of
+the process and its workers; both carry the imports of the configuration, JAX among them.
 """
 
 import argparse
@@ -70,6 +71,7 @@ class Turn:
     """One timing of one side."""
 
     images_per_second: float
+    cpu_us_per_image: float
     memory_mib: float
 
 
@@ -104,27 +106,39 @@ def take_turn(name: str, catalog: Catalog, config: Config, seconds: float) -> Tu
     batches = SIDES[name](catalog, config)
     for _ in range(WARM_UP_BATCHES):
         next(batches)
-    rate = batches_per_second(batches, seconds) * config.data.batch_size
+    used = cpu_seconds()
+    count, elapsed = take_batches(batches, seconds)
+    used, images = cpu_seconds() - used, count * config.data.batch_size
     samples = []
     for _ in range(MEMORY_SAMPLES):  # not while timing: to sum up the pages takes milliseconds
         next(batches)
         samples.append(memory_mib())
-    return Turn(rate, max(samples))
+    return Turn(images / elapsed, 1e6 * used / images, max(samples))
 
 
-def batches_per_second(batches: Iterator[Any], seconds: float) -> float:
-    """Rate at which batches can be taken for at least ``seconds``."""
+def take_batches(batches: Iterator[Any], seconds: float) -> tuple[int, float]:
+    """Take batches for at least ``seconds``: how many, and the time it took."""
     count, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
         next(batches)
         count += 1
-    return count / elapsed
+    return count, elapsed
+
+
+def _processes() -> list[psutil.Process]:
+    this = psutil.Process()
+    return [this, *this.children(recursive=True)]
+
+
+def cpu_seconds() -> float:
+    """What this process and its children have computed, which other programs hardly change."""
+    times = [process.cpu_times() for process in _processes()]
+    return sum(each.user + each.system for each in times)
 
 
 def memory_mib() -> float:
     """Proportional set size of this process and its children, where the system tells; else RSS."""
-    this = psutil.Process()
-    used = [process.memory_full_info() for process in (this, *this.children(recursive=True))]
+    used = [process.memory_full_info() for process in _processes()]
     return sum(getattr(info, "pss", info.rss) for info in used) / 2**20
 
 
@@ -139,6 +153,7 @@ def summary(turns: dict[str, list[Turn]]) -> list[dict]:
                 "median": round(statistics.median(rates[name]), 1),
                 "max": round(max(rates[name]), 1),
             },
+            "cpu_us_per_image": round(statistics.median(turn.cpu_us_per_image for turn in taken)),
             "memory_mib": round(max(turn.memory_mib for turn in taken)),
             "cores": available_cores(),
             "versions": _versions(),
@@ -183,8 +198,8 @@ def stored_sizes(text: str, count: int) -> np.ndarray:
     """(N, 2) heights and widths: "256x128", or "mixed" for boxes of many sizes and shapes."""
     if text == "mixed":
         rng = np.random.default_rng(0)
-        height = rng.integers(100, 401, count)
-        return np.stack([height, (height * rng.uniform(0.3, 0.55, count)).astype(int)], axis=1)
+        heights = rng.integers(100, 401, count)
+        return np.stack([heights, (heights * rng.uniform(0.3, 0.55, count)).astype(int)], axis=1)
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise UserError(f"--stored={text}: give HEIGHTxWIDTH, as in 256x128, or mixed")
@@ -196,6 +211,10 @@ def store_as(catalog: Catalog, sizes: np.ndarray) -> Catalog:
     images = np.empty(len(catalog), object)
     for i, (height, width) in enumerate(sizes.tolist()):
         image = cv2.imdecode(np.frombuffer(catalog.images[i], np.uint8), cv2.IMREAD_COLOR)
+        if image is None:
+            raise UserError(
+                f"{catalog.filenames[i]}: the image cannot be decoded; replace the file"
+            )
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
         images[i] = cv2.imencode(".jpg", image)[1].tobytes()
     scale = (sizes / catalog.image_sizes)[:, None, ::-1]

@@ -164,7 +164,7 @@ def random_erasing(pixels: torch.Tensor, keypoints: np.ndarray, config: AugmentC
     if torch.rand(()) >= config.erasing:
         return
     proposals = torch.rand(_ERASING_ATTEMPTS, 2).tolist()
-    height, width = erasing_size(proposals, pixels.shape[1:], config)
+    height, width = erasing_size(proposals, (pixels.shape[1], pixels.shape[2]), config)
     top = int(torch.randint(pixels.shape[1] - height + 1, ()))
     left = int(torch.randint(pixels.shape[2] - width + 1, ()))
     pixels[:, top : top + height, left : left + width] = 0

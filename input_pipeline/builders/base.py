@@ -2,12 +2,12 @@
 
 import abc
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 from input_pipeline.builders.beam_option import BeamOption
 from input_pipeline.builders.records import Record, read_record
@@ -89,7 +89,7 @@ class ReidBuilder(BeamOption, tfds.core.GeneratorBasedBuilder, skip_registration
         source = self._manual_dir or self._default_manual_dir(dl_manager)
         survey = self.survey(source)
         for warning in survey.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
+            logging.warning("%s", warning)  # for `tfds build`; a run prints what is stored
         self.info.metadata.update(
             source=str(source),
             warnings=survey.warnings,

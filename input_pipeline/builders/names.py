@@ -70,19 +70,23 @@ def find_root(tree: FileTree, name: str, entries: Collection[str]) -> str | None
 
 def explain_missing(tree: FileTree, name: str, entries: Collection[str], wanted: str) -> DataError:
     """Why there is no root for this set, in one line with the remedy."""
-    if tree.problems:
-        return DataError(tree.problems[0])
     roots = tree.roots(list(entries))
-    own = [root for root in roots if _named(tree, root) in (None, name)]
-    if own:
-        nearest = min(own, key=lambda root: len(roots[root]))
-        return DataError(
-            f"{tree.display(nearest)}: lacks {', '.join(roots[nearest])}; "
+    for named in (name, None):  # what is named for the set says more than what is named for none
+        near = [root for root in roots if _named(tree, root) == named]
+        near.sort(key=lambda root: len(roots[root]))
+        lines = [
+            f"{tree.display(root)}: lacks {', '.join(roots[root])}; "
             f"--config.data.manual_dir must hold {wanted}"
-        )
-    archives = tree.other_archives()
-    if archives:
-        return DataError(f"{tree.display(archives[0])}: only zip archives can be read; unpack it")
+            for root in near
+        ]
+        lines += [
+            f"{tree.display(path)}: only zip archives can be read; unpack it"
+            for path in tree.other_archives()
+            if _named(tree, path) == named
+        ]
+        lines += tree.problems
+        if lines:
+            return DataError(lines[0])
     others = sorted({str(_named(tree, root)) for root in roots})
     found = f" (what it holds is named for {', '.join(others)})" if others else ""
     return DataError(f"{tree.source}: no {name} in it{found}; it must hold {wanted}")

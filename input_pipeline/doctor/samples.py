@@ -35,7 +35,7 @@ def choose_samples(split: Split, count: int = 12) -> list[int]:
         position = turn * total // count if total >= count else turn % total
         members = np.flatnonzero(readable & (catalog.identities == identities[position]))
         members = members[_cameras_in_turn(catalog.cameras[members])]
-        chosen.append((position, int(members[(turn + turn // total) % len(members)])))
+        chosen.append((position, int(members[(turn % total + turn // total) % len(members)])))
     return [row for _, row in sorted(set(chosen))]
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
+from absl import logging
+
 from input_pipeline.poses.cache import write_poses
 from input_pipeline.poses.coverage import Coverage, coverage, format_coverage, write_left_over
 from input_pipeline.poses.crop import Preprocessing
@@ -29,6 +31,7 @@ from pgfl_jax.errors import UserError
 def main(argv: Sequence[str]) -> int:
     """Run a command; returns the exit status."""
     flags = _parser().parse_args(argv)
+    logging.set_verbosity(logging.ERROR)  # TFDS tells that a manifest is not one of its own sets
     try:
         if flags.output.is_dir():
             raise UserError(f"--output={flags.output}: is a folder; name a file")

@@ -185,18 +185,19 @@ def test_images_stored_at_another_size_keep_their_content_and_their_poses(catalo
     assert not stored.keypoints[5].any()  # no pose stays no pose
 
 
-def test_the_rate_counts_batches_over_the_time_they_took(monkeypatch):
+def test_batches_are_counted_over_the_time_they_took(monkeypatch):
     clock = itertools.count()  # every look at the clock finds a second gone
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: float(next(clock)))
     # Starts at 0, finds 1 … 5 elapsed: four batches are taken before the fifth look ends it.
-    assert benchmark.batches_per_second(itertools.repeat(None), 5.0) == 4 / 5
+    assert benchmark.take_batches(itertools.repeat(None), 5.0) == (4, 5.0)
 
 
 def test_the_summary_holds_the_spread_and_the_ratio_of_medians():
-    first = [Turn(30.0, 5.0), Turn(90.0, 7.4), Turn(60.0, 6.0)]
-    second = [Turn(20.0, 9.0), Turn(25.0, 8.0), Turn(10.0, 8.0)]
+    first = [Turn(30.0, 500.0, 5.0), Turn(90.0, 700.4, 7.4), Turn(60.0, 900.0, 6.0)]
+    second = [Turn(20.0, 1.0, 9.0), Turn(25.0, 1.0, 8.0), Turn(10.0, 1.0, 8.0)]
     lines = benchmark.summary({"a": first, "b": second})
     assert lines[0]["images_per_second"] == {"min": 30.0, "median": 60.0, "max": 90.0}
+    assert lines[0]["cpu_us_per_image"] == 700
     assert (lines[0]["memory_mib"], lines[1]["memory_mib"]) == (7, 9)
     assert lines[2] == {
         "name": "a / b",

@@ -1,5 +1,9 @@
 """How data sets are found by name and prepared."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -75,3 +79,21 @@ def test_a_prepared_set_is_read_as_a_catalog(tmp_path):
     np.testing.assert_array_equal(catalog.cameras, [camera for _, _, camera in images])
     np.testing.assert_array_equal(catalog.image_sizes, [[64, 32]] * 4)
     assert not catalog.keypoints.any() and np.isnan(catalog.occlusion).all()
+
+
+def test_tfds_build_prepares_what_main_prepares(tmp_path):
+    write_tree("market1501", tmp_path / "in")
+    folder = Path(builders.__file__).parent / "market1501"
+    command = ["-m", "tensorflow_datasets.scripts.cli.main", "build", str(folder)]
+    folders = [f"--manual_dir={tmp_path / 'in'}", f"--data_dir={tmp_path / 'out'}"]
+    done = subprocess.run(
+        [sys.executable, *command, *folders],
+        capture_output=True,
+        cwd=folder.parents[2],
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "market1501 train: 16 images, 12,936 were published" in done.stdout
+    builder = builders.prepared_builder("market1501", str(tmp_path / "out"))
+    assert builder.info.splits["train"].num_examples == 16

@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+
+from input_pipeline import checks
+from input_pipeline.catalog import Catalog, DataError
+
+
+def catalog(identities, cameras, sizes=None, posed=()):
+    """Images a, b, c … of these identities and cameras."""
+    count = len(identities)
+    keypoints = np.zeros((count, 17, 3), np.float32)
+    keypoints[list(posed)] = 0.5
+    return Catalog(
+        images=np.array([b""] * count, object),
+        filenames=np.array([chr(ord("a") + i) for i in range(count)], object),
+        identities=np.array(identities),
+        cameras=np.array(cameras),
+        keypoints=keypoints,
+        image_sizes=np.array(sizes or [[4, 2]] * count),
+        occlusion=np.full(count, np.nan, np.float32),
+    )
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_queries_without_match_are_those_of_a_search_by_hand(seed):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 9, 2)
+    query, gallery = (
+        catalog(rng.integers(-1, 4, size).tolist(), rng.integers(0, 3, size).tolist())
+        for size in sizes
+    )
+    expected = []
+    for q in range(len(query)):
+        matches = [
+            g
+            for g in range(len(gallery))
+            if gallery.identities[g] == query.identities[q]
+            and gallery.cameras[g] != query.cameras[q]
+        ]
+        if not matches:
+            expected.append(q)
+    assert checks.queries_without_match(query, gallery).tolist() == expected
+
+
+def test_files_that_are_cut_off_are_named():
+    found = checks.check_images("X 1.0.0 train", catalog([1, 1], [0, 0], [[4, 2], [0, 0]]))
+    assert len(found.errors) == 1 and not found.warnings
+    assert found.errors[0].startswith("X 1.0.0 train: 1 files are no whole JPEG or PNG: b;")
+    assert checks.check_images("X", catalog([1], [0])) == checks.Findings()
+
+
+def test_what_a_training_split_lacks():
+    train = catalog([1, 1, 2, 3], [0, 1, 0, 0])
+    assert checks.check_training("X", train, poses_wanted=False).warnings == [
+        "X: 2 of 3 identities have a single image; a batch repeats it"
+    ]
+    _, missing = checks.check_training("X", train, poses_wanted=True).warnings
+    assert missing.startswith("X: no image has a pose")
+    some = checks.check_training("X", catalog([1, 1], [0, 1], posed=[1]), poses_wanted=True)
+    assert some == checks.Findings()
+
+
+def test_queries_without_match_are_a_warning_and_an_error_if_there_are_no_others():
+    gallery = catalog([1, 2], [0, 0])
+    found = checks.check_protocol("X query", catalog([1, 1, 3], [0, 1, 1]), gallery)
+    assert not found.errors and found.warnings == [
+        "X query: 2 of 3 queries have no match from another camera in the gallery: a, c; "
+        "they are left out of the scores"
+    ]
+    found = checks.check_protocol("X query", catalog([1, 3], [0, 1]), gallery)
+    assert not found.warnings and len(found.errors) == 1
+    assert "2 of 2 queries have no match" in found.errors[0]
+    assert checks.check_protocol("X", catalog([1], [1]), gallery) == checks.Findings()
+
+
+def test_findings_add_up_and_raise_their_errors():
+    findings = checks.Findings(errors=["a"], warnings=["b"])
+    findings.add(checks.Findings(errors=["c"], warnings=["d"], notes=["e"]))
+    assert findings == checks.Findings(["a", "c"], ["b", "d"], ["e"])
+    with pytest.raises(DataError, match=r"^a; c$"):
+        findings.raise_errors()
+    checks.Findings(warnings=["b"], notes=["e"]).raise_errors()
+
+
+def test_only_the_first_names_are_shown():
+    assert checks.some(np.array([3, 1])) == "3, 1"
+    assert checks.some(np.array(list("abcdef"))) == "a, b, c, d, e, …"

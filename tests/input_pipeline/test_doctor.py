@@ -1,0 +1,531 @@
+import dataclasses
+import hashlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from input_pipeline import builders
+from input_pipeline.catalog import Catalog
+from input_pipeline.doctor import copies, duplicates, examinations
+from input_pipeline.doctor.__main__ import examine
+from input_pipeline.doctor.decoding import undecodable
+from input_pipeline.doctor.diagnosis import Diagnosis
+from input_pipeline.doctor.page import format_page
+from input_pipeline.doctor.samples import choose_samples, draw_sample
+from input_pipeline.doctor.survey import Dataset, Listing, Split, Survey
+from input_pipeline.doctor.tables import protocol_table, split_facts, split_table
+from input_pipeline.encoded_images import image_size
+from input_pipeline.poses.cache import PoseCache, write_poses
+
+ROOT = Path(__file__).parents[2]
+
+
+def encode(seed, height=8, width=4, extension=".png"):
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return cv2.imencode(extension, image)[1].tobytes()
+
+
+def split_of(name, rows, *, used=True, dataset="set", **changes):
+    """A split of (image, identity, camera) rows, their files named a, b, c …"""
+    images = np.empty(len(rows), object)
+    images[:] = [row[0] for row in rows]
+    catalog = Catalog(
+        images=images,
+        filenames=np.array([f"{name}_{chr(ord('a') + i)}" for i in range(len(rows))], object),
+        identities=np.array([row[1] for row in rows]),
+        cameras=np.array([row[2] for row in rows]),
+        keypoints=np.zeros((len(rows), 17, 3), np.float32),
+        image_sizes=np.array([image_size(image) or (0, 0) for image in images]),
+        occlusion=np.full(len(rows), np.nan, np.float32),
+    )
+    catalog = dataclasses.replace(catalog, **changes)
+    unreadable = np.flatnonzero(~catalog.image_sizes.all(axis=1))
+    return Split(dataset, name, catalog, catalog.image_sha256, unreadable, (), used)
+
+
+def survey_of(config, *splits, name="set", scored=True, poses=()):
+    """A survey of one data set."""
+    by_name = {split.name: split for split in splits}
+    protocols = {name: name for name in by_name if name.startswith("query")}
+    protocols = protocols if "gallery" in by_name else {}
+    codes = copies.content_codes([split.digests for split in splits])
+    dataset = Dataset(name, by_name, protocols, scored)
+    return Survey(config, [dataset], poses, dict(zip(splits, codes, strict=True)))
+
+
+def found(check, survey):
+    """Errors, warnings, notes and listings of a check."""
+    results = list(check(survey))
+    listings = [one for one in results if isinstance(one, Listing)]
+    findings = [one for one in results if not isinstance(one, Listing)]
+    kinds = ("errors", "warnings", "notes")
+    return *([x for one in findings for x in getattr(one, kind)] for kind in kinds), listings
+
+
+def test_every_image_that_cannot_be_decoded_is_found():
+    whole, png = encode(0, 40, 20, ".jpg"), encode(1, 40, 20)
+    damaged = png[:900] + bytes(90) + png[990:]  # found only when it is decoded
+    rows = [whole] * 100
+    rows[3], rows[40], rows[41], rows[99] = damaged, whole[:-200], b"", b"no image"
+    rows[50] = png
+    split = split_of("train", [(image, 0, 0) for image in rows])
+    assert undecodable(split.catalog, "train").tolist() == [3, 40, 41, 99]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_copies_are_those_of_a_search_by_hand(tiny_config, seed):
+    rng = np.random.default_rng(seed)
+
+    def rows():
+        return [
+            (b"%d" % rng.integers(5), *rng.integers(0, 2, 2)) for _ in range(rng.integers(1, 9))
+        ]
+
+    query, gallery = rows(), rows()
+    a, b = split_of("query", query), split_of("gallery", gallery)
+    codes = copies.content_codes([a.digests, b.digests])
+    same = [[g for g in gallery if g[0] == q[0]] for q in query]
+    copied, junk = copies.queries_in_gallery(a.catalog, b.catalog, *codes)
+    assert copied.tolist() == [bool(found) for found in same]
+    assert junk.tolist() == [
+        bool(found) and all(g[1:] == q[1:] for g in found)
+        for q, found in zip(query, same, strict=True)
+    ]
+    contents = [g[0] for g in gallery]
+    assert copies.repeats(codes[1]).tolist() == [c in contents[:i] for i, c in enumerate(contents)]
+    assert copies.contradictions(codes[1], b.catalog.identities).tolist() == [
+        len({other[1] for other in gallery if other[0] == g[0]}) > 1 for g in gallery
+    ]
+    firsts = [contents.index(q[0]) if q[0] in contents else -1 for q in query]
+    assert copies.first_rows(codes[1], codes[0]).tolist() == firsts
+
+
+def test_the_numbers_of_a_split(tiny_config):
+    # Identity 7: three images, two cameras; 8: one image; 9: two images of one camera.
+    people = [(7, 0), (7, 0), (7, 1), (8, 0), (9, 2), (9, 2)]
+    sizes = [(8, 4), (10, 4), (8, 4), (20, 6), (8, 5)]
+    images = [encode(i, *size) for i, size in enumerate(sizes)]
+    images += [images[2][:60]]
+    keypoints = np.zeros((6, 17, 3), np.float32)
+    keypoints[[0, 1]] = 3.0
+    keypoints[0, :, 2], keypoints[1, :, 2] = 0.5, 0.7
+    keypoints[1, 6, 2] = 0.1  # right shoulder: (0.5 + 0.1) / 2
+    rows = [(image, *person) for image, person in zip(images, people, strict=True)]
+    split = split_of("train", rows, keypoints=keypoints)
+    survey = survey_of(tiny_config(), split)
+    facts = split_facts(survey, split)
+    assert facts["images"] == "6" and facts["unreadable files"] == "1"
+    assert facts["repeated images"] == "0"
+    assert facts["identities"] == "3" and facts["cameras"] == "3"
+    assert facts["with one image"] == "1" and facts["with one camera"] == "2"
+    assert facts["images per identity (min / median / max)"] == "1 / 2 / 3"
+    assert facts["height (min / median / max)"] == "8 / 8 / 20"
+    assert facts["width (min / median / max)"] == "4 / 4 / 6"
+    assert facts["different sizes"] == "4"
+    assert facts["with a pose"] == "2 (33.3%)"
+    assert facts["confidence: nose"] == "0.60"
+    assert facts["confidence: shoulder (left / right)"] == "0.60 / 0.30"
+    assert "as part maps" not in facts
+    header_and_rows = split_table(survey, survey.datasets[0])
+    assert list(header_and_rows.header) == ["", "train"]
+    assert ["images", "6"] in header_and_rows.rows
+
+
+def test_part_maps_and_pose_files_are_counted(tiny_config):
+    maps = np.zeros((4, 3, 2, 8), np.uint8)
+    maps[2, 1, 1, 5] = 9
+    split = split_of("train", [(encode(i), i, 0) for i in range(4)], part_maps=maps)
+    split = dataclasses.replace(split, matches=(4, 1))
+    survey = survey_of(tiny_config(), split, poses=[("a/one.npz", None), ("two.npz", None)])
+    facts = split_facts(survey, split)
+    assert facts["with a pose"] == facts["as part maps"] == "1 (25.0%)"
+    assert facts["known to one.npz"] == "4 (100%)" and facts["known to two.npz"] == "1 (25.0%)"
+    assert facts["confidence: nose"] == "–"
+
+
+def test_the_numbers_of_a_protocol(tiny_config):
+    images = [encode(i) for i in range(9)]
+    query = split_of("query", [(images[0], 1, 0), (images[1], 1, 1), (images[2], 2, 0)])
+    # The first query's copy is junk, the second's has another camera; identity 2 has no match.
+    gallery = [(images[0], 1, 0), (images[1], 1, 2), (images[3], 5, 0), (images[4], 5, 1)]
+    survey = survey_of(tiny_config(), query, split_of("gallery", gallery))
+    table = protocol_table(survey, survey.datasets[0])
+    assert list(table.header) == ["protocol", "query"]
+    assert [row[1] for row in table.rows] == ["3", "1", "2", "1", "4", "2", "1"]
+    errors, warnings, _, listings = found(examinations.protocols, survey)
+    assert not errors and "1 of 3 queries have no match" in warnings[0]
+    assert listings[0].lines == ["query_c (identity 2, camera 0)"]
+
+
+def test_copies_of_queries_are_a_note_if_junk_and_a_warning_if_ranked(tiny_config):
+    images = [encode(i) for i in range(3)]
+    query = split_of("query", [(image, i, 0) for i, image in enumerate(images)])
+    gallery = split_of("gallery", [(image, i, 0) for i, image in enumerate(images[:2])])
+    errors, warnings, notes, listings = found(
+        duplicates.queries_in_galleries, survey_of(tiny_config(), query, gallery)
+    )
+    assert not errors and not warnings and not listings
+    assert notes[0].startswith("set query: 2 queries stand in the gallery, too; of 2 the copies")
+    gallery = split_of("gallery", [(image, i, i) for i, image in enumerate(images[:2])])
+    errors, warnings, notes, listings = found(
+        duplicates.queries_in_galleries, survey_of(tiny_config(), query, gallery)
+    )
+    assert not errors and not notes
+    assert "of 1 the copies are junk" in warnings[0] and "of 1 they are ranked" in warnings[0]
+    assert listings[0].lines == [
+        "query_b (identity 1, camera 0) = gallery_b (identity 1, camera 1)"
+    ]
+
+
+def test_test_images_in_training_are_an_error(tiny_config):
+    images = [encode(i) for i in range(4)]
+    train = split_of("train", [(image, 1, 0) for image in images])
+    query = split_of("query", [(images[2], 5, 0), (encode(9), 5, 0)])
+    survey = survey_of(tiny_config(), train, query, split_of("gallery", [(encode(8), 5, 1)]))
+    errors, warnings, _, listings = found(duplicates.test_images_in_training, survey)
+    assert len(errors) == 1 and not warnings
+    assert errors[0].startswith("test images in training: 1 images of set query stand in set train")
+    assert listings[0].lines == ["query_a (identity 5, camera 0) = train_c (identity 1, camera 0)"]
+    # Of a data set that is only trained on, while another is scored, it is a warning.
+    query = dataclasses.replace(query, used=False)
+    errors, warnings, _, _ = found(
+        duplicates.test_images_in_training, survey_of(tiny_config(), train, query)
+    )
+    assert not errors and warnings[0].endswith("(not used by this configuration)")
+
+
+def test_test_images_of_another_set_in_training_are_found_too(tiny_config):
+    image = encode(0)
+    train = split_of("train", [(image, 1, 0)], dataset="one")
+    gallery = split_of("gallery", [(encode(1), 1, 0), (image, 1, 0)], dataset="two")
+    codes = copies.content_codes([train.digests, gallery.digests])
+    survey = Survey(
+        tiny_config(),
+        [
+            Dataset("one", {"train": train}, {}, False),
+            Dataset("two", {"gallery": gallery}, {}, True),
+        ],
+        [],
+        {train: codes[0], gallery: codes[1]},
+    )
+    errors, *_ = found(duplicates.test_images_in_training, survey)
+    assert "1 images of two gallery stand in one train, too: gallery_b" in errors[0]
+    # The identities of two sets are numbered apart.
+    assert found(duplicates.shared_identities, survey) == ([], [], [], [])
+
+
+def test_shared_identities_are_a_warning(tiny_config):
+    train = split_of("train", [(encode(i), i, 0) for i in range(4)])
+    gallery = split_of("gallery", [(encode(10 + i), i, 0) for i in range(2, 7)])
+    errors, warnings, _, _ = found(
+        duplicates.shared_identities, survey_of(tiny_config(), train, gallery)
+    )
+    assert not errors
+    assert warnings[0].startswith("set gallery: 2 of 5 identities are in train, too: 2, 3;")
+
+
+def test_repeated_images_are_a_note_and_a_warning_under_several_identities(tiny_config):
+    rows = [(encode(0), 1, 0), (encode(1), 1, 0), (encode(0), 1, 0)]
+    survey = survey_of(tiny_config(), split_of("train", rows))
+    errors, warnings, notes, listings = found(duplicates.within_splits, survey)
+    assert not errors and not warnings
+    assert notes == [
+        "set train: 1 images repeat another one of the split, always under its identity"
+    ]
+    assert listings[0].lines == ["train_c (identity 1, camera 0) = train_a (identity 1, camera 0)"]
+    rows[2] = (encode(0), 2, 0)
+    survey = survey_of(tiny_config(), split_of("train", rows))
+    errors, warnings, notes, _ = found(duplicates.within_splits, survey)
+    assert not errors and not notes
+    assert "2 stand under several identities: train_a, train_c; remove" in warnings[0]
+
+
+def test_broken_files_are_an_error_only_where_they_are_read(tiny_config):
+    rows = [(encode(i), i, 0) for i in range(3)]
+    rows[1] = (rows[1][0][:50], 1, 0)  # cut off
+    split = split_of("gallery", rows)
+    split = dataclasses.replace(split, unreadable=np.array([1, 2]))  # the last one: damaged
+    errors, warnings, _, listings = found(examinations.images, survey_of(tiny_config(), split))
+    assert not warnings and len(errors) == 2
+    assert errors[0].startswith("set gallery: 1 files are no whole JPEG or PNG: gallery_b;")
+    assert errors[1].startswith(
+        "set gallery: 1 files are damaged and cannot be decoded: gallery_c;"
+    )
+    assert [line.split(" ")[0] for line in listings[0].lines] == ["gallery_b", "gallery_c"]
+    split = dataclasses.replace(split, used=False)
+    errors, warnings, _, _ = found(examinations.images, survey_of(tiny_config(), split))
+    assert not errors and len(warnings) == 2
+
+
+def test_too_few_identities_for_a_batch_name_the_option(tiny_config):
+    rows = [(encode(i), i, 0) for i in range(3)]
+    survey = survey_of(tiny_config(), split_of("train", rows))
+    errors, warnings, *_ = found(examinations.training, survey)
+    assert errors == [
+        "config.data.identities_per_batch = 4: the training split has only 3 identities; lower it"
+    ]
+    assert len(warnings) == 2  # single images, no poses
+    survey = survey_of(tiny_config(**{"data.identities_per_batch": 3}), *survey.splits)
+    assert not found(examinations.training, survey)[0]
+
+
+def pose_file(path, images):
+    """A pose file of these encoded images."""
+    digests = np.array([hashlib.sha256(image).hexdigest() for image in images])
+    names = np.array([f"{i}.jpg" for i in range(len(images))])
+    texts = {"sources": names, "estimators": names, "filenames": names}
+    splits = np.array(["train"] * len(images))
+    keypoints = np.full((len(images), 17, 3), 0.9, np.float32)
+    cache = PoseCache(image_sha256=digests, splits=splits, keypoints=keypoints, **texts)
+    write_poses(path, cache)
+    return cache
+
+
+def test_pose_files_of_other_images(tiny_config, tmp_path):
+    split = split_of("train", [(encode(i), i, 0) for i in range(3)])
+    half = pose_file(tmp_path / "half.npz", [encode(1), encode(7), encode(8)])
+    other = pose_file(tmp_path / "other.npz", [encode(9)])
+    split = dataclasses.replace(split, matches=(1, 0))
+    survey = survey_of(tiny_config(), split, poses=[("half.npz", half), ("other.npz", other)])
+    errors, warnings, notes, listings = found(examinations.pose_files, survey)
+    assert len(errors) == 1 and not warnings
+    assert errors[0].startswith("other.npz: none of its 1 poses is of an image of these data sets")
+    assert notes == ["half.npz: 2 of its 3 poses are of images that these data sets do not have"]
+    assert listings[0].lines == ["train/1.jpg", "train/2.jpg"]
+
+
+@pytest.mark.parametrize("people, each", [(30, 4), (5, 4), (1, 30), (1, 3), (12, 1)])
+def test_samples_are_spread_over_identities_and_cameras(people, each):
+    rows = [(b"", person, camera % 3) for person in range(people) for camera in range(each)]
+    split = split_of("train", rows)
+    split = dataclasses.replace(split, unreadable=np.array([0]))
+    chosen = choose_samples(split)
+    assert chosen == sorted(set(chosen)) and 0 not in chosen
+    assert len(chosen) == min(12, len(rows) - 1)
+    identities = split.catalog.identities[chosen]
+    readable = len(np.unique(split.catalog.identities[1:]))
+    assert len(set(identities)) == min(12, readable)
+    if each > 3:
+        assert set(split.catalog.cameras[chosen]) == {0, 1, 2}
+
+
+def test_samples_of_a_split_without_a_readable_image():
+    split = split_of("train", [(b"x", 0, 0)])
+    assert choose_samples(split) == []
+
+
+@pytest.mark.parametrize("height, width, size", [(8, 4, (192, 296)), (50, 100, (96, 584))])
+def test_a_sample_shows_image_skeleton_and_part_maps(tiny_config, height, width, size):
+    image = cv2.imencode(".png", np.full((height, width, 3), (0, 0, 255), np.uint8))[1].tobytes()
+    keypoints = np.zeros((1, 17, 3), np.float32)
+    keypoints[0, 5] = (width / 4, height / 2, 1)  # left shoulder
+    keypoints[0, 6] = (1e9, height / 2, 1)  # right shoulder, far outside
+    split = split_of("train", [(image, 0, 0)], keypoints=keypoints)
+    jpeg = draw_sample(split.catalog, 0, tiny_config().data.pose)
+    drawn = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert drawn.shape[:2] == size
+    third = (size[1] - 8) // 3
+    np.testing.assert_allclose(drawn[10, 10], (255, 0, 0), atol=12)
+    np.testing.assert_allclose(drawn[10, third + 14], (153, 0, 0), atol=12)  # 0.6 of it
+    # The joint's spot in the skeleton; in the third picture the torso's red and the arm's blue.
+    x, y = round((width / 4 + 0.5) * third / width), round((height / 2 + 0.5) * size[0] / height)
+    assert drawn[y, third + 4 + x].min() > 180
+    far, near = drawn[5, 2 * third + 8 + third - 5], drawn[y, 2 * third + 8 + x]
+    assert abs(near.astype(int) - far.astype(int)).max() > 60
+
+
+def test_names_cannot_change_the_page(tiny_config):
+    query = split_of("query", [(encode(0), 1, 0)])
+    names = np.array(['<script>alert("x")</script>&.jpg'], object)
+    query = dataclasses.replace(query, catalog=dataclasses.replace(query.catalog, filenames=names))
+    survey = survey_of(tiny_config(), query, split_of("gallery", [(encode(1), 2, 0)]), name="<b>")
+    results = list(examinations.protocols(survey))
+    listings = [one for one in results if isinstance(one, Listing)]
+    page = format_page(Diagnosis(survey, results[0], listings))
+    assert "<script" not in page and "<b>" not in page and 'alert("x")' not in page
+    escaped = "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;&amp;.jpg"
+    assert page.count(escaped) == 4  # the error, alt text, caption and the list of files
+    fetched = re.findall(r'(?:src|href|url)[=(]"?([^"]*)', page)
+    assert len(fetched) == 2 and all(url.startswith("data:image/jpeg") for url in fetched)
+
+
+BUILDER = """
+import numpy as np, tensorflow_datasets as tfds
+
+RECORDS = %r
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "identity": tfds.features.Scalar(np.int64),
+            "camera": tfds.features.Scalar(np.int64),
+            "filename": tfds.features.Text(),
+        })
+        metadata = tfds.core.MetadataDict()
+        return tfds.core.DatasetInfo(builder=self, features=features, metadata=metadata)
+
+    def _split_generators(self, dl_manager):
+        self.info.metadata.update(
+            source="somewhere", warnings=["noticed when prepared"], unmatched=["notes.txt"]
+        )
+        return {split: self._generate_examples(split) for split in RECORDS}
+
+    def _generate_examples(self, split):
+        for i, (image, identity, camera) in enumerate(RECORDS[split]):
+            name = f"{split}_{i:03}.png"
+            yield name, {"image": image, "identity": identity, "camera": camera, "filename": name}
+"""
+
+
+@pytest.fixture
+def add_builder(tmp_path, monkeypatch):
+    """Adds a data set: split → (image, identity, camera) rows."""
+    monkeypatch.setattr(builders, "__path__", [*builders.__path__, str(tmp_path / "builders")])
+
+    def add(name, records):
+        folder = tmp_path / "builders" / name
+        folder.mkdir(parents=True)
+        (folder / f"{name}_dataset_builder.py").write_text(BUILDER % records)
+
+    return add
+
+
+TRAIN = [(encode(i), i // 2, i % 2) for i in range(16)]
+QUERY = [(encode(100 + i), 50 + i, 0) for i in range(4)]
+GALLERY = [(encode(200 + i), 50 + i, 1) for i in range(4)]
+
+
+def run(config, tmp_path, capsys):
+    """Exit status, text and page."""
+    path = tmp_path / "folder" / "page.html"
+    status = examine(config, str(path))
+    assert [file.name for file in path.parent.iterdir()] == ["page.html"]
+    text = capsys.readouterr().out
+    assert text.splitlines()[-1] == f"page: {path}"
+    return status, text, path.read_text()
+
+
+def test_the_tiny_set_is_ready(tiny_config, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config()
+    assert examine(config) == 0
+    text = capsys.readouterr().out
+    counts = {line[:20].strip(): line.split()[-4:] for line in text.splitlines()}
+    assert counts["images"] == ["128", "16", "16", "48"]
+    assert counts["identities"] == ["16", "8", "8", "8"]
+    assert counts["unreadable files"] == counts["repeated images"] == ["0"] * 4
+    assert text.splitlines()[-2:] == [
+        "ready: 128 images of 16 people to train on, 2 protocols to score",
+        "page: runs/doctor/synthetic_occluded_reid-tiny.html",
+    ]
+    page = Path("runs/doctor/synthetic_occluded_reid-tiny.html").read_text()
+    assert "<td>images</td><td>128</td><td>16</td><td>16</td><td>48</td>" in page
+    assert page.count("<img ") == 4 * 12 and page.count("data:image/jpeg;base64,") == 4 * 12
+    assert examine(config) == 0
+    assert Path("runs/doctor/synthetic_occluded_reid-tiny.html").read_text() == page
+    assert capsys.readouterr().out == text
+
+
+def test_everything_wrong_is_told_at_once(add_builder, tiny_config, tmp_path, capsys):
+    train = [*TRAIN[:7], (QUERY[0][0], 3, 1), (TRAIN[0][0][:60], 0, 2)]
+    add_builder("sick_reid", {"train": train, "query": QUERY, "gallery": GALLERY})
+    builders.prepared_builder("sick_reid", str(tmp_path / "data"))
+    (shard,) = (tmp_path / "data").glob("sick_reid/*/*gallery*")
+    shard.write_bytes(shard.read_bytes()[:-20])
+    pose_file(tmp_path / "other.npz", [encode(999)])
+    config = tiny_config(
+        **{
+            "data.dataset": "sick_reid",
+            "data.data_dir": str(tmp_path / "data"),
+            "data.identities_per_batch": 5,
+            "data.pose.files": (str(tmp_path / "other.npz"), str(tmp_path / "none.npz")),
+            "eval.datasets": ("sick_reid", "no_such_reid"),
+        }
+    )
+    status, text, page = run(config, tmp_path, capsys)
+    assert status == 1
+    problems = re.search(r"\d+ problems:.*", text, re.DOTALL)[0].splitlines()
+    assert problems[0] == "7 problems:" and len(problems) == 1 + 7 + 1
+    for expected in (
+        "none.npz: no such pose file",
+        "unknown data set 'no_such_reid'",
+        f"{shard}: damaged; delete its folder",
+        "train: 1 files are no whole JPEG or PNG: train_008.png",
+        "identities_per_batch = 5: the training split has only 4 identities",
+        "other.npz: none of its 1 poses",
+        "test images in training: 1 images of sick_reid/1.0.0 query stand in",
+    ):
+        assert sum(expected in line for line in problems) == 1, expected
+        assert expected in page.replace("&#x27;", "'")
+    assert "  - noticed when prepared" in text and "notes.txt" in text
+    assert "sick_reid/1.0.0 (prepared from somewhere)" in text
+
+
+def test_queries_that_nothing_answers(add_builder, tiny_config, tmp_path, capsys):
+    strangers = [(image, identity + 100, camera) for image, identity, camera in QUERY * 3]
+    records = {"train": TRAIN, "query": strangers, "query_all": QUERY, "gallery": GALLERY}
+    add_builder("lonely_reid", records)
+    changes = {"data.dataset": "lonely_reid", "data.data_dir": str(tmp_path / "data")}
+    status, text, page = run(tiny_config(**changes), tmp_path, capsys)
+    assert status == 1 and "\n1 problem:\n" in text
+    assert "lonely_reid/1.0.0 query: 12 of 12 queries have no match" in text
+    listed = "queries without a possible match: 12"
+    assert listed in text and listed in page
+    assert "query_009.png (identity 151, camera 0)\n  and 2 more, in the page" in text
+    listing = page[page.index(listed) :].split("</pre>")[0]
+    assert listing.count(".png") == 12 and "query_010.png (identity 152" in listing
+
+
+def test_a_set_for_training_and_another_for_testing(add_builder, tiny_config, tmp_path, capsys):
+    add_builder("one_reid", {"train": TRAIN})
+    add_builder("two_reid", {"query": QUERY, "gallery": GALLERY})
+    data_dir = str(tmp_path / "data")
+    changes = {"data.dataset": "one_reid", "data.data_dir": data_dir}
+    scored = {"eval.datasets": ("two_reid",)}
+    status, text, _ = run(tiny_config(**changes, **scored), tmp_path, capsys)
+    assert status == 0
+    assert "ready: 16 images of 8 people to train on, 1 protocol to score; 2 warnings" in text
+    status, text, _ = run(tiny_config(**changes), tmp_path, capsys)
+    assert status == 1 and "one_reid/1.0.0: needs splits query and gallery to be scored" in text
+    changes["data.dataset"] = "two_reid"
+    status, text, _ = run(tiny_config(**changes), tmp_path, capsys)
+    assert status == 1 and "two_reid/1.0.0: no split 'train'; it has gallery, query" in text
+
+
+def test_poses_of_a_file_are_joined(add_builder, tiny_config, tmp_path, capsys):
+    add_builder("posed_reid", {"train": TRAIN, "query": QUERY, "gallery": GALLERY})
+    pose_file(tmp_path / "poses.npz", [row[0] for row in TRAIN[:4] + GALLERY[:1]])
+    changes = {"data.dataset": "posed_reid", "data.data_dir": str(tmp_path / "data")}
+    changes["data.pose.files"] = (str(tmp_path / "poses.npz"),)
+    status, text, _ = run(tiny_config(**changes), tmp_path, capsys)
+    assert status == 0
+    assert re.search(r"with a pose +4 \(25\.0%\) +0 \(0\.0%\) +1 \(25\.0%\)\n", text)
+    assert re.search(r"known to poses\.npz +4 \(25\.0%\) +0 \(0\.0%\) +1 \(25\.0%\)\n", text)
+    assert re.search(r"confidence: nose +0\.90 +– +0\.90\n", text)
+
+
+def test_a_folder_is_no_page(tiny_config, tmp_path):
+    with pytest.raises(Exception, match=r"--output=.*: is a folder; name a file"):
+        examine(tiny_config(), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--config=configs/default.py", "--config.data.heigth=3"], 1, "no such option: 'heigth'"),
+        (["--help"], 1, "Every image is decoded, every protocol checked."),
+    ],
+)
+def test_the_command_line(options, status, message):
+    command = [sys.executable, "-m", "input_pipeline.doctor", *options]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == status
+    assert message in ended.stdout + ended.stderr and "Traceback" not in ended.stderr
