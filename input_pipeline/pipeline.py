@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline import augment, pose_maps, sampler
+from input_pipeline import augment, geometry, pose_maps, sampler
 from input_pipeline.catalog import Catalog, DataError
 from input_pipeline.cores import available_cores
 from input_pipeline.keypoints import NUM_JOINTS
@@ -98,25 +98,16 @@ def train_batches(
         start_step=start_step,
     )
     mine = slice(process_index * local, (process_index + 1) * local)
-    positions = np.arange(config.batch_size)[mine]
 
     def rows() -> Iterator[Batch]:
         for step, indices in enumerate(steps, start_step):
-            counters = step * config.batch_size + positions
-            yield {
-                **_rows(catalog, indices[mine]),
-                "labels": catalog.labels[indices[mine]].astype(np.int32),
-                "seeds": np.stack([np.full_like(counters, seed), counters], axis=1),
-            }
+            whole = geometry.draw(seed, step, config)
+            part = geometry.Geometry(*(values[mine] for values in whole))
+            labels = catalog.labels[indices[mine]].astype(np.int32)
+            yield {**_rows(catalog, indices[mine], part, pad, config), "labels": labels}
 
-    @tf.autograph.experimental.do_not_convert
-    def transform(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        image, pose = augment.decode(row.pop("encoded")), _take_pose(row)
-        image, pose = augment.augment(image, pose, row.pop("seeds"), config, map_shape)
-        return row | {"images": image, "pose": pose}
-
-    extra = {"labels": ((), tf.int32), "seeds": ((2,), tf.int64)}
-    return Batches(catalog, _dataset(rows, catalog, extra, transform, local, config, map_shape))
+    pad, extra = config.augment.pad, {"labels": tf.int32}
+    return Batches(catalog, _dataset(rows, catalog, extra, local, pad, config, map_shape))
 
 
 def evaluation_batches(
@@ -154,21 +145,13 @@ def evaluation_batches(
 
     def rows() -> Iterator[Batch]:
         for start in range(0, len(catalog), batch_size):
-            valid = start + mine < len(catalog)
-            yield {
-                **_rows(catalog, np.where(valid, start + mine, 0)),
-                "valid": valid.astype(np.float32),
-            }
+            valid = (start + mine < len(catalog)).astype(np.float32)
+            indices = np.where(valid, start + mine, 0)
+            part = geometry.unchanged(local)
+            yield {**_rows(catalog, indices, part, 0, config), "valid": valid}
 
-    @tf.autograph.experimental.do_not_convert
-    def transform(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        image, pose = augment.decode(row.pop("encoded")), _take_pose(row)
-        image, pose = augment.prepare(image, pose, config, map_shape)
-        pose = augment.Pose(*(None if part is None else part * row["valid"] for part in pose))
-        return row | {"images": image * row["valid"], "pose": pose}
-
-    extra = {"valid": ((), tf.float32)}
-    return Batches(catalog, _dataset(rows, catalog, extra, transform, local, config, map_shape))
+    extra = {"valid": tf.float32}
+    return Batches(catalog, _dataset(rows, catalog, extra, local, 0, config, map_shape))
 
 
 def _local_size(batch_size: int, process_count: int, option: str) -> int:
@@ -181,43 +164,46 @@ def _local_size(batch_size: int, process_count: int, option: str) -> int:
     return batch_size // process_count
 
 
-def _rows(catalog: Catalog, indices: np.ndarray) -> Batch:
-    """What every kind of batch takes from the catalog."""
+def _rows(
+    catalog: Catalog, indices: np.ndarray, part: geometry.Geometry, pad: int, config: DataConfig
+) -> Batch:
+    """What every kind of batch takes from the catalog, and what shall happen to it."""
     rows = {
         "encoded": catalog.images[indices],
-        "keypoints": catalog.keypoints[indices],
+        "keypoints": geometry.move_keypoints(
+            catalog.keypoints[indices], catalog.image_sizes[indices], part, pad, config
+        ),
         "indices": indices.astype(np.int32),
+        **part._asdict(),
     }
     if catalog.part_maps is not None:
         rows["given_maps"] = catalog.part_maps[indices]
     return rows
 
 
-def _take_pose(row: dict[str, tf.Tensor]) -> augment.Pose:
-    """Take the pose out of the row of an image."""
-    maps = row.pop("given_maps", None)
-    maps = None if maps is None else tf.cast(maps, tf.float32) / 255
-    return augment.Pose(row.pop("keypoints"), maps)
-
-
 def _dataset(
     rows: Callable[[], Iterator[Batch]],
     catalog: Catalog,
-    extra: Mapping[str, tuple[tuple[int, ...], tf.DType]],
-    transform: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]],
+    extra: Mapping[str, tf.DType],
     size: int,
+    pad: int,
     config: DataConfig,
     map_shape: tuple[int, int],
 ) -> tf.data.Dataset:
     """Rows of one batch at a time → images in parallel → batches with part maps.
 
-    Python is entered once a batch, not once an image.
+    Python is entered once a batch, not once an image, and what is small is done for a whole batch:
+    an operation on an image costs a microsecond even if it does nothing.
     """
+    image_shape = config.height, config.width
     columns = {
         "encoded": ((), tf.string),
         "keypoints": ((NUM_JOINTS, 3), tf.float32),
         "indices": ((), tf.int32),
-        **extra,
+        "flip": ((), tf.bool),
+        "corner": ((2,), tf.int32),
+        "rectangle": ((4,), tf.int32),
+        **{name: ((), dtype) for name, dtype in extra.items()},
     }
     if catalog.part_maps is not None:
         columns["given_maps"] = (catalog.part_maps.shape[1:], tf.uint8)
@@ -226,26 +212,42 @@ def _dataset(
     }
 
     @tf.autograph.experimental.do_not_convert
-    def add_part_maps(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        pose = batch.pop("pose")
+    def read_image(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        image = augment.decode(row.pop("encoded"))
+        image = augment.place(image, row["flip"], row["corner"], pad, image_shape)
+        return row | {"images": image}
+
+    @tf.autograph.experimental.do_not_convert
+    def finish(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        moved = {name: batch.pop(name) for name in geometry.Geometry._fields}
         threshold = config.pose.threshold
         maps, visibility = pose_maps.part_maps(
-            pose.keypoints,
-            image_shape=(config.height, config.width),
+            batch.pop("keypoints"),
+            image_shape=image_shape,
             map_shape=map_shape,
             sigma=config.pose.sigma,
             threshold=threshold,
         )
-        if pose.part_maps is not None:
+        if catalog.part_maps is not None:
+            given = tf.cast(batch.pop("given_maps"), tf.float32) / 255
+            given = augment.move_maps(given, moved, pad, image_shape, map_shape)
             maps, visibility = pose_maps.join_given_maps(
-                maps, visibility, pose.part_maps, threshold=threshold
+                maps, visibility, given, threshold=threshold
             )
-        return batch | {"part_maps": maps, "visibility": visibility}
+        images = augment.normalise(batch["images"], moved["rectangle"], config)
+        results = {"images": images, "part_maps": maps, "visibility": visibility}
+        if "valid" in batch:  # rows that fill up the last batch are 0
+            valid = batch["valid"]
+            results = {
+                name: values * tf.reshape(valid, (-1, *[1] * (values.ndim - 1)))
+                for name, values in results.items()
+            }
+        return batch | results
 
     threads = available_cores()
     dataset = tf.data.Dataset.from_generator(rows, output_signature=signature).unbatch()
-    dataset = dataset.map(transform, num_parallel_calls=threads, deterministic=True)
-    dataset = dataset.batch(size, drop_remainder=True).map(add_part_maps).prefetch(2)
+    dataset = dataset.map(read_image, num_parallel_calls=threads, deterministic=True)
+    dataset = dataset.batch(size, drop_remainder=True).map(finish).prefetch(2)
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
