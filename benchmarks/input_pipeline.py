@@ -17,17 +17,12 @@ import importlib.metadata
 import importlib.util
 import json
 import multiprocessing
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
-
-# Before TensorFlow is imported: no start-up noise. It only reads images, so oneDNN is not missed.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import cv2
 import numpy as np

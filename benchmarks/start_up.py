@@ -4,21 +4,18 @@
 
 Fabricates a data set in MSMT17's layout from noise (20 kB an image, as MSMT17's), prepares it, and
 opens its training split in fresh processes, once held in memory and once read on demand. One JSON
-line for each measurement; memory is what opening it and 100 batches add. The folder is reused if it is there, and takes twice the images' size.
+line for each measurement; memory is what opening it and 100 batches add. The folder is reused if it
+is there, and takes twice the images' size.
 """
 
 import argparse
 import itertools
 import json
 import multiprocessing
-import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import cv2
 import numpy as np

@@ -239,14 +239,15 @@ def _dataset(
         if "valid" in batch:  # rows that fill up the last batch are 0
             valid = batch["valid"]
             results = {
-                name: values * tf.reshape(valid, (-1, *[1] * (values.ndim - 1)))
+                name: values * tf.reshape(valid, (-1, *[1] * (values.shape.rank - 1)))
                 for name, values in results.items()
             }
         return batch | results
 
     threads = available_cores()
     dataset = tf.data.Dataset.from_generator(rows, output_signature=signature).unbatch()
-    dataset = dataset.map(read_image, num_parallel_calls=threads, deterministic=True)
+    # More calls than threads, so that none waits for the order in which results leave.
+    dataset = dataset.map(read_image, num_parallel_calls=8 * threads, deterministic=True)
     dataset = dataset.batch(size, drop_remainder=True).map(finish).prefetch(2)
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads

@@ -7,12 +7,7 @@ shows them with sample images and their poses. The exit status is 1 if training 
 not work with these data, else 0.
 """
 
-import os
 from pathlib import Path
-
-# Before TensorFlow is imported: no start-up noise. It only reads images, so oneDNN is not missed.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from absl import flags, logging
 from ml_collections import config_flags

@@ -10,10 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Before TensorFlow is imported: no start-up noise. It only reads images, so oneDNN is not missed.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
 from absl import logging
 
 from input_pipeline.poses.cache import write_poses

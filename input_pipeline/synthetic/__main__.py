@@ -5,7 +5,6 @@ python -m input_pipeline.synthetic --preview query.png --split query --preset be
 """
 
 import argparse
-import os
 import sys
 
 from input_pipeline.synthetic.plan import SPLITS
@@ -23,9 +22,6 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.people < 1 or flags.images < 1:
         parser.error("--people and --images must be at least 1")
-    # The part maps are TensorFlow operations; without these two it opens with lines of its own.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
     from input_pipeline.synthetic.preview import save_contact_sheet
 
