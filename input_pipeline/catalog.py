@@ -100,7 +100,7 @@ class Catalog:
             shape = (len(self), *shapes.pop())
             part_maps = np.zeros(shape, np.uint8) if part_maps is None else part_maps.copy()
             part_maps[known] = 0 if cache.part_maps is None else cache.part_maps[rows[known]]
-        return dataclasses.replace(self, keypoints=keypoints, part_maps=part_maps)
+        return self._with(keypoints, part_maps)
 
     def shuffle_poses(self, seed: int) -> "Catalog":
         """The control experiment: every image gets the pose of another image.
@@ -119,11 +119,18 @@ class Catalog:
         keypoints[..., :2] = (keypoints[..., :2] + 0.5) * scale - 0.5
         keypoints[~self.keypoints[source].any(axis=(1, 2))] = 0.0
         part_maps = None if self.part_maps is None else self.part_maps[source]
-        return dataclasses.replace(self, keypoints=keypoints, part_maps=part_maps)
+        return self._with(keypoints, part_maps)
 
     def without_poses(self) -> "Catalog":
         """The same images with no pose at all."""
-        return dataclasses.replace(self, keypoints=np.zeros_like(self.keypoints), part_maps=None)
+        return self._with(np.zeros_like(self.keypoints), None)
+
+    def _with(self, keypoints: np.ndarray, part_maps: np.ndarray | None) -> "Catalog":
+        """The same images with other poses; their digests are not computed again."""
+        other = dataclasses.replace(self, keypoints=keypoints, part_maps=part_maps)
+        if "image_sha256" in self.__dict__:
+            other.__dict__["image_sha256"] = self.image_sha256
+        return other
 
 
 def read_catalog(builder: Any, split: str, *, memory_gib: float = 0.0) -> Catalog:
