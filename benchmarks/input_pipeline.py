@@ -177,11 +177,10 @@ def load_catalog(config: Config, stored: str) -> Catalog:
         config: which data set, prepared if it was not yet.
         stored: as :func:`stored_sizes` takes it, or "".
     """
-    from input_pipeline.builders import load_builder
+    from input_pipeline.builders import prepared_builder
     from input_pipeline.catalog import read_catalog
 
-    builder = load_builder(config.data.dataset, config.data.data_dir)
-    builder.download_and_prepare()
+    builder = prepared_builder(config.data.dataset, config.data.data_dir, config.data.manual_dir)
     catalog = read_catalog(builder, "train")
     images = np.empty(len(catalog), object)
     images[:] = list(catalog.images)
@@ -227,6 +226,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--dataset", default="synthetic_occluded_reid/demo")
     parser.add_argument("--data_dir", default="data")
+    parser.add_argument("--manual_dir", default="", help="what the user brings, to prepare it")
     parser.add_argument("--height", type=int, default=256, help="of the network's input")
     parser.add_argument("--width", type=int, default=128, help="of the network's input")
     parser.add_argument("--stored", default="", help="re-encode first: 256x128, or mixed sizes")
@@ -242,7 +242,7 @@ def main(argv: list[str] | None = None) -> None:
         if importlib.util.find_spec(module) is None:
             raise UserError(f"{module} is not installed: pip install -e '.[benchmark]'")
     values = default.get_config()
-    for name in ("dataset", "data_dir", "height", "width"):
+    for name in ("dataset", "data_dir", "manual_dir", "height", "width"):
         values.data[name] = getattr(options, name)
     config = parse_config(values)
     catalog = in_fresh_process(load_catalog, config, options.stored)

@@ -21,8 +21,8 @@ def get_config() -> ConfigDict:
                 # Where the data sets as published lie, folders or archives; needed once, to
                 # prepare them.
                 "manual_dir": "",
-                # A data set whose encoded images take more than this is read from the disk while
-                # training instead of held in memory.
+                # Encoded training images are held in memory up to this much; more of them, and
+                # those of evaluation, are read from the disk when they are wanted.
                 "memory_gib": 4.0,
                 # Size of the network's input in pixels.
                 "height": 256,

@@ -100,6 +100,7 @@ def inside(rectangles: tf.Tensor, grid: tuple[int, int], image_shape: tuple[int,
     return lines[0][:, :, None] & lines[1][:, None, :]
 
 
+@functools.partial(tf.function, jit_compile=True, autograph=False)
 def move_maps(
     maps: tf.Tensor,
     geometry: dict[str, tf.Tensor],
@@ -108,6 +109,8 @@ def move_maps(
     map_shape: tuple[int, int],
 ) -> tf.Tensor:
     """Part maps where their pixels go, on another grid; bilinear, and 0 from outside.
+
+    Image by image, so that the bits do not depend on the size of the batch.
 
     Args:
         maps: (B, h', w', 8) float32 over the stored images.
@@ -119,26 +122,31 @@ def move_maps(
     Returns:
         (B, h, w, 8), sampled at the cells' centres; 0 in the erased rectangles.
     """
-    mirrored = tf.gather(tf.reverse(maps, [2]), PART_FLIP, axis=3)
-    maps = tf.where(geometry["flip"][:, None, None, None], mirrored, maps)
-    shift = tf.cast(pad - geometry["corner"], tf.float32) / np.array(image_shape, np.float32)
-    rows = _interpolation(map_shape[0], maps.shape[1], shift[:, 0])
-    columns = _interpolation(map_shape[1], maps.shape[2], shift[:, 1])
-    moved = tf.einsum("bri,bijp,bcj->brcp", rows, maps, columns)
+
+    def move_one(image: tuple[tf.Tensor, ...]) -> tf.Tensor:
+        one, flip, corner = image
+        one = tf.where(flip, tf.gather(tf.reverse(one, [1]), PART_FLIP, axis=2), one)
+        shift = tf.cast(pad - corner, tf.float32) / np.array(image_shape, np.float32)
+        rows = _interpolation(map_shape[0], maps.shape[1], shift[0])
+        columns = _interpolation(map_shape[1], maps.shape[2], shift[1])
+        return tf.einsum("ri,ijp,cj->rcp", rows, one, columns)
+
+    images = maps, geometry["flip"], geometry["corner"]
+    moved = tf.map_fn(move_one, images, fn_output_signature=tf.float32)
     erased = inside(geometry["rectangle"], map_shape, image_shape)
     return tf.where(erased[..., None], 0.0, moved)
 
 
 def _interpolation(target: int, source: int, shift: tf.Tensor) -> tf.Tensor:
-    """(B, target, source) weights that sample lines of cells at the centres of other cells.
+    """(target, source) weights that sample a line of cells at the centres of other cells.
 
     Args:
         target: cells to sample at.
         source: cells to sample from.
-        shift: (B,) how far the content moves, as a fraction of the line.
+        shift: how far the content moves, as a fraction of the line.
     """
-    centre = (np.arange(target, dtype=np.float32) + 0.5) / target - shift[:, None]
+    centre = (np.arange(target, dtype=np.float32) + 0.5) / target - shift
     within = (centre >= 0) & (centre < 1)
     position = tf.clip_by_value(centre * source - 0.5, 0.0, source - 1.0)
-    distance = tf.abs(position[..., None] - np.arange(source, dtype=np.float32))
-    return tf.where(within[..., None], tf.maximum(1 - distance, 0.0), 0.0)
+    distance = tf.abs(position[:, None] - np.arange(source, dtype=np.float32))
+    return tf.where(within[:, None], tf.maximum(1 - distance, 0.0), 0.0)

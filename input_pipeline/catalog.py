@@ -74,8 +74,8 @@ class Catalog:
 
     @property
     def has_pose(self) -> np.ndarray:
-        """(N,) bool: whether an image has keypoints or part maps."""
-        posed = np.any(self.keypoints, axis=(1, 2))
+        """(N,) bool: whether an image has keypoints of any confidence, or part maps."""
+        posed = np.any(self.keypoints[..., 2], axis=1)
         return posed if self.part_maps is None else posed | self.part_maps.any(axis=(1, 2, 3))
 
     def with_poses(self, cache: "PoseCache") -> "Catalog":
@@ -88,10 +88,15 @@ class Catalog:
         """
         rows = cache.lookup(self.image_sha256)
         known = rows >= 0
+        if not known.any():
+            return self
         keypoints, part_maps = self.keypoints.copy(), self.part_maps
         keypoints[known] = cache.keypoints[rows[known]]
-        if part_maps is not None or cache.part_maps is not None:
-            shapes = {maps.shape[1:] for maps in (part_maps, cache.part_maps) if maps is not None}
+        given = None if cache.part_maps is None else cache.part_maps[rows[known]]
+        if given is not None and not given.any():
+            given = None
+        if part_maps is not None or given is not None:
+            shapes = {maps.shape[1:] for maps in (part_maps, given) if maps is not None}
             if len(shapes) > 1:
                 raise DataError(
                     f"config.data.pose.files: part maps of several grids, {sorted(shapes)}; import "
@@ -99,7 +104,7 @@ class Catalog:
                 )
             shape = (len(self), *shapes.pop())
             part_maps = np.zeros(shape, np.uint8) if part_maps is None else part_maps.copy()
-            part_maps[known] = 0 if cache.part_maps is None else cache.part_maps[rows[known]]
+            part_maps[known] = 0 if given is None else given
         return self._with(keypoints, part_maps)
 
     def shuffle_poses(self, seed: int) -> "Catalog":
@@ -117,9 +122,15 @@ class Catalog:
         keypoints = self.keypoints[source].copy()
         scale = (self.image_sizes / self.image_sizes[source])[:, None, ::-1]  # (N, 1, 2): x, y
         keypoints[..., :2] = (keypoints[..., :2] + 0.5) * scale - 0.5
-        keypoints[~self.keypoints[source].any(axis=(1, 2))] = 0.0
+        keypoints[~self.keypoints[source, :, 2].any(axis=1)] = 0.0
         part_maps = None if self.part_maps is None else self.part_maps[source]
         return self._with(keypoints, part_maps)
+
+    def select(self, indices: np.ndarray) -> "Catalog":
+        """Some of the images, held in memory."""
+        columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        chosen = {name: column[indices] for name, column in columns.items() if column is not None}
+        return dataclasses.replace(self, **chosen)
 
     def without_poses(self) -> "Catalog":
         """The same images with no pose at all."""
@@ -140,8 +151,8 @@ def read_catalog(builder: Any, split: str, *, memory_gib: float = 0.0) -> Catalo
         builder: a prepared ``tfds.core.DatasetBuilder`` with the features ``image``, ``identity``,
             ``camera``, ``filename`` and, where the set has them, ``keypoints`` and ``occlusion``.
         split: the split's name.
-        memory_gib: a data set whose shards, those of all its splits, take up to this much is held
-            in memory; a larger one is read from the disk on demand.
+        memory_gib: a split whose shards take up to this much is held in memory; a larger one is
+            read from the disk on demand.
 
     Returns:
         The catalog, sorted by file name, so that no reading order can change a run.
@@ -162,7 +173,7 @@ def read_catalog(builder: Any, split: str, *, memory_gib: float = 0.0) -> Catalo
     if not info.splits[split].num_examples:
         raise DataError(f"{info.full_name}: the split {split!r} is empty; prepare it again")
     paths = [str(path) for path in info.splits[split].filepaths]
-    in_memory = info.dataset_size <= memory_gib * 2**30
+    in_memory = info.splits[split].num_bytes <= memory_gib * 2**30
     shards = [open_shard(path, in_memory) for path in paths]
     return _to_catalog(_read_columns(paths, info.features), shards)
 

@@ -12,12 +12,20 @@ import numpy as np
 
 from input_pipeline.builders import prepared_builder
 from input_pipeline.catalog import Catalog, DataError, read_catalog
-from input_pipeline.checks import Findings, check_images, check_protocol, check_training
+from input_pipeline.checks import (
+    Findings,
+    check_images,
+    check_protocol,
+    check_training,
+    queries_without_match,
+)
 from input_pipeline.pipeline import evaluation_batches, train_batches
 from input_pipeline.poses.cache import PoseCache, read_poses
 from pgfl_jax.config import Config
 from pgfl_jax.evaluate import EvaluationData, EvaluationSplit, Protocol
 from pgfl_jax.train import TrainingData
+
+_REHEARSED = 4  # queries of each protocol
 
 
 def open_builder(config: Config, name: str) -> Any:
@@ -26,10 +34,10 @@ def open_builder(config: Config, name: str) -> Any:
 
 
 def open_catalog(
-    config: Config, builder: Any, split: str, poses: Sequence[PoseCache] = ()
+    builder: Any, split: str, poses: Sequence[PoseCache] = (), *, memory_gib: float = 0.0
 ) -> Catalog:
-    """A split, with poses of ``config.data.pose.files`` where they know its images."""
-    catalog = read_catalog(builder, split, memory_gib=config.data.memory_gib)
+    """A split, with given poses where they know its images; the last that does counts."""
+    catalog = read_catalog(builder, split, memory_gib=memory_gib)
     for cache in poses:
         catalog = catalog.with_poses(cache)
     return catalog
@@ -37,7 +45,11 @@ def open_catalog(
 
 def read_pose_files(config: Config) -> list[PoseCache]:
     """The poses of ``config.data.pose.files``; a DataError names one that cannot be read."""
-    return [read_poses(Path(path)) for path in config.data.pose.files]
+    return [read_poses(path) for path in _pose_files(config)]
+
+
+def _pose_files(config: Config) -> list[Path]:
+    return [Path(path).expanduser() for path in config.data.pose.files]
 
 
 def training_data(config: Config) -> TrainingData:
@@ -50,11 +62,12 @@ def training_data(config: Config) -> TrainingData:
     """
     builder = open_builder(config, config.data.dataset)
     poses = read_pose_files(config)
-    catalog = open_catalog(config, builder, "train", poses)
+    catalog = open_catalog(builder, "train", poses, memory_gib=config.data.memory_gib)
     source = config.data.pose.source
     wanted = config.model.pose_branches and source != "none"
-    findings = Findings(warnings=stored_warnings(builder))
-    findings.add(check_training(f"{builder.info.full_name} train", catalog, poses_wanted=wanted))
+    findings = check_training(f"{builder.info.full_name} train", catalog, poses_wanted=wanted)
+    if config.data.dataset not in evaluated_sets(config):  # else the evaluation tells
+        findings.warnings += stored_warnings(builder)
     _report(findings)
     if source == "shuffled":
         catalog = catalog.shuffle_poses(config.seed)
@@ -77,7 +90,10 @@ def training_data(config: Config) -> TrainingData:
         filenames=catalog.filenames,
         batches=batches,
         description=_describe(catalog, builder, source),
-        pose_files=_describe_pose_files(config, poses),
+        origin={
+            "dataset": builder.info.full_name,
+            "pose_files": _describe_pose_files(config, poses),
+        },
     )
 
 
@@ -85,21 +101,22 @@ def evaluation_data(config: Config) -> EvaluationData:
     """The splits and protocols of ``config.eval.datasets``, or else of the training set.
 
     Results of named data sets carry the set's name, those of the training set the protocol's
-    alone.
+    alone. Poses of files are joined only if a teacher is evaluated, since nobody else reads them.
 
     Raises:
         DataError: a data set cannot be scored.
     """
-    data = EvaluationData(splits={}, protocols=[])
-    findings, poses = Findings(), read_pose_files(config)
-    for name in config.eval.datasets or (config.data.dataset,):
+    rehearsal = EvaluationData(splits={}, protocols=[])
+    data = EvaluationData(splits={}, protocols=[], rehearsal=rehearsal)
+    findings = Findings()
+    poses = [] if config.eval.embeddings == ("main",) else read_pose_files(config)
+    for name in evaluated_sets(config):
         builder = open_builder(config, name)
         full_name = builder.info.full_name
-        if config.eval.datasets:
-            findings.warnings += stored_warnings(builder)
+        findings.warnings += stored_warnings(builder)
         queries = protocols(builder)
         catalogs = {
-            split: open_catalog(config, builder, split, poses)
+            split: open_catalog(builder, split, poses)
             for split in sorted({*queries.values(), "gallery"})
         }
         for split, catalog in catalogs.items():
@@ -116,8 +133,28 @@ def evaluation_data(config: Config) -> EvaluationData:
                     gallery=f"{name}/gallery",
                 )
             )
+            _add_few(rehearsal, label, catalogs[query], catalogs["gallery"], config)
     _report(findings)
     return data
+
+
+def _add_few(
+    rehearsal: EvaluationData, label: str, query: Catalog, gallery: Catalog, config: Config
+) -> None:
+    """Add a protocol over the first queries that have matches, and the images of their people."""
+    matched = np.setdiff1d(np.arange(len(query)), queries_without_match(query, gallery))
+    asked = query.select(matched[:_REHEARSED])
+    answers = gallery.select(np.isin(gallery.identities, asked.identities))
+    if len(asked):
+        splits = f"{label}: query", f"{label}: gallery"
+        for name, catalog in zip(splits, (asked, answers), strict=True):
+            rehearsal.splits[name] = evaluation_split(catalog, config)
+        rehearsal.protocols.append(Protocol(label, label, *splits))
+
+
+def evaluated_sets(config: Config) -> tuple[str, ...]:
+    """Names of the data sets that are scored."""
+    return config.eval.datasets or (config.data.dataset,)
 
 
 def protocols(builder: Any) -> Mapping[str, str]:
@@ -151,8 +188,8 @@ def stored_warnings(builder: Any) -> list[str]:
 
 
 def _report(findings: Findings) -> None:
-    """Print the warnings; raise the errors."""
-    for warning in findings.warnings:
+    """Print the warnings, once for all processes; raise the errors."""
+    for warning in findings.warnings if jax.process_index() == 0 else ():
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     findings.raise_errors()
 
@@ -180,7 +217,7 @@ def evaluation_split(catalog: Catalog, config: Config) -> EvaluationSplit:
 def _describe(catalog: Catalog, builder: Any, pose_source: str) -> dict[str, Any]:
     """Fingerprints, so that two runs can be seen to have read the same."""
     description = {
-        "name": builder.info.full_name,
+        "name": builder.info.full_name.rpartition("/")[0],  # the content counts, not the version
         "images": len(catalog),
         "images_sha256": _sha256(*(digest.encode() for digest in catalog.image_sha256)),
         "identities_sha256": _sha256(
@@ -204,11 +241,11 @@ def _describe_pose_files(config: Config, poses: Sequence[PoseCache]) -> list[dic
     """Name, hash and estimators of each pose file."""
     return [
         {
-            "name": Path(path).name,
-            "sha256": _sha256(Path(path).read_bytes()),
+            "name": path.name,
+            "sha256": _sha256(path.read_bytes()),
             "estimators": sorted({str(name) for name in cache.estimators}),
         }
-        for path, cache in zip(config.data.pose.files, poses, strict=True)
+        for path, cache in zip(_pose_files(config), poses, strict=True)
     ]
 
 

@@ -2,27 +2,49 @@
 
 A shard is a TFRecord file: 8 bytes length, 4 bytes checksum, the record, 4 bytes checksum; the
 record holds the image file unchanged. So an image is a stretch of its shard, and reading one costs
-a copy of its bytes, whether the shard is held in memory or mapped from the disk.
+a copy of its bytes, whether the shard is held in memory or read from the disk.
 """
 
-import mmap
+import functools
 import operator
 import os
 import struct
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 RECORD_HEADER, RECORD_FRAME = 12, 16  # bytes before a record, and around it
+_READERS = 16  # reads under way at once: what disks and networks want is a queue
+
+
+class FileShard:
+    """A shard that stays on the disk; a slice of it is read when it is asked for."""
+
+    def __init__(self, path: str) -> None:
+        """Open the file; it is closed with the object."""
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def __getitem__(self, place: slice) -> bytes:
+        """Bytes ``start:stop``; other threads go on meanwhile. OSError if the file lacks them."""
+        data = os.pread(self._descriptor, place.stop - place.start, place.start)
+        if len(data) < place.stop - place.start:
+            raise OSError(f"{self._path}: cut off while it was read; prepare the data set anew")
+        return data
+
+    def __del__(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
 
 
 class EncodedImages(Sequence[bytes]):
     """N encoded images, indexed like an object array: ``images[3]``, ``images[[3, 5]]``."""
 
-    def __init__(self, shards: Sequence[Any], places: np.ndarray) -> None:
-        """Take buffers (``bytes`` or ``mmap``) and (N, 3) int64: each image's shard, start, end."""
+    def __init__(self, shards: Sequence[bytes | FileShard], places: np.ndarray) -> None:
+        """Take the shards and (N, 3) int64: each image's shard, start, end."""
         self._shards = shards
         self._places = places
 
@@ -36,7 +58,8 @@ class EncodedImages(Sequence[bytes]):
         if places.ndim == 1:
             return self._read(places)
         images = np.empty(len(places), object)
-        images[:] = [self._read(place) for place in places]
+        on_disk = any(isinstance(shard, FileShard) for shard in self._shards)
+        images[:] = list((_readers().map if on_disk else map)(self._read, places))
         return images
 
     def _read(self, place: np.ndarray) -> bytes:
@@ -44,21 +67,19 @@ class EncodedImages(Sequence[bytes]):
         return self._shards[shard][start:end]
 
 
-def open_shard(path: str, in_memory: bool) -> bytes | mmap.mmap:
-    """A shard's bytes: read now, or mapped so that the system reads and forgets them as it likes.
+@functools.cache
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_READERS, thread_name_prefix="images")
 
-    Args:
-        path: a file; with ``in_memory`` also one that only TensorFlow can read, as ``gs://…``.
-        in_memory: whether to read it now.
+
+def open_shard(path: str, in_memory: bool) -> bytes | FileShard:
+    """A shard, read now or left on the disk.
+
+    Raises:
+        OSError: there is no such file here; data elsewhere (``gs://…``) have to be mounted or
+            copied.
     """
-    if in_memory:
-        import tensorflow as tf
-
-        return tf.io.gfile.GFile(path, "rb").read()
-    if not os.path.getsize(path):
-        return b""  # cannot be mapped
-    with Path(path).open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return Path(path).read_bytes() if in_memory else FileShard(path)
 
 
 def image_size(image: bytes) -> tuple[int, int] | None:

@@ -7,12 +7,13 @@ that an archive within an archive is spooled into an anonymous temporary file.
 
 import dataclasses
 import functools
+import lzma
 import os
 import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -24,8 +25,17 @@ _OTHER_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".rar", ".7
 _JUNK_NAMES = frozenset({"__macosx", ".ds_store", "thumbs.db"})
 # Published sets are at most zips within a zip; an archive made to contain itself would not end.
 _MAX_NESTING = 3
-# What reading a damaged or encrypted archive raises.
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
+# What opening or reading a damaged, encrypted or forbidden archive raises.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    OSError,
+    EOFError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
 
 # Where a file lies: a path on disk, then the member's name within each archive along the way.
 Location = tuple[str, ...]
@@ -40,13 +50,13 @@ class FileTree:
         files: relative posix path of each file → where it lies, sorted by path. An archive is a
             folder, as in ``sets.zip/Market-1501.zip/query/a.jpg``.
         folders: relative posix paths of all folders (archives among them); "" is the source.
-        problems: one line for each archive that could not be opened.
+        problems: path of each archive or folder that could not be opened → one line.
     """
 
     source: Path
     files: dict[str, Location]
     folders: frozenset[str]
-    problems: tuple[str, ...]
+    problems: Mapping[str, str]
 
     @classmethod
     def scan(cls, source: Path, opens: Callable[[str], bool] = lambda path: True) -> "FileTree":
@@ -72,7 +82,7 @@ class FileTree:
         else:
             raise DataError(f"{source}: neither a folder nor a zip archive")
         files = dict(sorted(listing.files.items()))
-        return cls(source, files, frozenset(listing.folders), tuple(listing.problems))
+        return cls(source, files, frozenset(listing.folders), listing.problems)
 
     def read(self, path: str) -> bytes:
         """The contents of the file at a relative posix path."""
@@ -108,6 +118,13 @@ class FileTree:
             for root in sorted(roots)
         }
 
+    def distinct(self, folders: Iterable[str]) -> list[str]:
+        """Those of the folders that are not another one of them again, under a link."""
+        places: dict[str, str] = {}
+        for folder in folders:
+            places.setdefault(os.path.realpath(self.source / folder), folder)
+        return list(places.values())
+
     def other_archives(self) -> list[str]:
         """Paths of the archives that cannot be read without unpacking them."""
         return [path for path in self.files if path.lower().endswith(_OTHER_ARCHIVES)]
@@ -117,10 +134,15 @@ def read_file(location: Location) -> bytes:
     """The contents of a file on disk or in an archive.
 
     Raises:
-        DataError: the archive is damaged there; the line names archive and member.
+        DataError: the file cannot be read, or the archive is damaged there; the line names both.
     """
     if len(location) == 1:
-        return Path(location[0]).read_bytes()
+        try:
+            return Path(location[0]).read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"{location[0]}: cannot be read ({_one_line(error)}); mend or remove the file"
+            ) from error
     try:
         return _archive(location[:-1]).read(location[-1])
     except _ZIP_ERRORS as error:
@@ -146,23 +168,31 @@ class _Listing:
         self.opens = opens
         self.files: dict[str, Location] = {}
         self.folders: set[str] = {""}
-        self.problems: list[str] = []
+        self.problems: dict[str, str] = {}
 
-    def add_folder(self, source: Path) -> None:
-        """Everything under a folder on disk; a link to a folder is followed once."""
-        seen: set[str] = set()
-        for folder, subfolders, names in os.walk(source, followlinks=True):
-            real = os.path.realpath(folder)
-            if real in seen:
-                subfolders.clear()
-                continue
-            seen.add(real)
-            subfolders[:] = sorted(name for name in subfolders if not _is_junk(name))
-            relative = Path(folder).relative_to(source).as_posix()
-            relative = "" if relative == "." else relative
-            self.folders.add(relative)
-            for name in sorted(names):
-                self.add_file(join(relative, name), (os.path.join(folder, name),))
+    def add_folder(self, folder: Path, path: str = "", above: frozenset[str] = frozenset()) -> None:
+        """Everything under a folder on disk; links are followed, but not to a folder above.
+
+        Args:
+            folder: on disk.
+            path: the same relative to the source.
+            above: real paths of the folders that lead here.
+        """
+        real = os.path.realpath(folder)
+        if real in above:
+            return
+        try:
+            with os.scandir(folder) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
+        except OSError as error:
+            self.problems[path] = f"{folder}: cannot be read ({_one_line(error)}); allow it"
+            return
+        self.folders.add(path)
+        for entry in entries:
+            if not os.path.isdir(entry.path):  # unlike entry.is_dir, False for a broken link
+                self.add_file(join(path, entry.name), (entry.path,))
+            elif not _is_junk(entry.name):
+                self.add_folder(Path(entry.path), join(path, entry.name), above | {real})
 
     def add_file(self, path: str, location: Location) -> None:
         """A file, and what is in it if it is an archive that may be opened."""
@@ -180,14 +210,15 @@ class _Listing:
             if any(member.flag_bits & 1 for member in members):
                 raise DataError(f"{_describe(location)}: encrypted; unpack it and give the folder")
         except DataError as error:
-            self.problems.append(str(error))
+            self.problems[path] = str(error)
             return
         self.folders.add(path)
         for member in members:
             # Some Windows programs write backslashes against the standard.
-            name = join(path, member.filename.replace("\\", "/").strip("/"))
-            if any(map(_is_junk, name.split("/"))):
+            name = member.filename.replace("\\", "/").strip("/")
+            if not name or any(map(_is_junk, name.split("/"))):
                 continue
+            name = join(path, name)
             if member.is_dir():
                 self.folders.update(_with_ancestors(name))
             else:
@@ -237,7 +268,7 @@ def _archive(location: Location) -> _Archive:
         return _Archive(stream)
     except _ZIP_ERRORS as error:
         raise DataError(
-            f"{_describe(location)}: not a whole zip archive ({_one_line(error)}); get it again"
+            f"{_describe(location)}: not a readable zip archive ({_one_line(error)}); get it again"
         ) from error
 
 
@@ -247,7 +278,8 @@ def _describe(location: Location) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    reason = error.strerror if isinstance(error, OSError) else None
+    return " ".join(str(reason or error).split()) or type(error).__name__
 
 
 def _is_junk(name: str) -> bool:

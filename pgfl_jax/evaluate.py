@@ -65,10 +65,22 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationData:
-    """Splits by name, and the protocols over them; the first one decides the best step."""
+    """Splits by name, and the protocols over them; the first one decides the best step.
+
+    Attributes:
+        splits: by name.
+        protocols: over these splits.
+        rehearsal: a few images of each protocol, to find out early what cannot work.
+    """
 
     splits: dict[str, EvaluationSplit]
     protocols: list[Protocol]
+    rehearsal: "EvaluationData | None" = None
+
+    @property
+    def decides(self) -> str:
+        """What chooses the best step, for the manifest."""
+        return f"{self.protocols[0].query} in {self.protocols[0].gallery}"
 
 
 def make_embed(model: PGFL, mesh: Mesh, names: Sequence[Embedding]) -> EmbedFn:
@@ -214,6 +226,12 @@ class Evaluator:
         self._run, self._mesh, self._data, self._workdir = run, mesh, data, workdir
         self._suffix = suffix
         self._embed = make_embed(run.model, mesh, run.config.eval.embeddings)
+
+    def rehearse(self, state: TrainState) -> None:
+        """Evaluate a few images of each protocol, and forget the scores."""
+        config, few = self._run.config, self._data.rehearsal
+        if few is not None:
+            evaluate(self._embed, state, few, config.eval, self._mesh, seed=config.seed)
 
     def __call__(self, state: TrainState) -> list[dict[str, Any]]:
         """Evaluate, print and write; returns the results as :func:`evaluate` does."""

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from pgfl_jax.checkpoint import open_checkpoints
-from pgfl_jax.config import Config
+from pgfl_jax.config import Config, ConfigError
 from pgfl_jax.errors import UserError
 from pgfl_jax.evaluate import EvaluationData, Evaluator
 from pgfl_jax.reporting.manifest import read_run, write_run
@@ -36,14 +36,14 @@ class TrainingData:
             ``part_maps``, ``visibility`` and ``indices``, this process's rows of each.
         description: for the manifest: fingerprints of images, identities and poses, which a
             resumed run must find again.
-        pose_files: for the manifest: name, hash and estimators of each file with poses.
+        origin: for the manifest: where images and poses come from, which may change.
     """
 
     num_identities: int
     filenames: np.ndarray
     batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]]
     description: Mapping[str, Any]
-    pose_files: Sequence[Mapping[str, Any]] = ()
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
         """What the manifest says of the training set."""
@@ -51,7 +51,7 @@ class TrainingData:
             "num_identities": self.num_identities,
             "num_images": len(self.filenames),
             "data": dict(self.description),
-            "pose_files": list(self.pose_files),
+            "origin": dict(self.origin),
         }
 
 
@@ -99,14 +99,16 @@ def train(
         if restored is None:
             state = run.init_state(mesh)
         else:
-            read_run(workdir, config, training.description)
+            manifest = read_run(workdir, config, training.description)
+            _check_deciding(manifest, evaluation, workdir)
             state = checkpoints.restore(run.abstract_state(), mesh, start)
             if start == run.num_steps:
                 print(f"{workdir} is finished; evaluating it again", flush=True)
                 evaluator(state)
                 return state
             print(f"resuming from step {start} of {run.num_steps} in {workdir}", flush=True)
-        write_run(workdir, config, training.facts())
+        evaluator.rehearse(state)  # nothing should be found out hours later
+        write_run(workdir, config, training.facts() | {"best_by": evaluation.decides})
         with _Log(workdir, restored, run, training.filenames) as log:
             for step in range(start, run.num_steps + 1):
                 last = step == run.num_steps
@@ -126,6 +128,16 @@ def train(
                 log.add(step + 1, metrics, indices)
         print(f"best step {checkpoints.best}, newest step {run.num_steps}; see {workdir}/results")
     return state
+
+
+def _check_deciding(manifest: Mapping[str, Any], evaluation: EvaluationData, workdir: Path) -> None:
+    """Steps chosen by different test sets cannot be compared."""
+    if manifest["best_by"] != evaluation.decides:
+        raise ConfigError(
+            f"config.eval.datasets: the best step of {workdir} is chosen by {manifest['best_by']}, "
+            f"not {evaluation.decides}; name that set first, or use another --workdir (a finished "
+            "run is scored on other sets by --mode=evaluate)"
+        )
 
 
 class _Log:

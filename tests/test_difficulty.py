@@ -4,7 +4,6 @@ A reduced set: all of the demo's training images, 35 of its test people, half of
 The full figures stand in docs/results.md.
 """
 
-import dataclasses
 import json
 
 import cv2
@@ -24,12 +23,6 @@ from pgfl_jax.train import train
 PEOPLE = 35
 
 
-def _select(catalog, kept):
-    columns = {field.name: getattr(catalog, field.name) for field in dataclasses.fields(catalog)}
-    chosen = {name: column[kept] for name, column in columns.items() if column is not None}
-    return dataclasses.replace(catalog, **chosen)
-
-
 @pytest.fixture(scope="module")
 def reduced(tmp_path_factory):
     """Builder of the demo set, and the reduced evaluation splits."""
@@ -39,7 +32,7 @@ def reduced(tmp_path_factory):
     for name in ("query", "query_holistic", "gallery"):
         catalog = read_catalog(builder, name)
         people = np.unique(catalog.identities)[:PEOPLE]
-        catalogs[name] = _select(catalog, np.isin(catalog.identities, people))
+        catalogs[name] = catalog.select(np.isin(catalog.identities, people))
     return builder, catalogs, data_dir
 
 

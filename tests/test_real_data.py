@@ -20,6 +20,7 @@ from pgfl_jax.train import train
 from tests.input_pipeline.trees import TREES, write_tree
 
 ROOT = Path(__file__).parents[1]
+LISTED_IMAGE = "0000/0000_009_14_0303morning_0015_9.jpg"
 SMALL = {
     "data.height": 64, "data.width": 32, "data.identities_per_batch": 2,
     "data.images_per_identity": 2, "data.augment.pad": 4, "model.backbone": "resnet8",
@@ -62,22 +63,53 @@ def test_an_untrained_network_is_scored_on_every_set(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("name", "damage", "message"),
     [
-        (lambda root: (root / "query").rename(root / "queries"), "query"),
-        (lambda root: truncate(next((root / "query").iterdir())), "files are no whole JPEG or PNG"),
-        (lambda root: [file.unlink() for file in (root / "query").iterdir()], "query"),
+        (
+            "market1501",
+            lambda root: truncate(next((root / "query").iterdir())),
+            "files are no whole JPEG or PNG",
+        ),
+        (
+            "market1501",
+            lambda root: [file.unlink() for file in (root / "query").iterdir()],
+            "{root}/query: no image named like 0002_c1s1_000451_03.jpg for the split query; "
+            "unpack the data set again",
+        ),
+        (
+            "occluded_reid",
+            lambda root: (root / "whole_body_images").rename(root / "whole"),
+            "{root}: lacks whole_body_images; --config.data.manual_dir must hold the folder "
+            "Occluded_REID (with occluded_body_images and whole_body_images) or its zip archive",
+        ),
+        (
+            "msmt17/v1",
+            lambda root: (root / "list_query.txt").write_text(f"{LISTED_IMAGE} 0\n"),
+            "{root}/list_query.txt: names 1 files that {root} does not have, the first is test/"
+            f"{LISTED_IMAGE}; get the data set or the list again",
+        ),
+        (
+            "dukemtmc_reid",
+            lambda root: (root / "train.list").write_text("0001_c1_f0044158.jpg\n"),
+            "{root}: lacks query.list, gallery.list; put the three lists together there",
+        ),
     ],
-    ids=["missing folder", "truncated image", "empty split"],
+    ids=["truncated image", "empty split", "missing folder", "missing image", "missing list"],
 )
-def test_a_malformed_tree_ends_in_one_line(tmp_path, damage, message):
-    write_tree("market1501", tmp_path)
-    damage(tmp_path / TREES["market1501"].root)
-    options = {"data.data_dir": tmp_path / "data", "data.manual_dir": tmp_path}
-    done = run_main("market1501", tmp_path / "run", **options)
+def test_a_malformed_tree_ends_in_one_line(tmp_path, name, damage, message):
+    write_tree(name, tmp_path / "in")
+    root = tmp_path / "in" / TREES[name].root
+    damage(root)
+    config = {"dukemtmc_reid": "occluded_duke"}.get(name, name.partition("/")[0])
+    data = {"data.data_dir": tmp_path / "data", "data.manual_dir": tmp_path / "in"}
+    if config == "occluded_reid":
+        data["eval.datasets"] = "('occluded_reid',)"
+    done = run_main(config, tmp_path / "run", **data)
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and message in errors[0] and "Traceback" not in done.stderr, done.stderr
+    assert len(errors) == 1 and "Traceback" not in done.stderr, done.stderr
+    message = message.format(root=root)
+    assert message in errors[0] if name == "market1501" else errors[0] == f"error: {message}"
 
 
 def truncate(file):
@@ -153,7 +185,7 @@ def test_half_posed_training_on_ones_own_manifest(own_data, tmp_path):
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["data"]["pose_coverage"] == 0.5
     assert manifest["data"]["identity_map_sha256"]
-    assert [file["estimators"] for file in manifest["pose_files"]] == [["by hand"]]
+    assert [file["estimators"] for file in manifest["origin"]["pose_files"]] == [["by hand"]]
     assert json.loads((tmp_path / "run" / "results" / "query.json").read_text())["num_query"] == 16
 
 

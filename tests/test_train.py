@@ -20,7 +20,7 @@ from input_pipeline.catalog import DataError
 from input_pipeline.dataset import evaluation_data, training_data
 from pgfl_jax.checkpoint import open_checkpoints
 from pgfl_jax.config import ConfigError
-from pgfl_jax.evaluate import evaluate_checkpoint
+from pgfl_jax.evaluate import EvaluationError, evaluate_checkpoint
 from pgfl_jax.run import Run
 from pgfl_jax.sharding import make_mesh, shard_batch
 from pgfl_jax.train import NonFiniteLossError, train
@@ -277,6 +277,37 @@ def test_other_data_does_not_continue_a_run(tiny_config, tmp_path):
     other = dataclasses.replace(training, description=changed)
     with pytest.raises(ConfigError, match=r"was trained on other data \(poses_sha256 was"):
         train(config, tmp_path, other, evaluation, devices=ONE)
+
+
+def test_a_run_goes_on_with_what_chose_its_best_step(tiny_config, tmp_path):
+    config = tiny_config(**{"train.epochs": 1.25})
+    train(config, tmp_path, *_data(config), devices=ONE)
+    crossed = tiny_config(
+        **{"train.epochs": 1.25, "eval.datasets": ("synthetic_occluded_reid/tiny_noisy",)}
+    )
+    with pytest.raises(ConfigError, match=r"eval\.datasets: .* is chosen by .*tiny/query in"):
+        train(crossed, tmp_path, *_data(crossed), devices=ONE)
+    first = tiny_config(
+        **{
+            "train.epochs": 1.25,
+            "eval.datasets": (
+                "synthetic_occluded_reid/tiny",
+                "synthetic_occluded_reid/tiny_noisy",
+            ),
+        }
+    )
+    assert int(train(first, tmp_path, *_data(first), devices=ONE).step) == 10
+
+
+def test_what_cannot_be_evaluated_is_found_out_before_step_1(tiny_config, tmp_path):
+    config = tiny_config(**{"train.epochs": 1.25})
+    training, evaluation = _data(config)
+    protocol = evaluation.rehearsal.protocols[0]
+    split = evaluation.rehearsal.splits[protocol.gallery]
+    hopeless = dataclasses.replace(split, identities=split.identities + 1000)
+    evaluation.rehearsal.splits[protocol.gallery] = hopeless
+    with pytest.raises(EvaluationError, match="occluded"):
+        train(config, tmp_path, training, evaluation, devices=ONE)
 
 
 def test_a_start_that_failed_leaves_the_workdir_free(tiny_config, tmp_path):

@@ -59,22 +59,29 @@ def prepared_builder(name: str, data_dir: str, manual_dir: str = "") -> "tfds.co
         name: as of :func:`load_builder`.
         data_dir: where prepared data sets are kept.
         manual_dir: what the user brings: the data set's folder or zip archive, or a folder that
-            holds it. Not needed once the data are prepared.
+            holds it. Not needed once the data are prepared, but always for a builder with
+            ``make_config`` (a manifest), which is read each time to notice a change.
 
     Raises:
         UnknownDatasetError: the data set or its config does not exist.
         DataError: in one line, what is missing or wrong.
     """
     builder = load_builder(name, data_dir, manual_dir)
-    if builder.data_path.exists():  # written elsewhere, and renamed when complete
-        return builder
+    if not builder.data_path.exists():  # written elsewhere, and renamed when complete
+        _check_source(builder, name, data_dir, manual_dir)
+        _prepare(builder, manual_dir)
+    if not builder.info.splits:  # prepared by another process since the builder looked
+        builder.info.read_from_directory(builder.data_path)
+    return builder
+
+
+def _check_source(builder: Any, name: str, data_dir: str, manual_dir: str) -> None:
+    """DataError if the user has to give the data set and did not."""
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not manual_dir:
         raise DataError(
             f"{name}: not prepared in {data_dir} yet; give --config.data.manual_dir=DIR, where DIR "
             f"holds {' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())}"
         )
-    _prepare(builder, manual_dir)
-    return builder
 
 
 def _prepare(builder: Any, manual_dir: str) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import tensorflow_datasets as tfds
-import tqdm
 
+from input_pipeline.progress import progress
 from pgfl_jax.errors import UserError
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ def _read_with_progress(
     split: str, records: Sequence[T], read: Callable[[T], Example]
 ) -> Iterator[Example]:
     """A generator, so that the bar is drawn when TFDS comes to this split."""
-    yield from map(read, tqdm.tqdm(records, desc=split, unit=" images", mininterval=0.5))
+    yield from map(read, progress(records, split, unit=" images"))
 
 
 def import_beam() -> Any:

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from input_pipeline.builders.base import ReidBuilder, Survey
-from input_pipeline.builders.names import explain_missing, find_root, scan_for
+from input_pipeline.builders.names import (
+    MissingSetError,
+    explain_missing,
+    find_root,
+    scan_for,
+)
 from input_pipeline.builders.records import Record
 from input_pipeline.catalog import DataError
 from input_pipeline.file_tree import IMAGE_SUFFIXES, FileTree, join
@@ -56,11 +61,19 @@ class ImageSetBuilder(ReidBuilder, skip_registration=True):  # type: ignore[call
 
     @abc.abstractmethod
     def survey_tree(self, tree: FileTree) -> Survey:
-        """Find the data set in a tree of files and list its images."""
+        """Find the data set in a tree of files and list its images.
+
+        Raises:
+            MissingSetError: it is not there.
+            DataError: something is wrong with it.
+        """
 
     def survey(self, source: Path) -> Survey:
         """List the images and compare them with what is published."""
-        survey = self.survey_tree(scan_for(self._names(), source))
+        try:
+            survey = self.survey_tree(scan_for(self._names(), source))
+        except MissingSetError:  # then it may be in an archive whose name does not say so
+            survey = self.survey_tree(scan_for((None, *self._names()), source))
         for split, records in survey.records.items():
             _check_unique(source, split, records)
             survey.warnings += _differences(f"{self.name} {split}", records, self.PUBLISHED[split])

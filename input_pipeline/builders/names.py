@@ -4,6 +4,7 @@ Market-1501, DukeMTMC-reID and Occluded-Duke have the same three folders, and ot
 Occluded-REID's two: only a name tells them apart.
 """
 
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -24,6 +25,10 @@ _PATTERNS = {
 }
 
 
+class MissingSetError(DataError):
+    """A data set is not in the tree that was looked at."""
+
+
 def named_set(path: str) -> str | None:
     """The data set that the innermost telling part of a posix path is named for.
 
@@ -37,9 +42,14 @@ def named_set(path: str) -> str | None:
     return None
 
 
-def scan_for(names: Collection[str], source: Path) -> FileTree:
-    """The files of a folder or archive; archives named for sets other than ``names`` stay shut."""
-    return FileTree.scan(source, lambda path: named_set(path) in (None, *names))
+def scan_for(names: Collection[str | None], source: Path) -> FileTree:
+    """The files of a folder or archive; the archives in it are opened if named for ``names``.
+
+    Args:
+        names: the data sets; None among them for archives that are named for no set.
+        source: the folder or archive.
+    """
+    return FileTree.scan(source, lambda path: named_set(path) in names)
 
 
 def find_root(tree: FileTree, name: str, entries: Collection[str]) -> str | None:
@@ -54,11 +64,11 @@ def find_root(tree: FileTree, name: str, entries: Collection[str]) -> str | None
         DataError: several folders could be meant.
     """
     complete = [root for root, missing in tree.roots(list(entries)).items() if not missing]
-    own = [root for root in complete if _named(tree, root) == name]
-    unnamed = [root for root in complete if _named(tree, root) is None]
+    own = [root for root in complete if named_root(tree, root) == name]
+    unnamed = [root for root in complete if named_root(tree, root) is None]
     candidates = own or unnamed
     unpacked = [root for root in candidates if ".zip" not in root.lower()]
-    candidates = unpacked or candidates
+    candidates = tree.distinct(unpacked or candidates)
     if len(candidates) > 1:
         shown = ", ".join(tree.display(root) for root in candidates)
         raise DataError(
@@ -68,30 +78,34 @@ def find_root(tree: FileTree, name: str, entries: Collection[str]) -> str | None
     return candidates[0] if candidates else None
 
 
-def explain_missing(tree: FileTree, name: str, entries: Collection[str], wanted: str) -> DataError:
+def explain_missing(
+    tree: FileTree, name: str, entries: Collection[str], wanted: str
+) -> MissingSetError:
     """Why there is no root for this set, in one line with the remedy."""
+    unread = dict(tree.problems)
+    for path in tree.other_archives():
+        unread[path] = f"{tree.display(path)}: only zip archives can be read; unpack it"
     roots = tree.roots(list(entries))
     for named in (name, None):  # what is named for the set says more than what is named for none
-        near = [root for root in roots if _named(tree, root) == named]
+        near = [root for root in roots if named_root(tree, root) == named]
         near.sort(key=lambda root: len(roots[root]))
         lines = [
             f"{tree.display(root)}: lacks {', '.join(roots[root])}; "
             f"--config.data.manual_dir must hold {wanted}"
             for root in near
         ]
-        lines += [
-            f"{tree.display(path)}: only zip archives can be read; unpack it"
-            for path in tree.other_archives()
-            if _named(tree, path) == named
-        ]
-        lines += tree.problems
+        if named == name:
+            lines += [line for path, line in unread.items() if named_root(tree, path) == name]
         if lines:
-            return DataError(lines[0])
-    others = sorted({str(_named(tree, root)) for root in roots})
+            return MissingSetError(lines[0])
+    others = sorted({str(named_root(tree, root)) for root in roots})
     found = f" (what it holds is named for {', '.join(others)})" if others else ""
-    return DataError(f"{tree.source}: no {name} in it{found}; it must hold {wanted}")
+    unnamed = [line for path, line in unread.items() if named_root(tree, path) is None]
+    unseen = f" ({len(unnamed)} not looked into; {unnamed[0]})" if unnamed else ""
+    return MissingSetError(f"{tree.source}: no {name} in it{found}; it must hold {wanted}{unseen}")
 
 
-def _named(tree: FileTree, root: str) -> str | None:
-    """The set that a folder is named for, the source's own name included."""
-    return named_set(f"{tree.source.resolve().name}/{root}")
+def named_root(tree: FileTree, root: str) -> str | None:
+    """The set that a folder is named for, by its path, the source's name or what that links to."""
+    linked, given = tree.source.resolve().name, os.path.basename(os.path.abspath(tree.source))
+    return named_set(f"{linked}/{given}/{root}")

@@ -63,7 +63,10 @@ def to_jpeg_or_png(encoded: bytes, name: str) -> bytes:
     """
     if encoded.startswith(_STORED_UNCHANGED):
         return encoded
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
+    try:
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # an empty file, or a header that claims an absurd size
+        image = None
     if image is not None:
         return cv2.imencode(".png", image)[1].tobytes()
     if PurePosixPath(name).suffix.lower() in (".jpg", ".jpeg", ".png"):

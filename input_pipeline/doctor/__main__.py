@@ -60,7 +60,7 @@ def examine(config: Config, output: str | None = None) -> int:
 
     from input_pipeline.doctor.diagnosis import diagnose
     from input_pipeline.doctor.page import write_page
-    from input_pipeline.doctor.terminal import format_text
+    from input_pipeline.doctor.report import format_text
 
     diagnosis = diagnose(config)
     print(format_text(diagnosis))

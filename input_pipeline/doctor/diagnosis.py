@@ -3,24 +3,17 @@
 import dataclasses
 from collections.abc import Sequence
 
-from input_pipeline.checks import Findings
-from input_pipeline.doctor import duplicates, examinations
-from input_pipeline.doctor.copies import content_codes
-from input_pipeline.doctor.opening import open_dataset, open_pose_files
-from input_pipeline.doctor.survey import Listing, Survey
-from pgfl_jax.config import Config
+import numpy as np
 
-_CHECKS = (
-    examinations.preparation,
-    examinations.images,
-    examinations.training,
-    examinations.protocols,
-    examinations.pose_files,
-    duplicates.within_splits,
-    duplicates.test_images_in_training,
-    duplicates.queries_in_galleries,
-    duplicates.shared_identities,
-)
+from input_pipeline import checks
+from input_pipeline.catalog import DataError
+from input_pipeline.checks import Findings, some
+from input_pipeline.doctor import duplicates
+from input_pipeline.doctor.opening import open_dataset, open_pose_files
+from input_pipeline.doctor.survey import Found, Listing, Split, Survey, unless_used
+from input_pipeline.poses.cache import PoseCache
+from input_pipeline.sampler import identity_batches
+from pgfl_jax.config import Config
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,22 +31,124 @@ class Diagnosis:
     listings: Sequence[Listing]
 
 
+def preparation(survey: Survey) -> Found:
+    """What was noticed when the data sets were prepared."""
+    for dataset in survey.datasets:
+        yield Findings(warnings=list(dataset.warnings))
+        if dataset.unmatched:
+            yield Listing(f"{dataset.name}: files left out when prepared", dataset.unmatched)
+
+
+def images(survey: Survey) -> Found:
+    """Images that cannot be read."""
+    for split in survey.splits:
+        catalog = split.catalog
+        found = checks.check_images(split.label, catalog)
+        # The others are whole as far as their markers tell: training would only fail on the way.
+        further = split.unreadable[catalog.image_sizes[split.unreadable].all(axis=1)]
+        if further.size:
+            found.errors.append(
+                f"{split.label}: {further.size} files are damaged and cannot be decoded: "
+                f"{some(catalog.filenames[further])}; replace or remove them, and prepare the "
+                "data set anew (delete its folder in config.data.data_dir)"
+            )
+        yield unless_used(found, split.used)
+        if split.unreadable.size:
+            lines = [split.describe(row) for row in split.unreadable]
+            yield Listing(f"{split.label}: unreadable files", lines)
+
+
+def training(survey: Survey) -> Found:
+    """Whether batches can be made of the training split, and what it lacks."""
+    config = survey.config
+    for split in survey.splits:
+        if split.name == "train" and split.used:
+            wanted = config.model.pose_branches and config.data.pose.source != "none"
+            found = checks.check_training(split.label, split.catalog, poses_wanted=wanted)
+            yield Findings(warnings=found.warnings)  # its errors are those of its images
+            yield Findings(errors=_batch_problems(config, split))
+
+
+def _batch_problems(config: Config, split: Split) -> list[str]:
+    """Why the sampler cannot make batches, if it cannot."""
+    try:
+        identity_batches(
+            split.catalog.identities,
+            split.catalog.cameras,
+            identities_per_batch=config.data.identities_per_batch,
+            images_per_identity=config.data.images_per_identity,
+            seed=config.seed,
+        )
+    except DataError as error:
+        return [f"config.{error}"]
+    return []
+
+
+def protocols(survey: Survey) -> Found:
+    """Queries without a possible match."""
+    for dataset in survey.datasets:
+        for protocol in dataset.protocols:
+            query, gallery = protocol.query, protocol.gallery
+            if protocol.matchless.size:
+                found = checks.check_protocol(protocol.label, query.catalog, gallery.catalog)
+                yield unless_used(found, dataset.scored)
+                lines = [query.describe(row) for row in protocol.matchless]
+                yield Listing(f"{protocol.label}: queries without a possible match", lines)
+
+
+def pose_files(survey: Survey) -> Found:
+    """Pose files of other images."""
+    splits = survey.splits
+    for index, (name, cache) in enumerate(survey.poses):
+        if splits and not any(split.matches[index] for split in splits):
+            yield Findings(
+                errors=[
+                    f"{name}: none of its {len(cache):,} poses is of an image of these data sets; "
+                    "make it anew for them (docs/poses.md), or take it out of "
+                    "config.data.pose.files"
+                ]
+            )
+        elif splits:
+            digests = [split.catalog.image_sha256 for split in splits]
+            yield from _unmatched_poses(name, cache, np.concatenate(digests))
+
+
+def _unmatched_poses(name: str, cache: PoseCache, digests: np.ndarray) -> Found:
+    """The rows of a pose file that are of no image here."""
+    strangers = np.flatnonzero(~np.isin(cache.image_sha256, digests))
+    if strangers.size:
+        yield Findings(
+            notes=[
+                f"{name}: {strangers.size:,} of its {len(cache):,} poses are of images that these "
+                "data sets do not have"
+            ]
+        )
+        lines = [f"{cache.splits[row]}/{cache.filenames[row]}" for row in strangers]
+        yield Listing(f"{name}: poses of no image here", lines)
+
+
+_CHECKS = (
+    preparation,
+    images,
+    training,
+    protocols,
+    pose_files,
+    duplicates.within_splits,
+    duplicates.test_images_in_training,
+    duplicates.queries_in_galleries,
+    duplicates.shared_identities,
+)
+
+
 def diagnose(config: Config) -> Diagnosis:
     """Open the data of a configuration and look at everything; no error stops it.
 
     What is wrong with splits that the configuration does not use is a warning.
     """
-    if "://" not in config.data.data_dir:
-        # Everything is read once or twice: from the disk, so that no set is too large.
-        data = dataclasses.replace(config.data, memory_gib=0.0)
-        config = dataclasses.replace(config, data=data)
     findings, listings = Findings(), []
     poses = open_pose_files(config, findings)
     names = dict.fromkeys((config.data.dataset, *config.eval.datasets))
-    datasets = [open_dataset(config, name, poses, findings) for name in names]
-    splits = [split for dataset in datasets for split in dataset.splits.values()]
-    codes = content_codes([split.digests for split in splits])
-    survey = Survey(config, datasets, poses, dict(zip(splits, codes, strict=True)))
+    survey = Survey(config, [open_dataset(config, name, poses, findings) for name in names], poses)
     for check in _CHECKS:
         for found in check(survey):
             if isinstance(found, Listing):

@@ -5,20 +5,18 @@ from collections.abc import Iterator
 import numpy as np
 
 from input_pipeline.checks import Findings, some
-from input_pipeline.doctor import copies
-from input_pipeline.doctor.examinations import Found, unless_used
-from input_pipeline.doctor.survey import Dataset, Listing, Split, Survey
+from input_pipeline.doctor.survey import Found, Listing, Protocol, Split, Survey, unless_used
 
 
 def within_splits(survey: Survey) -> Found:
     """The same image several times in a split; under several identities it is a warning."""
     for split in survey.splits:
-        codes, identities = survey.codes[split], split.catalog.identities
-        again = np.flatnonzero(copies.repeats(codes))
+        digests, identities = split.catalog.image_sha256, split.catalog.identities
+        again = np.flatnonzero(repeats(digests))
         if not again.size:
             continue
         line = f"{split.label}: {again.size:,} images repeat another one of the split"
-        wrong = np.flatnonzero(copies.contradictions(codes, identities))
+        wrong = np.flatnonzero(contradictions(digests, identities))
         if wrong.size:
             found = Findings(
                 warnings=[
@@ -29,14 +27,14 @@ def within_splits(survey: Survey) -> Found:
         else:
             found = Findings(notes=[f"{line}, always under its identity"])
         yield unless_used(found, split.used)
-        originals = copies.first_rows(codes, codes[again])
+        originals = first_rows(digests, digests[again])
         yield Listing(f"{split.label}: repeated images", _pairs(split, again, split, originals))
 
 
 def test_images_in_training(survey: Survey) -> Found:
     """Test images that stand in a training split, too: their scores would mean nothing."""
     for train, test in _train_and_test(survey):
-        originals = copies.first_rows(survey.codes[train], survey.codes[test])
+        originals = first_rows(train.catalog.image_sha256, test.catalog.image_sha256)
         rows = np.flatnonzero(originals >= 0)
         if rows.size:
             found = Findings(
@@ -64,19 +62,18 @@ def _train_and_test(survey: Survey) -> Iterator[tuple[Split, Split]]:
 def queries_in_galleries(survey: Survey) -> Found:
     """Queries that are in their gallery: no harm as long as the junk rule takes them out."""
     for dataset in survey.datasets:
-        for protocol, name in dataset.protocols.items():
-            yield from _queries_in_gallery(survey, dataset, protocol, dataset.splits[name])
+        for protocol in dataset.protocols:
+            yield from _queries_in_gallery(protocol)
 
 
-def _queries_in_gallery(survey: Survey, dataset: Dataset, protocol: str, query: Split) -> Found:
-    gallery = dataset.splits["gallery"]
-    codes = survey.codes[query], survey.codes[gallery]
-    copied, junk = copies.queries_in_gallery(query.catalog, gallery.catalog, *codes)
+def _queries_in_gallery(protocol: Protocol) -> Found:
+    query, gallery = protocol.query, protocol.gallery
+    copied, junk = protocol.copies
     if not copied.any():
         return
     ranked = np.flatnonzero(copied & ~junk)
     line = (
-        f"{dataset.name} {protocol}: {copied.sum():,} queries stand in the gallery, too; of "
+        f"{protocol.label}: {copied.sum():,} queries stand in the gallery, too; of "
         f"{junk.sum():,} the copies are junk (same identity and camera) and leave the ranking"
     )
     if ranked.size:
@@ -85,8 +82,9 @@ def _queries_in_gallery(survey: Survey, dataset: Dataset, protocol: str, query: 
             f"{some(query.catalog.filenames[ranked])}; remove one of each pair"
         )
         yield unless_used(Findings(warnings=[line]), query.used)
-        originals = copies.first_rows(codes[1], codes[0][ranked])
-        title = f"{dataset.name} {protocol}: queries whose copies in the gallery are ranked"
+        digests = query.catalog.image_sha256[ranked]
+        originals = first_rows(gallery.catalog.image_sha256, digests)
+        title = f"{protocol.label}: queries whose copies in the gallery are ranked"
         yield Listing(title, _pairs(query, ranked, gallery, originals))
     else:
         yield Findings(notes=[f"{line}, as it should be"])
@@ -117,3 +115,22 @@ def _pairs(split: Split, rows: np.ndarray, other: Split, originals: np.ndarray) 
         f"{split.describe(row)} = {other.describe(original)}"
         for row, original in zip(rows, originals, strict=True)
     ]
+
+
+def first_rows(digests: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The first row of ``digests`` (N,) with each of those ``wanted`` (M,); -1 for none."""
+    known, rows = np.unique(digests, return_index=True)
+    nearest = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+    return np.where(known[nearest] == wanted, rows[nearest], -1)
+
+
+def repeats(digests: np.ndarray) -> np.ndarray:
+    """(N,) bool: images whose content an earlier image of the split has, too."""
+    return first_rows(digests, digests) != np.arange(len(digests))
+
+
+def contradictions(digests: np.ndarray, identities: np.ndarray) -> np.ndarray:
+    """(N,) bool: images whose content stands in the split under several identities."""
+    originals = first_rows(digests, digests)
+    pairs = np.unique(np.stack([originals, identities], axis=1), axis=0)
+    return np.bincount(pairs[:, 0], minlength=len(digests))[originals] > 1

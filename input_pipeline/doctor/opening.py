@@ -1,28 +1,32 @@
 """Opens what a configuration names; what fails becomes a finding, and the rest goes on."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
+from input_pipeline import augment
 from input_pipeline.catalog import Catalog
 from input_pipeline.checks import Findings
+from input_pipeline.cores import available_cores
 from input_pipeline.dataset import open_builder, open_catalog, protocols, stored_warnings
-from input_pipeline.doctor.decoding import undecodable
-from input_pipeline.doctor.survey import Dataset, Split, is_test
+from input_pipeline.doctor.survey import Dataset, Protocol, Split, is_test
 from input_pipeline.poses.cache import PoseCache, read_poses
+from input_pipeline.progress import progress
 from pgfl_jax.config import Config
 from pgfl_jax.errors import UserError
 
 _Result = TypeVar("_Result")
+_CHUNK = 32  # images read at once by each thread; one is decoded at a time
 
 
 def open_pose_files(config: Config, findings: Findings) -> list[tuple[str, PoseCache]]:
     """The pose files that can be read, with their names."""
     paths = config.data.pose.files
-    caches = [_attempt(findings.errors, read_poses, Path(path)) for path in paths]
+    caches = [_attempt(findings.errors, read_poses, Path(path).expanduser()) for path in paths]
     pairs = zip(paths, caches, strict=True)
     return [(path, cache) for path, cache in pairs if cache is not None]
 
@@ -42,25 +46,25 @@ def open_dataset(
     scored = name in (config.eval.datasets or (config.data.dataset,))
     builder = _attempt(findings.errors, open_builder, config, name)
     if builder is None:
-        return Dataset(name, {}, {}, scored)
+        return Dataset(name, {}, [], scored)
     queries = _attempt(findings.errors if scored else [], protocols, builder) or {}
     needed = [*(["train"] if trained else []), *queries.values(), *(["gallery"] if queries else [])]
     splits = {}
     for split in sorted({*needed, *builder.info.splits}, key=_position):
-        used = trained if split == "train" else scored and is_test(split, queries)
+        used = trained if split == "train" else scored and is_test(split, queries.values())
         failed = findings.errors if used else findings.warnings
-        opened = _attempt(failed, _open_split, config, builder, split, poses, failed, used)
+        opened = _attempt(failed, _open_split, config, builder, split, poses, findings, used)
         if opened is not None:
             splits[split] = opened
-    metadata = builder.info.metadata or {}
+    metadata, full_name = builder.info.metadata or {}, builder.info.full_name
     return Dataset(
-        name=builder.info.full_name,
+        name=full_name,
         splits=splits,
-        protocols={
-            protocol: query
+        protocols=[
+            Protocol(f"{full_name} {protocol}", protocol, splits[query], splits["gallery"])
             for protocol, query in queries.items()
             if query in splits and "gallery" in splits
-        },
+        ],
         scored=scored,
         source=metadata.get("source", ""),
         warnings=stored_warnings(builder),
@@ -79,32 +83,74 @@ def _open_split(
     builder: Any,
     name: str,
     poses: Sequence[tuple[str, PoseCache]],
-    failed: list[str],
+    findings: Findings,
     used: bool,
 ) -> Split:
     """Read a split, decode all its images and join the poses."""
-    catalog = open_catalog(config, builder, name)
+    # Evaluation joins poses only if a teacher is evaluated.
+    joined = used and (name == "train" or config.eval.embeddings != ("main",))
+    failed = findings.errors if joined else findings.warnings
+    catalog = open_catalog(builder, name)
     label = f"{builder.info.full_name} {name}"
-    digests = catalog.image_sha256
     cut_off = np.flatnonzero(~catalog.image_sizes.all(axis=1))
-    matches = []
+    unreadable = np.union1d(undecodable(catalog, label), cut_off)
+    digests = catalog.image_sha256
     for _, cache in poses:
-        matches.append(int((cache.lookup(digests) >= 0).sum()))
-        catalog = _attempt(failed, _join, catalog, cache, matches[-1]) or catalog
+        catalog = _attempt(failed, catalog.with_poses, cache) or catalog
     return Split(
         dataset=builder.info.full_name,
         name=name,
         catalog=catalog,
-        digests=digests,
-        unreadable=np.union1d(undecodable(catalog, label), cut_off),
-        matches=tuple(matches),
+        unreadable=unreadable,
+        matches=tuple(int((cache.lookup(digests) >= 0).sum()) for _, cache in poses),
         used=used,
     )
 
 
-def _join(catalog: Catalog, cache: PoseCache, matches: int) -> Catalog:
-    """With the poses, if there are any for these images."""
-    return catalog.with_poses(cache) if matches else catalog
+@tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+def _decode_all(encoded: tf.Tensor) -> tf.Tensor:
+    """Decode (n,) images one after the other, as training does, and keep none."""
+    # A result that needs the pixels: with a mere size nothing would be decoded.
+    return tf.map_fn(
+        lambda image: tf.reduce_max(augment.decode(image)),
+        encoded,
+        fn_output_signature=tf.uint8,
+        parallel_iterations=1,
+    )
+
+
+def undecodable(catalog: Catalog, task: str) -> np.ndarray:
+    """Rows (U,) int64 of the images that cannot be decoded, in order.
+
+    Args:
+        catalog: the split.
+        task: what the progress bar is called.
+    """
+
+    def broken(rows: np.ndarray) -> list[int]:
+        images = catalog.images[rows]
+        if _decodes(images):
+            return []
+        return [int(row) for row, image in zip(rows, images, strict=True) if not _decodes([image])]
+
+    chunks = np.split(np.arange(len(catalog)), range(_CHUNK, len(catalog), _CHUNK))
+    found: list[int] = []
+    with (
+        ThreadPoolExecutor(available_cores()) as pool,
+        progress((), task, total=len(catalog), unit=" images") as bar,
+    ):
+        for rows, some in zip(chunks, pool.map(broken, chunks), strict=True):
+            found += some
+            bar.update(len(rows))
+    return np.array(found, np.int64)
+
+
+def _decodes(images: np.ndarray | list[bytes]) -> bool:
+    try:
+        _decode_all(tf.constant(images, tf.string))
+    except tf.errors.InvalidArgumentError:
+        return False
+    return True
 
 
 def _attempt(failed: list[str], call: Callable[..., _Result], *args: Any) -> _Result | None:

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from absl import logging
 
+from input_pipeline.builders import prepared_builder
 from input_pipeline.poses.cache import write_poses
 from input_pipeline.poses.coverage import Coverage, coverage, format_coverage, write_left_over
 from input_pipeline.poses.crop import Preprocessing
 from input_pipeline.poses.estimate import estimate_poses
 from input_pipeline.poses.formats import FORMATS
 from input_pipeline.poses.formats.coco import read_coco
-from input_pipeline.poses.images import images_of, open_dataset, read_catalogs
+from input_pipeline.poses.images import images_of, read_catalogs
 from input_pipeline.poses.importing import build_cache, join
 from input_pipeline.poses.model import PoseModel
 from pgfl_jax.errors import UserError
@@ -34,7 +35,8 @@ def main(argv: Sequence[str]) -> int:
         flags.output.parent.mkdir(parents=True, exist_ok=True)
         found = flags.run(flags)
     except (UserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        line = " ".join(str(error).split()).replace("--config.data.", "--")  # as they are here
+        print(f"error: {line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; nothing is written", file=sys.stderr)
@@ -55,7 +57,8 @@ def _import(flags: argparse.Namespace) -> Coverage:
         raise UserError("--annotations: belongs to --format coco")
     if not flags.input.exists():
         raise UserError(f"--input={flags.input}: no such file or folder")
-    images = images_of(read_catalogs(open_dataset(flags.dataset, flags.data_dir, flags.manual_dir)))
+    builder = prepared_builder(flags.dataset, flags.data_dir, flags.manual_dir)
+    images = images_of(read_catalogs(builder))
     path = Path(os.path.abspath(flags.input))
     root = path if path.is_dir() else path.parent
     if flags.annotations is not None:
@@ -87,7 +90,7 @@ def _estimate(flags: argparse.Namespace) -> Coverage:
         padding=flags.padding,
         bgr=flags.bgr,
     )
-    catalogs = read_catalogs(open_dataset(flags.dataset, flags.data_dir, flags.manual_dir))
+    catalogs = read_catalogs(prepared_builder(flags.dataset, flags.data_dir, flags.manual_dir))
     cache, undecodable = estimate_poses(
         catalogs,
         model,

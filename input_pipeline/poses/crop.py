@@ -28,11 +28,12 @@ class Preprocessing:
 
     def decode(self, encoded: bytes) -> np.ndarray | None:
         """(H, W, 3) uint8 pixels as stored, whatever EXIF says; None if they cannot be decoded."""
-        if not encoded:
-            return None
         color = cv2.IMREAD_COLOR if self.bgr else cv2.IMREAD_COLOR_RGB
         flags = color | cv2.IMREAD_IGNORE_ORIENTATION
-        return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+        try:
+            return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+        except cv2.error:  # nothing there, or a header that claims too many pixels
+            return None
 
     def scale(self, size: np.ndarray) -> np.ndarray:
         """Input pixels per image pixel: the padded image just fits the input.

@@ -8,7 +8,7 @@ from input_pipeline.poses.cache import PoseCache
 from input_pipeline.poses.crop import Preprocessing
 from input_pipeline.poses.images import Images, images_of
 from input_pipeline.poses.model import PoseModel
-from input_pipeline.poses.progress import progress
+from input_pipeline.progress import progress
 
 
 def estimate_poses(

@@ -29,13 +29,6 @@ class Images:
         return len(self.splits)
 
 
-def open_dataset(name: str, data_dir: str, manual_dir: str) -> Any:
-    """The prepared TFDS builder of a data set."""
-    from input_pipeline.builders import prepared_builder
-
-    return prepared_builder(name, data_dir, manual_dir)
-
-
 def read_catalogs(builder: Any) -> dict[str, Catalog]:
     """Every split's catalog, sorted by the split's name."""
     return {split: read_catalog(builder, split) for split in sorted(builder.info.splits)}

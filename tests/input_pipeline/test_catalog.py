@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import os
 
 import cv2
 import numpy as np
@@ -97,7 +98,7 @@ def test_images_are_indexed_like_an_array(catalog):
 
 def test_images_beyond_the_budget_stay_on_the_disk(tmp_path):
     builder = prepared(tmp_path, RECORDS)
-    size = builder.info.dataset_size
+    size = builder.info.splits["train"].num_bytes
     shards = {
         gib: read_catalog(builder, "train", memory_gib=gib).images._shards
         for gib in ((size - 1) / 2**30, size / 2**30)
@@ -157,6 +158,14 @@ def test_a_file_cut_off_anywhere_has_no_size(extension):
 @pytest.mark.parametrize("image", [b"", b"GIF89a", b"\xff\xd8\xff", b"\x89PNG"])
 def test_what_is_no_image_has_no_size(image):
     assert image_size(image) is None
+
+
+def test_a_shard_that_shrinks_while_it_is_read_is_named(tmp_path):
+    catalog = read_catalog(prepared(tmp_path, RECORDS), "train")
+    for path in tmp_path.glob("fake-train*"):
+        os.truncate(path, 50)
+    with pytest.raises(OSError, match=r"fake-train.*: cut off while it was read"):
+        catalog.images[np.arange(3)]
 
 
 def test_an_empty_shard_can_be_opened(tmp_path):
@@ -239,6 +248,33 @@ def test_poses_of_a_cache_join_by_content():
     assert joined.part_maps is None and joined.has_pose.all()
 
 
+def test_a_cache_of_other_images_changes_nothing():
+    catalog = with_content(made())
+    other = dataclasses.replace(catalog, images=objects([b"other %d" % i for i in range(7)]))
+    maps = np.ones((2, 4, 3, 8), np.uint8)
+    assert catalog.with_poses(cache_of(other, [1, 2], part_maps=maps)) is catalog
+    # Nor do maps of its other images, where those of this catalog have keypoints.
+    maps[0] = 0
+    mixed = cache_of(catalog, [1, 2], part_maps=maps)
+    mixed.image_sha256[1] = other.image_sha256[2]
+    assert catalog.with_poses(mixed).part_maps is None
+
+
+def test_a_pose_without_confidence_is_none():
+    keypoints = made().keypoints
+    keypoints[4, :, 2] = 0
+    catalog = dataclasses.replace(made(), keypoints=keypoints)
+    np.testing.assert_array_equal(catalog.has_pose, [True, True, False, True, False, True, True])
+
+
+def test_selected_images_keep_what_is_known_of_them(catalog):
+    chosen = catalog.select(np.array([2, 0]))
+    assert list(chosen.images) == [catalog.images[2], catalog.images[0]]
+    assert list(chosen.filenames) == ["c.jpg", "a.jpg"]
+    np.testing.assert_array_equal(chosen.keypoints, catalog.keypoints[[2, 0]])
+    assert list(chosen.image_sha256) == [catalog.image_sha256[i] for i in (2, 0)]
+
+
 def test_part_maps_of_a_cache_join_too_and_follow_a_shuffle():
     catalog = with_content(made())
     maps = np.random.default_rng(0).integers(1, 256, (2, 6, 3, 8)).astype(np.uint8)
@@ -251,7 +287,7 @@ def test_part_maps_of_a_cache_join_too_and_follow_a_shuffle():
     moved = [np.flatnonzero((shuffled.part_maps == one).all(axis=(1, 2, 3)))[0] for one in maps]
     assert moved != [2, 5] and shuffled.has_pose.all()
     assert joined.without_poses().part_maps is None
-    other = cache_of(catalog, [1], part_maps=np.zeros((1, 5, 3, 8), np.uint8))
+    other = cache_of(catalog, [1], part_maps=np.ones((1, 5, 3, 8), np.uint8))
     with pytest.raises(DataError, match=r"config.data.pose.files: part maps of several grids"):
         joined.with_poses(other)
 

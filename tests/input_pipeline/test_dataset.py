@@ -53,7 +53,7 @@ def test_poses_of_a_file_replace_the_data_sets_own(tiny_config, catalogs, tmp_pa
     np.testing.assert_array_equal(own["images"], given["images"])
     visible = given["visibility"]
     assert set(np.unique(visible)) <= {np.float32(0), np.float32(0.9)} and visible.any()
-    assert training.facts()["pose_files"] == [
+    assert training.facts()["origin"]["pose_files"] == [
         {
             "name": "poses.npz",
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -78,6 +78,13 @@ def test_a_missing_pose_file_is_named(tiny_config, tmp_path):
     config = tiny_config(**{"data.pose.files": (str(tmp_path / "gone.npz"),)})
     with pytest.raises(DataError, match=r"gone\.npz: no such pose file"):
         training_data(config)
+    evaluation_data(config)  # the main branch is scored without poses
+    config = tiny_config(
+        **{
+            "data.pose.files": config.data.pose.files,
+            "eval.embeddings": ("main", "foreground", "parts"),
+        }
+    )
     with pytest.raises(DataError, match=r"gone\.npz"):
         evaluation_data(config)
 
@@ -102,6 +109,18 @@ def test_evaluation_on_named_sets_carries_their_names(tiny_config, catalogs):
     }
     split = crossed.splits[f"{TINY}/query"]
     np.testing.assert_array_equal(split.identities, catalogs["query"].identities)
+
+
+def test_the_rehearsal_is_a_few_queries_and_their_people(tiny_config, catalogs):
+    rehearsal = evaluation_data(tiny_config()).rehearsal
+    assert len(rehearsal.protocols) == 2
+    for protocol, split in zip(rehearsal.protocols, ("query", "query_holistic"), strict=True):
+        query, gallery = rehearsal.splits[protocol.query], rehearsal.splits[protocol.gallery]
+        np.testing.assert_array_equal(query.filenames, catalogs[split].filenames[:4])
+        people = np.isin(catalogs["gallery"].identities, catalogs[split].identities[:4])
+        np.testing.assert_array_equal(gallery.filenames, catalogs["gallery"].filenames[people])
+        (batch,) = gallery.batches()
+        assert batch["valid"].sum() == people.sum()
 
 
 def test_budget_reaches_the_catalog(tiny_config):

@@ -9,16 +9,17 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import builders
-from input_pipeline.catalog import Catalog
-from input_pipeline.doctor import copies, duplicates, examinations
+from input_pipeline import builders, checks
+from input_pipeline.catalog import Catalog, DataError
+from input_pipeline.checks import Findings
+from input_pipeline.dataset import evaluation_data, training_data
+from input_pipeline.doctor import diagnosis, duplicates
 from input_pipeline.doctor.__main__ import examine
-from input_pipeline.doctor.decoding import undecodable
 from input_pipeline.doctor.diagnosis import Diagnosis
-from input_pipeline.doctor.page import format_page
-from input_pipeline.doctor.samples import choose_samples, draw_sample
-from input_pipeline.doctor.survey import Dataset, Listing, Split, Survey
-from input_pipeline.doctor.tables import protocol_table, split_facts, split_table
+from input_pipeline.doctor.opening import undecodable
+from input_pipeline.doctor.page import choose_samples, draw_sample, format_page
+from input_pipeline.doctor.report import format_text, protocol_table, split_facts, split_table
+from input_pipeline.doctor.survey import Dataset, Listing, Protocol, Split, Survey
 from input_pipeline.encoded_images import image_size
 from input_pipeline.poses.cache import PoseCache, write_poses
 
@@ -45,17 +46,18 @@ def split_of(name, rows, *, used=True, dataset="set", **changes):
     )
     catalog = dataclasses.replace(catalog, **changes)
     unreadable = np.flatnonzero(~catalog.image_sizes.all(axis=1))
-    return Split(dataset, name, catalog, catalog.image_sha256, unreadable, (), used)
+    return Split(dataset, name, catalog, unreadable, (), used)
 
 
 def survey_of(config, *splits, name="set", scored=True, poses=()):
     """A survey of one data set."""
     by_name = {split.name: split for split in splits}
-    protocols = {name: name for name in by_name if name.startswith("query")}
-    protocols = protocols if "gallery" in by_name else {}
-    codes = copies.content_codes([split.digests for split in splits])
-    dataset = Dataset(name, by_name, protocols, scored)
-    return Survey(config, [dataset], poses, dict(zip(splits, codes, strict=True)))
+    protocols = [
+        Protocol(f"{name} {query}", query, by_name[query], by_name["gallery"])
+        for query in by_name
+        if query.startswith("query") and "gallery" in by_name
+    ]
+    return Survey(config, [Dataset(name, by_name, protocols, scored)], poses)
 
 
 def found(check, survey):
@@ -78,7 +80,7 @@ def test_every_image_that_cannot_be_decoded_is_found():
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_copies_are_those_of_a_search_by_hand(tiny_config, seed):
+def test_copies_are_those_of_a_search_by_hand(seed):
     rng = np.random.default_rng(seed)
 
     def rows():
@@ -88,21 +90,21 @@ def test_copies_are_those_of_a_search_by_hand(tiny_config, seed):
 
     query, gallery = rows(), rows()
     a, b = split_of("query", query), split_of("gallery", gallery)
-    codes = copies.content_codes([a.digests, b.digests])
     same = [[g for g in gallery if g[0] == q[0]] for q in query]
-    copied, junk = copies.queries_in_gallery(a.catalog, b.catalog, *codes)
+    copied, junk = Protocol("", "", a, b).copies
     assert copied.tolist() == [bool(found) for found in same]
     assert junk.tolist() == [
         bool(found) and all(g[1:] == q[1:] for g in found)
         for q, found in zip(query, same, strict=True)
     ]
-    contents = [g[0] for g in gallery]
-    assert copies.repeats(codes[1]).tolist() == [c in contents[:i] for i, c in enumerate(contents)]
-    assert copies.contradictions(codes[1], b.catalog.identities).tolist() == [
+    contents, digests = [g[0] for g in gallery], b.catalog.image_sha256
+    again = duplicates.repeats(digests).tolist()
+    assert again == [c in contents[:i] for i, c in enumerate(contents)]
+    assert duplicates.contradictions(digests, b.catalog.identities).tolist() == [
         len({other[1] for other in gallery if other[0] == g[0]}) > 1 for g in gallery
     ]
     firsts = [contents.index(q[0]) if q[0] in contents else -1 for q in query]
-    assert copies.first_rows(codes[1], codes[0]).tolist() == firsts
+    assert duplicates.first_rows(digests, a.catalog.image_sha256).tolist() == firsts
 
 
 def test_the_numbers_of_a_split(tiny_config):
@@ -115,6 +117,7 @@ def test_the_numbers_of_a_split(tiny_config):
     keypoints[[0, 1]] = 3.0
     keypoints[0, :, 2], keypoints[1, :, 2] = 0.5, 0.7
     keypoints[1, 6, 2] = 0.1  # right shoulder: (0.5 + 0.1) / 2
+    keypoints[2, :, :2] = 5.0  # places without any confidence are no pose
     rows = [(image, *person) for image, person in zip(images, people, strict=True)]
     split = split_of("train", rows, keypoints=keypoints)
     survey = survey_of(tiny_config(), split)
@@ -154,10 +157,10 @@ def test_the_numbers_of_a_protocol(tiny_config):
     # The first query's copy is junk, the second's has another camera; identity 2 has no match.
     gallery = [(images[0], 1, 0), (images[1], 1, 2), (images[3], 5, 0), (images[4], 5, 1)]
     survey = survey_of(tiny_config(), query, split_of("gallery", gallery))
-    table = protocol_table(survey, survey.datasets[0])
+    table = protocol_table(survey.datasets[0])
     assert list(table.header) == ["protocol", "query"]
     assert [row[1] for row in table.rows] == ["3", "1", "2", "1", "4", "2", "1"]
-    errors, warnings, _, listings = found(examinations.protocols, survey)
+    errors, warnings, _, listings = found(diagnosis.protocols, survey)
     assert not errors and "1 of 3 queries have no match" in warnings[0]
     assert listings[0].lines == ["query_c (identity 2, camera 0)"]
 
@@ -203,15 +206,13 @@ def test_test_images_of_another_set_in_training_are_found_too(tiny_config):
     image = encode(0)
     train = split_of("train", [(image, 1, 0)], dataset="one")
     gallery = split_of("gallery", [(encode(1), 1, 0), (image, 1, 0)], dataset="two")
-    codes = copies.content_codes([train.digests, gallery.digests])
     survey = Survey(
         tiny_config(),
         [
-            Dataset("one", {"train": train}, {}, False),
-            Dataset("two", {"gallery": gallery}, {}, True),
+            Dataset("one", {"train": train}, [], False),
+            Dataset("two", {"gallery": gallery}, [], True),
         ],
         [],
-        {train: codes[0], gallery: codes[1]},
     )
     errors, *_ = found(duplicates.test_images_in_training, survey)
     assert "1 images of two gallery stand in one train, too: gallery_b" in errors[0]
@@ -250,7 +251,7 @@ def test_broken_files_are_an_error_only_where_they_are_read(tiny_config):
     rows[1] = (rows[1][0][:50], 1, 0)  # cut off
     split = split_of("gallery", rows)
     split = dataclasses.replace(split, unreadable=np.array([1, 2]))  # the last one: damaged
-    errors, warnings, _, listings = found(examinations.images, survey_of(tiny_config(), split))
+    errors, warnings, _, listings = found(diagnosis.images, survey_of(tiny_config(), split))
     assert not warnings and len(errors) == 2
     assert errors[0].startswith("set gallery: 1 files are no whole JPEG or PNG: gallery_b;")
     assert errors[1].startswith(
@@ -258,30 +259,32 @@ def test_broken_files_are_an_error_only_where_they_are_read(tiny_config):
     )
     assert [line.split(" ")[0] for line in listings[0].lines] == ["gallery_b", "gallery_c"]
     split = dataclasses.replace(split, used=False)
-    errors, warnings, _, _ = found(examinations.images, survey_of(tiny_config(), split))
+    errors, warnings, _, _ = found(diagnosis.images, survey_of(tiny_config(), split))
     assert not errors and len(warnings) == 2
 
 
 def test_too_few_identities_for_a_batch_name_the_option(tiny_config):
     rows = [(encode(i), i, 0) for i in range(3)]
     survey = survey_of(tiny_config(), split_of("train", rows))
-    errors, warnings, *_ = found(examinations.training, survey)
+    errors, warnings, *_ = found(diagnosis.training, survey)
     assert errors == [
         "config.data.identities_per_batch = 4: the training split has only 3 identities; lower it"
     ]
     assert len(warnings) == 2  # single images, no poses
     survey = survey_of(tiny_config(**{"data.identities_per_batch": 3}), *survey.splits)
-    assert not found(examinations.training, survey)[0]
+    assert not found(diagnosis.training, survey)[0]
 
 
-def pose_file(path, images):
-    """A pose file of these encoded images."""
+def pose_file(path, images, grid=None):
+    """A pose file of these encoded images: keypoints, or part maps on a grid of cells."""
     digests = np.array([hashlib.sha256(image).hexdigest() for image in images])
-    names = np.array([f"{i}.jpg" for i in range(len(images))])
+    names = np.array([f"{i:02}.jpg" for i in range(len(images))])
     texts = {"sources": names, "estimators": names, "filenames": names}
     splits = np.array(["train"] * len(images))
-    keypoints = np.full((len(images), 17, 3), 0.9, np.float32)
-    cache = PoseCache(image_sha256=digests, splits=splits, keypoints=keypoints, **texts)
+    keypoints = np.full((len(images), 17, 3), 0 if grid else 0.9, np.float32)
+    part_maps = grid and np.full((len(images), *grid, 8), 9, np.uint8)
+    poses = {"keypoints": keypoints, "part_maps": part_maps}
+    cache = PoseCache(image_sha256=digests, splits=splits, **poses, **texts)
     write_poses(path, cache)
     return cache
 
@@ -292,11 +295,11 @@ def test_pose_files_of_other_images(tiny_config, tmp_path):
     other = pose_file(tmp_path / "other.npz", [encode(9)])
     split = dataclasses.replace(split, matches=(1, 0))
     survey = survey_of(tiny_config(), split, poses=[("half.npz", half), ("other.npz", other)])
-    errors, warnings, notes, listings = found(examinations.pose_files, survey)
+    errors, warnings, notes, listings = found(diagnosis.pose_files, survey)
     assert len(errors) == 1 and not warnings
     assert errors[0].startswith("other.npz: none of its 1 poses is of an image of these data sets")
     assert notes == ["half.npz: 2 of its 3 poses are of images that these data sets do not have"]
-    assert listings[0].lines == ["train/1.jpg", "train/2.jpg"]
+    assert listings[0].lines == ["train/01.jpg", "train/02.jpg"]
 
 
 @pytest.mark.parametrize("people, each", [(30, 4), (5, 4), (1, 30), (1, 3), (12, 1)])
@@ -344,7 +347,7 @@ def test_names_cannot_change_the_page(tiny_config):
     names = np.array(['<script>alert("x")</script>&.jpg'], object)
     query = dataclasses.replace(query, catalog=dataclasses.replace(query.catalog, filenames=names))
     survey = survey_of(tiny_config(), query, split_of("gallery", [(encode(1), 2, 0)]), name="<b>")
-    results = list(examinations.protocols(survey))
+    results = list(diagnosis.protocols(survey))
     listings = [one for one in results if isinstance(one, Listing)]
     page = format_page(Diagnosis(survey, results[0], listings))
     assert "<script" not in page and "<b>" not in page and 'alert("x")' not in page
@@ -510,6 +513,70 @@ def test_poses_of_a_file_are_joined(add_builder, tiny_config, tmp_path, capsys):
     assert re.search(r"with a pose +4 \(25\.0%\) +0 \(0\.0%\) +1 \(25\.0%\)\n", text)
     assert re.search(r"known to poses\.npz +4 \(25\.0%\) +0 \(0\.0%\) +1 \(25\.0%\)\n", text)
     assert re.search(r"confidence: nose +0\.90 +– +0\.90\n", text)
+
+
+def test_training_is_refused_where_the_doctor_sees_a_problem(
+    add_builder, tiny_config, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    records = {"train": TRAIN, "query": QUERY, "gallery": GALLERY}
+    others = [(encode(300 + i), i // 2, i % 2) for i in range(4)]
+    add_builder("mapped_reid", records)
+    add_builder("other_reid", {"query": others[::2], "gallery": others})
+    pose_file(tmp_path / "mapped.npz", [row[0] for row in TRAIN], grid=(4, 2))
+    changes = {
+        "data.dataset": "mapped_reid",
+        "data.data_dir": str(tmp_path / "data"),
+        "data.pose.files": ("~/mapped.npz", "~/second.npz"),
+        "eval.datasets": ("mapped_reid", "other_reid"),
+    }
+    config = tiny_config(**changes)
+    pose_file(tmp_path / "second.npz", [row[0] for row in others], grid=(6, 3))
+    status, text, _ = run(config, tmp_path, capsys)
+    assert status == 0 and "\nready: 16 images" in text
+    assert training_data(config).num_identities == 8
+
+    pose_file(tmp_path / "second.npz", [TRAIN[0][0]], grid=(6, 3))
+    status, text, _ = run(config, tmp_path, capsys)
+    assert status == 1 and "\n1 problem:\n" in text
+    with pytest.raises(DataError, match="part maps of several grids") as refused:
+        training_data(config)
+    assert f"  - {refused.value}\n" in text
+
+
+def test_a_clash_of_poses_that_evaluation_does_not_read_is_a_warning(
+    add_builder, tiny_config, tmp_path, capsys
+):
+    add_builder("clash_reid", {"train": TRAIN, "query": QUERY, "gallery": GALLERY})
+    pose_file(tmp_path / "4x2.npz", [row[0] for row in QUERY], grid=(4, 2))
+    pose_file(tmp_path / "6x3.npz", [QUERY[0][0]], grid=(6, 3))
+    changes = {"data.dataset": "clash_reid", "data.data_dir": str(tmp_path / "data")}
+    changes["data.pose.files"] = (str(tmp_path / "4x2.npz"), str(tmp_path / "6x3.npz"))
+    main_only, all_branches = ("main",), ("main", "foreground", "parts")
+    for embeddings, problem in ((main_only, False), (all_branches, True)):
+        config = tiny_config(**changes, **{"eval.embeddings": embeddings})
+        status, text, _ = run(config, tmp_path, capsys)
+        assert status == problem and text.count("part maps of several grids") == 1
+        if problem:
+            with pytest.raises(DataError, match="part maps of several grids"):
+                evaluation_data(config)
+        else:
+            evaluation_data(config)
+
+
+def test_matches_and_copies_of_a_protocol_are_sought_once(tiny_config, monkeypatch):
+    calls = []
+    original = checks.queries_without_match
+    monkeypatch.setattr(
+        checks, "queries_without_match", lambda *pair: calls.append(pair) or original(*pair)
+    )
+    query, gallery = split_of("query", [(b"", 1, 0)]), split_of("gallery", [(b"", 1, 1)])
+    survey = survey_of(tiny_config(), query, gallery)
+    seen = Diagnosis(survey, Findings(errors=["e"]), [])
+    assert not list(diagnosis.protocols(survey))
+    assert format_text(seen) and format_page(seen) and len(calls) == 1
+    (protocol,) = survey.datasets[0].protocols
+    assert protocol.copies is protocol.copies
 
 
 def test_a_folder_is_no_page(tiny_config, tmp_path):

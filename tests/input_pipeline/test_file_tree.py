@@ -83,7 +83,7 @@ def test_archives_that_are_not_wanted_stay_shut(tmp_path):
     write_bytes(tmp_path / "yes.zip", archive({"no.zip": b"nor this", "f": b"1"}))
     tree = FileTree.scan(tmp_path, lambda path: "no" not in path)
     assert list(tree.files) == ["no.zip", "yes.zip", "yes.zip/f", "yes.zip/no.zip"]
-    assert tree.problems == ()
+    assert not tree.problems
 
 
 def test_what_operating_systems_leave_is_not_seen(tmp_path):
@@ -117,6 +117,15 @@ def test_links_are_followed_but_not_for_ever(tmp_path):
     assert contents(FileTree.scan(tmp_path / "in")) == {"near/1.jpg": b"1"}
 
 
+@pytest.mark.parametrize("link", ["a", "z"])
+def test_a_link_and_its_target_beside_it_are_both_seen(link, tmp_path):
+    write_bytes(tmp_path / "in/m/q/1.jpg", b"1")
+    (tmp_path / f"in/{link}").symlink_to(tmp_path / "in/m")
+    tree = FileTree.scan(tmp_path / "in")
+    assert contents(tree) == {f"{link}/q/1.jpg": b"1", "m/q/1.jpg": b"1"}
+    assert tree.distinct(["m/q", f"{link}/q", "m", link]) == ["m/q", "m"]
+
+
 def test_roots(tmp_path):
     for path in ("a/x/q/1", "a/x/t/w/1", "b/q/1", "q/1", "c/qq/1", "c/t/1"):
         write_bytes(tmp_path / path, b"")
@@ -145,32 +154,91 @@ def encrypted():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"no zip at all", r"bad\.zip: not a whole zip archive \(File is not a zip file\)"),
-        (archive({"f": b"1" * 99})[:-30], r"bad\.zip: not a whole zip archive"),
+        (b"no zip at all", r"bad\.zip: not a readable zip archive \(File is not a zip file\)"),
+        (archive({"f": b"1" * 99})[:-30], r"bad\.zip: not a readable zip archive"),
         (encrypted(), r"bad\.zip: encrypted; unpack it and give the folder"),
-        (b"", r"bad\.zip: not a whole zip archive"),
+        (b"", r"bad\.zip: not a readable zip archive"),
     ],
 )
 def test_archives_that_cannot_be_opened(data, message, tmp_path):
     write_bytes(tmp_path / "in/bad.zip", data)
     for source in (tmp_path / "in", tmp_path / "in/bad.zip"):
         tree = FileTree.scan(source)
-        (problem,) = tree.problems
+        (problem,) = tree.problems.values()
         assert "\n" not in problem
         with pytest.raises(DataError, match=message):
             raise DataError(problem)
     nested = tmp_path / "nested.zip"
     nested.write_bytes(archive({"bad.zip": data}))
-    assert FileTree.scan(nested).problems[0].startswith(f"{nested}/bad.zip: ")
+    assert FileTree.scan(nested).problems["bad.zip"].startswith(f"{nested}/bad.zip: ")
 
 
-def test_a_damaged_member_is_named(tmp_path):
-    data = bytearray(archive({"a.jpg": b"pixels"}))
-    data[data.index(b"pixels")] ^= 1
+def test_what_cannot_be_opened_does_not_end_the_scan(tmp_path):
+    write_bytes(tmp_path / "a.txt", b"a")
+    (tmp_path / "old.zip").symlink_to(tmp_path / "gone")
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    tree = FileTree.scan(tmp_path)
+    assert tree.read("a.txt") == b"a"
+    assert tree.problems == {
+        "old.zip": f"{tmp_path}/old.zip: not a readable zip archive (No such file or directory); "
+        "get it again"
+    }
+    with pytest.raises(DataError, match=r"self: cannot be read \(.+\); mend or remove the file"):
+        tree.read("self")
+
+
+def test_an_unreadable_folder_is_a_problem(tmp_path, monkeypatch):
+    """Simulated: whoever may do everything could read it."""
+    write_bytes(tmp_path / "shut/f", b"1")
+    write_bytes(tmp_path / "f", b"2")
+    scandir = file_tree.os.scandir
+
+    def guarded(folder):
+        if folder.name == "shut":
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(file_tree.os, "scandir", guarded)
+    tree = FileTree.scan(tmp_path)
+    assert contents(tree) == {"f": b"2"}
+    assert tree.problems == {
+        "shut": f"{tmp_path}/shut: cannot be read (Permission denied); allow it"
+    }
+
+
+@pytest.mark.parametrize(
+    ("compression", "reason"),
+    [
+        (zipfile.ZIP_STORED, "Bad CRC-32"),
+        (zipfile.ZIP_DEFLATED, "Error -3"),
+        (zipfile.ZIP_BZIP2, "Invalid data stream"),
+        (zipfile.ZIP_LZMA, "Corrupt input data"),
+    ],
+)
+def test_a_damaged_member_is_named(compression, reason, tmp_path):
+    data = bytearray(archive({"a.jpg": bytes(range(256)) * 9}, compression=compression))
+    start = data.index(b"a.jpg") + 5
+    data[start + 12 : start + 100] = b"\xff" * 88
     file = tmp_path / "set.zip"
     file.write_bytes(data)
-    with pytest.raises(DataError, match=r"set\.zip/a\.jpg: cannot be read \(Bad CRC-32"):
+    pattern = rf"set\.zip/a\.jpg: cannot be read \({reason}.*\); get the archive again"
+    with pytest.raises(DataError, match=pattern):
         FileTree.scan(file).read("a.jpg")
+
+
+def test_a_member_at_an_impossible_place_is_named(tmp_path):
+    """The directory's offset is too large, so the file's place is before the archive's begin."""
+    data = bytearray(archive({"a.jpg": b"pixels"}))
+    data[-6:-2] = (2 * len(data)).to_bytes(4, "little")
+    (tmp_path / "set.zip").write_bytes(data)
+    tree = FileTree.scan(tmp_path)
+    with pytest.raises(DataError, match=r"/set\.zip/a\.jpg: cannot be read \(.*\); get the arc"):
+        tree.read("set.zip/a.jpg")
+
+
+def test_a_member_without_a_name_is_left_out(tmp_path):
+    (tmp_path / "set.zip").write_bytes(archive({"X": b"1", "f": b"2"}).replace(b"X", b"\0"))
+    assert contents(FileTree.scan(tmp_path / "set.zip")) == {"f": b"2"}
 
 
 @pytest.mark.parametrize(

@@ -107,8 +107,19 @@ def test_resuming_gives_the_batches_that_would_have_come(catalog):
     assert (train(catalog, 1, seed=8)[0]["indices"] != straight[0]["indices"]).any()
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_the_processes_slices_make_up_the_batch(catalog, processes):
+def with_given_maps(catalog):
+    """Images 1, 4, 7 … have part maps, on a grid of its own, instead of keypoints."""
+    maps = np.random.default_rng(0).integers(0, 256, (27, 6, 3, 8), np.uint8)
+    keypoints = catalog.keypoints.copy()
+    given = np.arange(27) % 3 == 1
+    maps[~given], keypoints[given] = 0, 0
+    return dataclasses.replace(catalog, part_maps=maps, keypoints=keypoints)
+
+
+@pytest.mark.parametrize("processes", [2, 4, 8])
+@pytest.mark.parametrize("given", [False, True], ids=["drawn", "given"])
+def test_the_processes_slices_make_up_the_batch(catalog, processes, given):
+    catalog = with_given_maps(catalog) if given else catalog
     whole = train(catalog, 4)
     slices = [train(catalog, 4, process_index=i, process_count=processes) for i in range(processes)]
     for batch, parts in zip(whole, zip(*slices, strict=True), strict=True):

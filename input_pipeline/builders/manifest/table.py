@@ -2,10 +2,12 @@
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
-import zlib
+import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,15 @@ import numpy as np
 
 from input_pipeline.builders.text import decode_text
 from input_pipeline.catalog import DataError
+from input_pipeline.file_tree import read_file
 from input_pipeline.keypoints import NUM_JOINTS
+from input_pipeline.progress import progress
 
 REQUIRED = ("path", "identity", "camera", "split")
 OPTIONAL = ("keypoints", "occlusion")
+# Splits become parts of file names, which TFDS takes apart again.
+_SPLIT = r"train|gallery|query[\w-]{0,40}"
+_MANY_IMAGES = 10_000  # reading them takes seconds
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,7 +60,7 @@ class Manifest:
         file: the manifest.
         columns: the optional columns it has.
         rows: in its order.
-        fingerprint: changes with the manifest's text and with any image's size or time.
+        fingerprint: 32 bits that change with the manifest's text and with any image's contents.
     """
 
     file: Path
@@ -88,7 +95,12 @@ def _csv_entries(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             f"{file}, line 1: not a header of columns separated by commas; "
             f"it must name {', '.join(REQUIRED)}"
         ) from None
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=dialect.delimiter, strict=True)
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=dialect.delimiter,
+        skipinitialspace=True,  # a quote may follow a blank
+        strict=True,
+    )
     try:
         header = [name.strip() for name in next(reader)]
         _check_columns(f"{file}, line 1", header)
@@ -112,7 +124,7 @@ def _json_entries(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]
             continue
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also for thousands of digits or brackets
             raise DataError(f"{file}, line {number}: broken JSON: {error}") from error
         if not isinstance(entry, dict):
             raise DataError(f'{file}, line {number}: not a JSON object, as in {{"path": …}}')
@@ -137,9 +149,10 @@ def _row(file: Path, line: int, entry: Mapping[str, Any]) -> Row:
     """One checked row; DataError with file and line."""
     place = f"{file}, line {line}"
     path, identity, camera, split = (_text(place, name, entry[name]) for name in REQUIRED)
-    if split not in ("train", "gallery") and not split.startswith("query"):
+    if not re.fullmatch(_SPLIT, split):
         raise DataError(
-            f"{place}: unknown split {split!r}; train, gallery or a name that begins with query"
+            f"{place}: unknown split {split!r}; train, gallery or a name that begins with query, "
+            "of at most 45 letters, digits, _ and -"
         )
     return Row(
         line=line,
@@ -171,18 +184,19 @@ def _keypoints(place: str, value: Any) -> np.ndarray:
         if isinstance(value, str):
             value = json.loads(value) if value.startswith("[") else value.split()
         numbers = np.array(value, np.float64).reshape(-1)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(f"{place}: keypoints are not a list of numbers ({error})") from error
     if len(numbers) != NUM_JOINTS * 3:
         raise DataError(
             f"{place}: {len(numbers)} keypoint numbers instead of {NUM_JOINTS * 3} "
             f"(x, y, confidence of {NUM_JOINTS} joints)"
         )
-    keypoints = numbers.reshape(NUM_JOINTS, 3)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        keypoints = numbers.reshape(NUM_JOINTS, 3).astype(np.float32)
     confidence = keypoints[:, 2]
     if not np.isfinite(keypoints).all() or (confidence < 0).any() or (confidence > 1).any():
         raise DataError(f"{place}: keypoints must be finite, with confidences in [0, 1]")
-    return keypoints.astype(np.float32)
+    return keypoints
 
 
 def _occlusion(place: str, value: Any) -> float:
@@ -191,7 +205,7 @@ def _occlusion(place: str, value: Any) -> float:
         return math.nan
     try:
         share = float(value)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         share = math.nan
     if not 0 <= share <= 1:
         raise DataError(f"{place}: occlusion must be a number in [0, 1], not {value!r}")
@@ -200,7 +214,7 @@ def _occlusion(place: str, value: Any) -> float:
 
 def _check_paths(file: Path, rows: tuple[Row, ...]) -> None:
     """DataError for images that do not exist, or stand twice in a split."""
-    missing = [row for row in rows if not row.file.is_file()]
+    missing = [row for row in rows if not os.path.isfile(row.file)]  # False for any odd path
     if missing:
         raise DataError(
             f"{file}: {len(missing)} images do not exist, the first is {missing[0].file} "
@@ -216,9 +230,10 @@ def _check_paths(file: Path, rows: tuple[Row, ...]) -> None:
 
 
 def _fingerprint(data: bytes, rows: tuple[Row, ...]) -> int:
-    """Checksum over the manifest and every image's size and time of change."""
-    checksum = zlib.crc32(data)
-    for row in rows:
-        status = row.file.stat()
-        checksum = zlib.crc32(f"{status.st_size} {status.st_mtime_ns}\n".encode(), checksum)
-    return checksum
+    """Checksum over the manifest and every image, so that equal contents are equal data."""
+    digest = hashlib.sha256(data)
+    files = list(dict.fromkeys(str(row.file) for row in rows))
+    shown = progress(files, "comparing images") if len(files) > _MANY_IMAGES else files
+    for file in shown:
+        digest.update(hashlib.sha256(read_file((file,))).digest())
+    return int.from_bytes(digest.digest()[:4], "big")

@@ -4,6 +4,7 @@ import types
 
 from input_pipeline.builders.base import Survey
 from input_pipeline.builders.folders import Folder, FolderBuilder, match_image
+from input_pipeline.builders.names import MissingSetError
 from input_pipeline.builders.records import Record
 from input_pipeline.builders.text import missing_files, read_lines
 from input_pipeline.catalog import DataError
@@ -15,8 +16,19 @@ LISTS = types.MappingProxyType(
 
 
 def find_lists(tree: FileTree) -> str | None:
-    """The folder with all three lists, whatever its name; DataError if there are several."""
-    found = [root for root, missing in tree.roots(list(LISTS.values())).items() if not missing]
+    """The folder with all three lists, whatever its name; None without any list.
+
+    Raises:
+        MissingSetError: there are some of the lists.
+        DataError: there are several such folders.
+    """
+    roots = tree.roots(list(LISTS.values()))
+    found = tree.distinct(root for root, missing in roots.items() if not missing)
+    if roots and not found:
+        root, missing = min(roots.items(), key=lambda item: len(item[1]))
+        raise MissingSetError(
+            f"{tree.display(root)}: lacks {', '.join(missing)}; put the three lists together there"
+        )
     if len(found) > 1:
         shown = ", ".join(map(tree.display, found))
         raise DataError(f"{tree.source}: several folders hold {LISTS['train']}: {shown}; leave one")

@@ -5,7 +5,7 @@ import types
 from input_pipeline.builders.base import Survey
 from input_pipeline.builders.dukemtmc_reid.layout import CAMERAS, SPLITS
 from input_pipeline.builders.folders import FolderBuilder, Published
-from input_pipeline.builders.names import find_root
+from input_pipeline.builders.names import find_root, named_root
 from input_pipeline.builders.occluded_duke.lists import find_lists, survey_lists
 from input_pipeline.file_tree import FileTree
 
@@ -34,12 +34,13 @@ class Builder(FolderBuilder):
         return (self.name, "dukemtmc_reid")
 
     def survey_tree(self, tree: FileTree) -> Survey:
-        """List the images: by the three lists if there are any, else as they lie in the folders."""
-        duke = find_root(tree, "dukemtmc_reid", _FOLDERS)
-        lists = find_lists(tree)
+        """List the images as they lie in a folder of this name, else by the three lists."""
         own = find_root(tree, self.name, _FOLDERS)
-        # Without a name that says so, folders beside the lists are DukeMTMC-reID's: then both
-        # searches find the same root.
-        if lists is not None and duke is not None and own in (None, duke):
-            return survey_lists(self, tree, duke, lists)
-        return super().survey_tree(tree)
+        if own is not None and named_root(tree, own) == self.name:
+            return super().survey_tree(tree)
+        lists = find_lists(tree)
+        # Without a name that says so, folders beside the lists are DukeMTMC-reID's.
+        duke = None if lists is None else find_root(tree, "dukemtmc_reid", _FOLDERS)
+        if lists is None or duke is None:
+            return super().survey_tree(tree)
+        return survey_lists(self, tree, duke, lists)

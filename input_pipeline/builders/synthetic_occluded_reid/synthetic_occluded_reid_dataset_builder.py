@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 
 from input_pipeline.builders.beam_option import BeamOption, Example
+from input_pipeline.progress import progress
 from input_pipeline.synthetic.plan import SPLITS, Shot, plan_split
 from input_pipeline.synthetic.pool import Renderer, render_example
 from input_pipeline.synthetic.settings import PRESETS, KeypointNoise, Preset, SceneConfig
@@ -107,7 +107,7 @@ class Builder(BeamOption, tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, renderer: Renderer, split: str) -> Iterator[Example]:
         total = len(plan_split(self.builder_config.resolved(), split))
-        shown = tqdm.tqdm(renderer.split(split), split, total, unit=" images", mininterval=0.5)
+        shown = progress(renderer.split(split), split, total=total, unit=" images")
         for example in shown:
             yield example["filename"], example
         if split == SPLITS[-1]:  # TFDS writes the splits in this order

@@ -13,7 +13,7 @@ from input_pipeline.poses.annotation import (
     read_person,
 )
 from input_pipeline.poses.formats.openpose import read_people
-from input_pipeline.poses.progress import progress
+from input_pipeline.progress import progress
 
 
 def read_alphapose(path: Path) -> Iterator[Annotation]:

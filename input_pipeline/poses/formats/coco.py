@@ -15,7 +15,7 @@ from input_pipeline.poses.annotation import (
     pose_files,
     read_person,
 )
-from input_pipeline.poses.progress import progress
+from input_pipeline.progress import progress
 
 _VISIBLE = 2  # the flag of a joint that is labelled and seen; 1: labelled, 0: not
 

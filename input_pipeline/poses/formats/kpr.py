@@ -12,7 +12,7 @@ from input_pipeline.poses.annotation import (
     read_person,
     stack_people,
 )
-from input_pipeline.poses.progress import progress
+from input_pipeline.progress import progress
 
 
 def read_kpr(path: Path) -> Iterator[Annotation]:

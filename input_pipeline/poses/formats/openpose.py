@@ -15,7 +15,7 @@ from input_pipeline.poses.annotation import (
     read_person,
     stack_people,
 )
-from input_pipeline.poses.progress import progress
+from input_pipeline.progress import progress
 
 # OpenPose's own, and those of AlphaPose's variant "cmu": the list of people, a person's numbers.
 _SPELLINGS = (("people", "pose_keypoints_2d"), ("bodies", "joints"))

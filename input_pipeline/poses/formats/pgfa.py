@@ -1,5 +1,6 @@
 """PGFA: OpenPose-style JSON, and dense confidence maps as .npy."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from input_pipeline.keypoints import NUM_PARTS
 from input_pipeline.poses.annotation import Annotation, PoseFile, pose_files, stack_people
 from input_pipeline.poses.formats.openpose import read_people
 from input_pipeline.poses.joints import ORDERS, part_channels
-from input_pipeline.poses.progress import progress
+from input_pipeline.progress import progress
 
 _CHANNELS = {count: part_channels(order) for count, order in ORDERS.items()}
 _CHANNELS[NUM_PARTS] = [[part] for part in range(NUM_PARTS)]  # the eight parts themselves
@@ -52,9 +53,10 @@ def read_part_maps(file: PoseFile) -> np.ndarray:
     Raises:
         DataError: unreadable, of another shape, not finite, or far outside [0, 1].
     """
+    content = io.BytesIO(file.path.read_bytes())
     try:
-        maps = np.load(file.path, allow_pickle=False)
-    except (ValueError, EOFError):
+        maps = np.load(content, allow_pickle=False)
+    except Exception:  # there is little that a damaged file cannot raise in NumPy
         raise file.error("not an .npy array of numbers, or a damaged one") from None
     known = ", ".join(map(str, sorted(_CHANNELS)))
     if not isinstance(maps, np.ndarray) or maps.dtype.kind not in "biuf":

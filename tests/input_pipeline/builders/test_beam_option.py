@@ -1,3 +1,4 @@
+import io
 import sys
 
 import pytest
@@ -58,11 +59,18 @@ def test_beam_is_wanted_with_a_runner_or_options(options, wanted):
     assert option.seen is wanted
 
 
-def test_without_beam_records_are_read_one_by_one(capsys):
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("stream", "shown"), [(Terminal, True), (io.StringIO, False)])
+def test_without_beam_records_are_read_one_by_one(stream, shown, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream())
     examples = Option().examples("train", [1, 2], lambda record: (str(record), {"value": record}))
-    assert not capsys.readouterr().err  # the bar comes with the first record
+    assert not sys.stderr.getvalue()  # the bar comes with the first record
     assert list(examples) == [("1", {"value": 1}), ("2", {"value": 2})]
-    assert "train: 100%" in capsys.readouterr().err
+    assert ("train:   0%" in sys.stderr.getvalue()) is shown
 
 
 def test_a_missing_beam_names_the_extra(monkeypatch):

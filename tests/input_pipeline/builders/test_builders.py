@@ -69,6 +69,29 @@ def test_another_process_may_be_quicker(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "out/partial_ilids").iterdir()] == ["1.0.0"]
 
 
+@pytest.mark.parametrize("moment", ["load_builder", "_check_source"])
+def test_another_process_may_end_at_any_moment(moment, tmp_path, monkeypatch):
+    """After the builder looked for prepared data, or even after it was seen that there are none."""
+    write_tree("partial_ilids", tmp_path / "in")
+    arguments = ("partial_ilids", str(tmp_path / "out"), str(tmp_path / "in"))
+    original = getattr(builders, moment)
+
+    def interrupted(*given):
+        result = original(*given)
+        monkeypatch.undo()
+        builders.prepared_builder(*arguments)  # the other process, from beginning to end
+        return result
+
+    monkeypatch.setattr(builders, moment, interrupted)
+    found = builders.prepared_builder(*arguments)
+    assert {split: info.num_examples for split, info in found.info.splits.items()} == {
+        "query": 3,
+        "gallery": 3,
+    }
+    assert found.info.metadata["source"] == str(tmp_path / "in")
+    assert len(read_catalog(found, "gallery")) == 3
+
+
 def test_a_prepared_set_is_read_as_a_catalog(tmp_path):
     write_tree("market1501", tmp_path / "in")
     builder = builders.prepared_builder("market1501", str(tmp_path / "out"), str(tmp_path / "in"))

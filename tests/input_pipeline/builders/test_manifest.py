@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from input_pipeline.builders import load_builder, prepared_builder
+from input_pipeline.builders.manifest import table
 from input_pipeline.builders.manifest.table import read_manifest
 from input_pipeline.catalog import DataError
 from tests.input_pipeline.trees import encoded_picture, picture, write_bytes
@@ -94,10 +96,15 @@ def test_a_manifest_becomes_a_data_set(suffix, text, folder):
         with_columns(keypoints=json.dumps(FLAT), occlusion=0.25),
         with_columns(keypoints=json.dumps(POSE), occlusion="0.25"),
         with_columns(keypoints=" ".join(map(str, FLAT)), occlusion=" 0.25 "),
+        with_columns(keypoints=json.dumps(FLAT), occlusion=0.25)
+        .replace('","', '"; "')
+        .replace(",keypoints", ',"keypoints"')
+        .replace("path,identity,camera,split,", '"path"; "identity"; "camera"; "split"; ')
+        .replace('"keypoints",occlusion', '"keypoints"; "occlusion"'),
         "\ufeff" + with_columns(keypoints=json.dumps(FLAT), occlusion=0.25),
         with_columns(keypoints=" ".join(map(str, FLAT)), occlusion=0.25).replace(",", ";"),
     ],
-    ids=["flat", "nested", "blanks", "byte-order mark", "semicolons"],
+    ids=["flat", "nested", "blanks", "quoted and spaced", "byte-order mark", "semicolons"],
 )
 def test_poses_and_occlusion_in_csv(text, folder):
     (folder / "mine.csv").write_text(text, encoding="utf-8")
@@ -139,14 +146,33 @@ def test_a_change_is_never_mistaken_for_an_old_preparation(folder):
     assert prepare(folder).version == versions[0]
     file.write_text(CSV.replace("anna", "anne"))
     versions.append(prepare(folder).version)
-    image = folder / "a/1.jpg"
-    image.write_bytes(encoded_picture("another.jpg"))
-    os.utime(image, ns=(1, 1))
+    image, status = folder / "a/1.jpg", (folder / "a/1.jpg").stat()
+    other = bytearray(image.read_bytes())
+    other[-10] ^= 1  # of the same size, and at the same time
+    image.write_bytes(other)
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
     versions.append(prepare(folder).version)
-    assert rows(prepare(folder))["train", "a/1.jpg"]["image"] == encoded_picture("another.jpg")
-    os.utime(image, ns=(1, 2))
-    versions.append(prepare(folder).version)
-    assert len(set(versions)) == 4
+    assert rows(prepare(folder))["train", "a/1.jpg"]["image"] == other
+    assert len(set(versions)) == 3
+
+
+def test_equal_contents_are_equal_data_whenever_and_wherever(folder, tmp_path):
+    (folder / "mine.csv").write_text(CSV)
+    version = prepare(folder).version
+    shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    os.utime(tmp_path / "copy/a/1.jpg", ns=(1, 1))
+    assert prepare(tmp_path / "copy").version == version
+    assert len(list((tmp_path / "out/manifest/mine").iterdir())) == 1
+
+
+@pytest.mark.parametrize("many", [1, 4])
+def test_comparing_many_images_shows_a_bar(many, folder, monkeypatch):
+    shown = []
+    monkeypatch.setattr(table, "_MANY_IMAGES", many)
+    monkeypatch.setattr(table, "progress", lambda files, task: shown.extend(files) or files)
+    (folder / "mine.csv").write_text(CSV)
+    read_manifest(folder / "mine.csv")
+    assert shown == ([str(folder / path) for path in IMAGES] if many == 1 else [])
 
 
 def row(**changes):
@@ -189,6 +215,20 @@ def row(**changes):
         ("jsonl", row(keypoints=[float("nan"), *FLAT[1:]]), "line 1: keypoints must be finite"),
         ("jsonl", row(keypoints=[*POSE[:-1], [1]]), "line 1: keypoints are not a list of numbers"),
         ("jsonl", row(keypoints={"x": 1}), "line 1: keypoints are not a list of numbers"),
+        ("jsonl", row(keypoints=[int("9" * 400), *FLAT[1:]]), "line 1: keypoints are not a list"),
+        ("jsonl", row(keypoints=[1e300, *FLAT[1:]]), "line 1: keypoints must be finite"),
+        ("csv", with_columns(keypoints="[" * 9999), "line 2: keypoints are not a list"),
+        ("jsonl", row(occlusion=int("9" * 400)), "line 1: occlusion must be a number"),
+        ("jsonl", row(identity=7).replace("7", "7" * 5000), "line 1: broken JSON: Exceeds"),
+        ("jsonl", "[" * 99_999, "line 1: broken JSON: .*recursion"),
+        ("csv", CSV.replace("query", "query/x"), "line 4: unknown split 'query/x'"),
+        (
+            "csv",
+            CSV.replace("query", "query x"),
+            "line 4: unknown split 'query x'.*letters",
+        ),
+        ("csv", CSV.replace("query", "query" + "x" * 41), "line 4: unknown split 'queryxx"),
+        ("csv", CSV.replace("a/2", "a/2" * 999), "line 3"),
         ("jsonl", f"\n{row()}\n{{", "line 3: broken JSON"),
         ("jsonl", "[1]", "line 1: not a JSON object"),
         ("jsonl", '{"path": "a/1.jpg"}', "line 1: no column identity, camera, split"),
@@ -215,6 +255,12 @@ def test_text_in_another_encoding(folder):
     (folder / "mine.csv").write_bytes(CSV.replace("anna", "änne").encode("latin-1"))
     with pytest.raises(DataError, match=r"mine\.csv, line 2: not UTF-8; save the file as UTF-8"):
         prepare(folder)
+
+
+def test_the_longest_name_of_a_split(folder):
+    split = "query" + "ä-_Z9" * 8
+    (folder / "mine.csv").write_text(CSV.replace("query", split), encoding="utf-8")
+    assert (split, "b/3.png") in rows(prepare(folder))
 
 
 @pytest.mark.parametrize("name", ["änne", "a\u2028b", '"a, ""b"""'])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from input_pipeline import file_tree
 from input_pipeline.builders import available_datasets, load_builder, prepared_builder
 from input_pipeline.catalog import DataError
 from tests.input_pipeline.trees import (
@@ -89,7 +90,6 @@ def test_records_are_those_of_the_layout(name, tmp_path, capsys, caplog):
         folder = name.partition("/")[0]
         assert warning.startswith(f"{folder} {split}: {len(images)} images, ")
         assert warning in caplog.messages  # for `tfds build`
-        assert f"{split}: 100%" in err  # our own progress
     assert "Generating" not in err and "Shuffling" not in err  # TFDS's progress
     assert builder.info.metadata["source"] == str(tmp_path / "in")
     assert builder.info.metadata["unmatched"] == []
@@ -258,7 +258,7 @@ def test_a_truncated_archive_is_named(tmp_path):
     whole = zip_folder(tmp_path / "in", tmp_path / "packed/Partial_iLIDS.zip")
     whole.write_bytes(whole.read_bytes()[:-100])
     line = refused("partial_ilids", tmp_path, whole.parent)
-    assert line.startswith(f"{whole}: not a whole zip archive")
+    assert line.startswith(f"{whole}: not a readable zip archive")
 
 
 def test_a_folder_of_the_set_says_more_than_an_archive_of_nobody(tmp_path):
@@ -268,7 +268,32 @@ def test_a_folder_of_the_set_says_more_than_an_archive_of_nobody(tmp_path):
     write_bytes(tmp_path / "in/backup.tar.gz", b"?")
     assert "lacks query" in refused("market1501", tmp_path, tmp_path / "in")
     line = refused("msmt17/v1", tmp_path, tmp_path / "in")
-    assert f"{tmp_path}/in/backup.zip: not a whole zip archive" in line
+    assert line.startswith(
+        f"{tmp_path}/in: no msmt17 in it (what it holds is named for market1501)"
+    )
+    assert f"(2 not looked into; {tmp_path}/in/backup.zip: not a readable zip archive" in line
+
+
+def test_what_else_lies_there_does_not_matter(tmp_path, monkeypatch):
+    """Archives of nobody are neither opened nor spooled where a folder has the data set."""
+    write_tree("partial_ilids", tmp_path / "in")
+    (tmp_path / "in/old.zip").symlink_to(tmp_path / "gone")
+    inner = zip_folder(tmp_path / "in/Partial_iLIDS", tmp_path / "inner/a.zip").parent
+    zip_folder(inner, tmp_path / "in/work.zip")
+    opened = []
+    original = file_tree._Listing.add_archive
+
+    def add_archive(self, path, location):
+        opened.append(path)
+        original(self, path, location)
+
+    monkeypatch.setattr(file_tree._Listing, "add_archive", add_archive)
+    assert read(prepare("partial_ilids", tmp_path, tmp_path / "in")) == expected("partial_ilids")
+    assert not opened
+    shutil.rmtree(tmp_path / "in/Partial_iLIDS")  # now they are looked into
+    again = prepare("partial_ilids", tmp_path / "2", tmp_path / "in")
+    assert read(again) == expected("partial_ilids")
+    assert opened == ["old.zip", "work.zip", "work.zip/a.zip"]
 
 
 def test_a_tar_archive_is_to_be_unpacked(tmp_path):
@@ -312,6 +337,34 @@ def test_a_folder_without_a_telling_name_is_taken(tmp_path):
     assert read(prepare("market1501", tmp_path, tmp_path / "people")) == expected("market1501")
 
 
+def test_a_link_is_named_for_itself_and_for_its_target(tmp_path):
+    write_tree("occluded_duke", tmp_path)
+    (tmp_path / "Occluded_Duke").rename(tmp_path / "duke_v2")
+    for link in ("Occluded_Duke", "people"):
+        (tmp_path / link).symlink_to(tmp_path / "duke_v2")
+    found = prepare("occluded_duke", tmp_path, tmp_path / "Occluded_Duke")
+    assert read(found) == expected("occluded_duke")
+    assert "named for dukemtmc_reid" in refused("market1501", tmp_path, tmp_path / "people")
+
+
+def test_a_link_beside_its_target_is_no_second_copy(tmp_path):
+    write_tree("market1501", tmp_path / "in")
+    for link in ("DukeMTMC-old", "market1501"):
+        (tmp_path / "in" / link).symlink_to(tmp_path / "in" / TREES["market1501"].root)
+    assert read(prepare("market1501", tmp_path, tmp_path / "in")) == expected("market1501")
+
+
+def test_a_linked_folder_belongs_to_both_sets(tmp_path):
+    for name in ("dukemtmc_reid", "occluded_duke"):
+        write_tree(name, tmp_path / "in")
+    shutil.rmtree(tmp_path / "in/Occluded_Duke/bounding_box_test")
+    link = tmp_path / "in/Occluded_Duke/bounding_box_test"
+    link.symlink_to("../DukeMTMC-reID/bounding_box_test")
+    gallery = {"gallery": expected("dukemtmc_reid")["gallery"]}
+    for name in ("dukemtmc_reid", "occluded_duke"):
+        assert read(prepare(name, tmp_path, tmp_path / "in")) == expected(name) | gallery
+
+
 def test_two_copies_are_ambiguous(tmp_path):
     write_tree("market1501", tmp_path / "in/a")
     write_tree("market1501", tmp_path / "in/b")
@@ -346,7 +399,17 @@ def test_occluded_duke_prefers_its_own_folder_to_the_lists(tmp_path):
         write_tree(name, tmp_path / "in")
     for name in occluded_duke_lists():
         write_bytes(tmp_path / "in" / name, b"not read")
+        write_bytes(tmp_path / "in/again" / name, b"nor these")
+    write_tree("dukemtmc_reid", tmp_path / "in/second_copy")
     assert read(prepare("occluded_duke", tmp_path, tmp_path / "in")) == expected("occluded_duke")
+
+
+def test_occluded_duke_without_one_of_the_lists(tmp_path):
+    write_tree("dukemtmc_reid", tmp_path / "in")
+    for name in ("train.list", "gallery.list"):
+        write_bytes(tmp_path / "in/lists" / name, occluded_duke_lists()[name].encode())
+    line = refused("occluded_duke", tmp_path, tmp_path / "in")
+    assert line == f"{tmp_path}/in/lists: lacks query.list; put the three lists together there"
 
 
 def test_occluded_duke_lists_twice(tmp_path):

@@ -1,3 +1,5 @@
+import struct
+
 import cv2
 import numpy as np
 import pytest
@@ -42,7 +44,32 @@ def test_deep_and_transparent_and_grey_tiffs_become_eight_bits_of_three_channels
     np.testing.assert_array_equal(decoded(to_jpeg_or_png(grey, "x.tif")), three)
 
 
-@pytest.mark.parametrize("data", [b"", b"II*\0", b"BM", b"?", encoded(".tif", IMAGE)[:50]])
+def absurd(data):
+    """The picture with a header that claims 200,000 x 200,000 pixels."""
+    data = bytearray(data)
+    if data.startswith(b"BM"):
+        data[18:26] = struct.pack("<ii", 200_000, 200_000)
+        return bytes(data)
+    (directory,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, directory)
+    for place in range(directory + 2, directory + 2 + 12 * count, 12):
+        if struct.unpack_from("<H", data, place)[0] in (256, 257):  # width, height
+            struct.pack_into("<HII", data, place + 2, 4, 1, 200_000)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"II*\0",
+        b"BM",
+        b"?",
+        encoded(".tif", IMAGE)[:50],
+        absurd(encoded(".tif", IMAGE)),
+        absurd(encoded(".bmp", IMAGE)),
+    ],
+)
 def test_what_cannot_be_decoded(data):
     with pytest.raises(DataError, match=r"^in/x\.tif: the image cannot be decoded; replace or"):
         to_jpeg_or_png(data, "in/x.tif")

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import struct
+import zlib
 
 import numpy as np
 import onnx
@@ -89,6 +91,19 @@ def write_json(tmp_path):
 
 def _digest(content):
     return hashlib.sha256(str(content).encode()).hexdigest()
+
+
+@pytest.fixture
+def boundless_png():
+    """A PNG whose header claims 200,000 × 200,000 pixels."""
+
+    def chunk(name, data):
+        checksum = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + checksum
+
+    header = struct.pack(">IIBBBBB", 200_000, 200_000, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
 
 
 @pytest.fixture

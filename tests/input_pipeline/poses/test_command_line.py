@@ -211,6 +211,15 @@ def test_estimation_errors_are_one_line(run, tmp_path):
     assert (status, out) == (1, "") and "no.onnx: no such file" in err and err.count("\n") == 1
 
 
+def test_options_are_named_as_they_are_here(tmp_path, capsys):
+    (tmp_path / "poses").mkdir()
+    flags = ["--format", "kpr", "--input", tmp_path / "poses", "--dataset", "occluded_reid"]
+    flags += ["--data_dir", tmp_path / "data", "--output", tmp_path / "poses.npz"]
+    assert main(["import", *map(str, flags)]) == 1
+    error = capsys.readouterr().err
+    assert "; give --manual_dir=DIR, where DIR holds" in error and "config" not in error
+
+
 @pytest.mark.parametrize(
     "flags", [["--padding", "0"], ["--batch", "-1"], ["--std", "1", "0", "1"], ["--padding", "nan"]]
 )

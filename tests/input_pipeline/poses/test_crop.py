@@ -82,3 +82,7 @@ def test_pixels_are_those_stored_whatever_exif_says():
 @pytest.mark.parametrize("encoded", [b"", b"text", b"\xff\xd8\xff\xe0"])
 def test_what_is_no_image_is_none(encoded):
     assert Preprocessing(8, 8).decode(encoded) is None
+
+
+def test_a_header_that_claims_too_much_is_none(boundless_png):
+    assert Preprocessing(8, 8).decode(boundless_png) is None

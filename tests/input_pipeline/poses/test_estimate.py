@@ -215,16 +215,18 @@ def test_an_image_in_two_splits_is_estimated_once(finder, make_catalog):
     assert set(cache.sources) == {"pose.onnx"} and set(cache.estimators) == {"e"}
 
 
-def test_undecodable_and_empty_images_have_no_pose(finder, make_catalog):
+def test_undecodable_and_empty_images_have_no_pose(finder, make_catalog, boundless_png):
     black = cv2.imencode(".png", np.zeros((128, 64, 3), np.uint8))[1].tobytes()
     images = {"a.png": b"no image", "b.png": black, "c.png": blob(128, 64, 20, 50), "d.png": b""}
-    catalogs = {"train": make_catalog(images, [(0, 0), (128, 64), (128, 64), (0, 0)])}
+    images["e.png"] = boundless_png
+    sizes = [(0, 0), (128, 64), (128, 64), (0, 0), (200_000, 200_000)]
+    catalogs = {"train": make_catalog(images, sizes)}
     preprocessing = Preprocessing(128, 96, **PLAIN)
     for size in (1, 4):  # also a batch without any image
         cache, undecodable = estimate_poses(
             catalogs, finder("N"), preprocessing, batch_size=size, estimator="e"
         )
-        assert undecodable == ["train/a.png", "train/d.png"]
+        assert undecodable == ["train/a.png", "train/d.png", "train/e.png"]
         assert cache.filenames.tolist() == ["c.png"]
     with pytest.raises(DataError, match=r"pose\.onnx: finds no joint in any image"):
         only = {"train": make_catalog({"b.png": black}, [(128, 64)])}

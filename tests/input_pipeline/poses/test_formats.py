@@ -1,5 +1,7 @@
 """Each format as its tool publishes it: known people come back joint by joint."""
 
+import io
+
 import numpy as np
 import pytest
 
@@ -240,7 +242,13 @@ def test_a_truncated_or_renamed_npy_is_named(tmp_path):
     whole = (folder / "a.npy").read_bytes()
     archive = tmp_path / "archive.npz"
     np.savez(archive, maps=np.zeros((18, 24, 8)))
-    for content in (whole[:-9], whole[:40], b"", b"text", archive.read_bytes()):
+    endless = io.BytesIO()
+    header = {"descr": "<f8", "fortran_order": False, "shape": (18, 10**9, 10**9)}
+    np.lib.format.write_array_header_1_0(endless, header)
+    torn = whole.replace(b"}", b"(")  # what Python's tokenizer refuses
+    zipped = b"PK\x03\x04" + whole
+    damaged = (whole[:-9], whole[:40], b"", b"text", archive.read_bytes(), torn, zipped)
+    for content in (*damaged, endless.getvalue() + bytes(99)):
         (folder / "a.npy").write_bytes(content)
         with pytest.raises(DataError, match=r"a\.npy: not an \.npy array of numbers"):
             list(FORMATS["pgfa"](folder))
@@ -277,6 +285,9 @@ GOOD = [1.0, 2.0, 0.5] * 17
         ),
         ("openpose", '{"people": [{"pose_keypoints_2d": [NaN' + ",1" * 50 + "]}]}", "finite"),
         ("openpose", {"people": [{"pose_keypoints_2d": [1e300] * 51}]}, "finite"),
+        ("openpose", {"people": [{"pose_keypoints_2d": [10**400] * 51}]}, "must be numbers"),
+        ("openpose", {"people": [{"pose_keypoints_2d": [0.5, 10**400, 1] * 17}]}, "must be num"),
+        ("openpose", "[" + "1" * 5000 + "]", "not valid JSON"),
         ("openpose", {"people": [{"pose_keypoints_2d": [None] * 51}]}, "must be numbers"),
         ("openpose", {"people": [{"pose_keypoints_2d": ["1"] * 51}]}, "must be numbers"),
         ("openpose", {"people": [{"pose_keypoints_2d": [[1, 2]] * 17 + [[1]]}]}, "must be numbers"),
