@@ -5,7 +5,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import config_flags
 
-from pgfl_jax.command_line import run
+from pgfl_jax.command_line import run, writable_folder
 from pgfl_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -28,6 +28,7 @@ def main(argv: list[str]) -> None:
     import jax
 
     config.check_devices(jax.device_count())  # before any data is prepared
+    workdir = writable_folder(Path(FLAGS.workdir), "--workdir")
 
     from input_pipeline.dataset import evaluation_data, training_data  # before TensorFlow
     from pgfl_jax.evaluate import evaluate_checkpoint
@@ -37,7 +38,6 @@ def main(argv: list[str]) -> None:
 
     tf.config.set_visible_devices([], "GPU")  # they are JAX's
 
-    workdir = Path(FLAGS.workdir)
     if FLAGS.mode == "train":
         train(config, workdir, training_data(config), evaluation_data(config))
     else:

@@ -235,16 +235,21 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def run_config(options: argparse.Namespace) -> Config:
+    """The configuration of a training run with these options."""
+    values = default.get_config()
+    for name in ("dataset", "data_dir", "manual_dir", "height", "width"):
+        values.data[name] = getattr(options, name)
+    return parse_config(values)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Prepare the data, time both sides, print."""
     options = parse_options(argv)
     for module in ("torch", "PIL"):
         if importlib.util.find_spec(module) is None:
             raise UserError(f"{module} is not installed: pip install -e '.[benchmark]'")
-    values = default.get_config()
-    for name in ("dataset", "data_dir", "manual_dir", "height", "width"):
-        values.data[name] = getattr(options, name)
-    config = parse_config(values)
+    config = run_config(options)
     catalog = in_fresh_process(load_catalog, config, options.stored)
     for line in compare(catalog, config, seconds=options.seconds, rounds=options.rounds):
         print(json.dumps(line), flush=True)

@@ -1,6 +1,7 @@
 """What must hold of a data set before anything is trained or scored; cheap, nothing is decoded."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -54,13 +55,12 @@ def check_images(name: str, catalog: Catalog) -> Findings:
     )
 
 
-def check_training(name: str, catalog: Catalog, *, poses_wanted: bool) -> Findings:
+def check_training(name: str, catalog: Catalog) -> Findings:
     """What a training split lacks.
 
     Args:
         name: of data set and split, for the messages.
-        catalog: the split, its poses joined.
-        poses_wanted: whether there are pose branches to train.
+        catalog: the split.
     """
     findings = check_images(name, catalog)
     counts = np.bincount(catalog.labels)
@@ -69,12 +69,32 @@ def check_training(name: str, catalog: Catalog, *, poses_wanted: bool) -> Findin
         findings.warnings.append(
             f"{name}: {single} of {len(counts)} identities have a single image; a batch repeats it"
         )
-    if poses_wanted and not catalog.has_pose.any():
-        findings.warnings.append(
+    return findings
+
+
+def check_poses(name: str, catalog: Catalog, pose_files: Sequence[str]) -> Findings:
+    """Whether there is a pose to train the pose branches with; an error if files were given.
+
+    Args:
+        name: of data set and split, for the messages.
+        catalog: the training split, its poses joined.
+        pose_files: from which poses were joined.
+    """
+    if catalog.has_pose.any():
+        return Findings()
+    if pose_files:
+        return Findings(
+            errors=[
+                f"config.data.pose.files: no pose of {', '.join(pose_files)} is of an image of "
+                f"{name}; make it for this data set (docs/poses.md)"
+            ]
+        )
+    return Findings(
+        warnings=[
             f"{name}: no image has a pose, so the main branch alone is trained; give "
             "config.data.pose.files (docs/poses.md), or set config.model.pose_branches=False"
-        )
-    return findings
+        ]
+    )
 
 
 def queries_without_match(query: Catalog, gallery: Catalog) -> np.ndarray:

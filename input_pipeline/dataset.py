@@ -15,6 +15,7 @@ from input_pipeline.catalog import Catalog, DataError, read_catalog
 from input_pipeline.checks import (
     Findings,
     check_images,
+    check_poses,
     check_protocol,
     check_training,
     queries_without_match,
@@ -65,7 +66,10 @@ def training_data(config: Config) -> TrainingData:
     catalog = open_catalog(builder, "train", poses, memory_gib=config.data.memory_gib)
     source = config.data.pose.source
     wanted = config.model.pose_branches and source != "none"
-    findings = check_training(f"{builder.info.full_name} train", catalog, poses_wanted=wanted)
+    label = f"{builder.info.full_name} train"
+    findings = check_training(label, catalog)
+    if wanted:
+        findings.add(check_poses(label, catalog, config.data.pose.files))
     if config.data.dataset not in evaluated_sets(config):  # else the evaluation tells
         findings.warnings += stored_warnings(builder)
     _report(findings)

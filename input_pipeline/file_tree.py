@@ -189,7 +189,8 @@ class _Listing:
             return
         self.folders.add(path)
         for entry in entries:
-            if not os.path.isdir(entry.path):  # unlike entry.is_dir, False for a broken link
+            # entry.is_dir asks the disk for nothing, but fails for some broken links.
+            if not (os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()):
                 self.add_file(join(path, entry.name), (entry.path,))
             elif not _is_junk(entry.name):
                 self.add_folder(Path(entry.path), join(path, entry.name), above | {real})

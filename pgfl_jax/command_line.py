@@ -1,7 +1,11 @@
 """What the command lines share: options that do not exist and errors, told in one line."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from absl import app, flags
@@ -20,6 +24,8 @@ def run(
         interrupted: what is printed when the user stops it.
     """
     flags.mark_flags_as_required(required)
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGALRM, interrupt)
     try:
         app.run(main, flags_parser=parse_flags)
     except (UserError, OSError) as error:
@@ -27,6 +33,18 @@ def run(
     except KeyboardInterrupt:
         print(interrupted)
         sys.exit(130)
+
+
+def interrupt(signum: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt where it is heard.
+
+    What is raised while Python collects garbage is dropped, and JAX has a function called then: an
+    interrupt that comes there is put off by a moment.
+    """
+    if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+    else:
+        raise KeyboardInterrupt
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -40,3 +58,23 @@ def parse_flags(argv: list[str]) -> list[str]:
         if not isinstance(inner, KeyError):
             raise
         sys.exit(f"error: --config: no such option: {'. '.join(str(inner.args[0]).splitlines())}")
+
+
+def writable_folder(folder: Path, option: str) -> Path:
+    """Make a folder that shall be written to, before any work is done for it.
+
+    Args:
+        folder: made with those above it.
+        option: to be named if that is not possible.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK) else "no permission"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise UserError(f"{option}: the folder {folder} cannot be written to ({reason})")
+    return folder

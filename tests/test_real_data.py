@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.input_pipeline import load_catalog, parse_options, run_config
 from configs import default
 from input_pipeline.dataset import evaluation_data, training_data
 from input_pipeline.keypoints import JOINTS
@@ -114,6 +115,16 @@ def test_a_malformed_tree_ends_in_one_line(tmp_path, name, damage, message):
 
 def truncate(file):
     file.write_bytes(file.read_bytes()[:-100])
+
+
+def test_the_benchmark_prepares_what_the_user_brings(tmp_path):
+    write_tree("market1501", tmp_path)
+    options = ["--dataset=market1501", f"--data_dir={tmp_path}/data", f"--manual_dir={tmp_path}"]
+    catalog = load_catalog(run_config(parse_options(options)), "")
+    tree = TREES["market1501"]
+    assert dict(zip(catalog.filenames, catalog.images, strict=True)) == {
+        path: tree.image(path) for path, _, _ in tree.splits["train"]
+    }
 
 
 def write_own_data(folder, people=4, images=4):

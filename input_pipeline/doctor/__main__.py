@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import config_flags
 
-from pgfl_jax.command_line import run
+from pgfl_jax.command_line import run, writable_folder
 from pgfl_jax.config import Config, parse_config
 from pgfl_jax.errors import UserError
 
@@ -47,12 +47,13 @@ def examine(config: Config, output: str | None = None) -> int:
         1 if training or evaluation could not work, else 0.
 
     Raises:
-        UserError: the page's place is a folder.
+        UserError: the page's place is a folder, or cannot be written to.
         OSError: the page cannot be written.
     """
     path = Path(output or f"runs/doctor/{config.data.dataset.replace('/', '-')}.html")
     if path.is_dir():
         raise UserError(f"--output={path}: is a folder; name a file")
+    writable_folder(path.parent, "--output")
 
     import tensorflow as tf
 

@@ -63,9 +63,10 @@ def training(survey: Survey) -> Found:
     config = survey.config
     for split in survey.splits:
         if split.name == "train" and split.used:
-            wanted = config.model.pose_branches and config.data.pose.source != "none"
-            found = checks.check_training(split.label, split.catalog, poses_wanted=wanted)
+            found = checks.check_training(split.label, split.catalog)
             yield Findings(warnings=found.warnings)  # its errors are those of its images
+            if config.model.pose_branches and config.data.pose.source != "none":
+                yield checks.check_poses(split.label, split.catalog, config.data.pose.files)
             yield Findings(errors=_batch_problems(config, split))
 
 

@@ -22,6 +22,7 @@ from input_pipeline.poses.formats.coco import read_coco
 from input_pipeline.poses.images import images_of, read_catalogs
 from input_pipeline.poses.importing import build_cache, join
 from input_pipeline.poses.model import PoseModel
+from pgfl_jax.command_line import writable_folder
 from pgfl_jax.errors import UserError
 
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         if flags.output.is_dir():
             raise UserError(f"--output={flags.output}: is a folder; name a file")
-        flags.output.parent.mkdir(parents=True, exist_ok=True)
+        writable_folder(flags.output.parent, "--output")
         found = flags.run(flags)
     except (UserError, OSError) as error:
         line = " ".join(str(error).split()).replace("--config.data.", "--")  # as they are here

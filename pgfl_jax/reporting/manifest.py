@@ -86,8 +86,10 @@ def read_run(
             )
     for name, new in (data or {}).items():
         if (old := manifest["data"].get(name)) != new:
+            option = "data.pose.files" if name.startswith("pose") else "data.dataset"
+            old, new = (str(value)[:12] for value in (old, new))  # digests are long
             raise ConfigError(
-                f"config.data.dataset: {workdir} was trained on other data ({name} was {old}, now "
+                f"config.{option}: {workdir} was trained on other data ({name} was {old}, now "
                 f"{new}); restore that data, or use another --workdir"
             )
     return manifest

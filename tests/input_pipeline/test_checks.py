@@ -52,13 +52,19 @@ def test_files_that_are_cut_off_are_named():
 
 def test_what_a_training_split_lacks():
     train = catalog([1, 1, 2, 3], [0, 1, 0, 0])
-    assert checks.check_training("X", train, poses_wanted=False).warnings == [
-        "X: 2 of 3 identities have a single image; a batch repeats it"
-    ]
-    _, missing = checks.check_training("X", train, poses_wanted=True).warnings
-    assert missing.startswith("X: no image has a pose")
-    some = checks.check_training("X", catalog([1, 1], [0, 1], posed=[1]), poses_wanted=True)
-    assert some == checks.Findings()
+    assert checks.check_training("X", train) == checks.Findings(
+        warnings=["X: 2 of 3 identities have a single image; a batch repeats it"]
+    )
+
+
+def test_a_split_without_poses_is_a_warning_and_an_error_if_files_were_given():
+    bare = catalog([1, 1], [0, 1])
+    (warning,) = checks.check_poses("X", bare, ()).warnings
+    assert warning.startswith("X: no image has a pose, so the main branch alone is trained")
+    (error,) = checks.check_poses("X", bare, ("a.npz", "b.npz")).errors
+    assert error.startswith("config.data.pose.files: no pose of a.npz, b.npz is of an image of X;")
+    posed = catalog([1, 1], [0, 1], posed=[1])
+    assert checks.check_poses("X", posed, ("a.npz",)) == checks.Findings()
 
 
 def test_queries_without_match_are_a_warning_and_an_error_if_there_are_no_others():

@@ -456,7 +456,7 @@ def test_everything_wrong_is_told_at_once(add_builder, tiny_config, tmp_path, ca
     status, text, page = run(config, tmp_path, capsys)
     assert status == 1
     problems = re.search(r"\d+ problems:.*", text, re.DOTALL)[0].splitlines()
-    assert problems[0] == "7 problems:" and len(problems) == 1 + 7 + 1
+    assert problems[0] == "8 problems:" and len(problems) == 1 + 8 + 1
     for expected in (
         "none.npz: no such pose file",
         "unknown data set 'no_such_reid'",
@@ -464,6 +464,7 @@ def test_everything_wrong_is_told_at_once(add_builder, tiny_config, tmp_path, ca
         "train: 1 files are no whole JPEG or PNG: train_008.png",
         "identities_per_batch = 5: the training split has only 4 identities",
         "other.npz: none of its 1 poses",
+        "is of an image of sick_reid/1.0.0 train; make it for this data set",
         "test images in training: 1 images of sick_reid/1.0.0 query stand in",
     ):
         assert sum(expected in line for line in problems) == 1, expected
@@ -548,7 +549,7 @@ def test_a_clash_of_poses_that_evaluation_does_not_read_is_a_warning(
     add_builder, tiny_config, tmp_path, capsys
 ):
     add_builder("clash_reid", {"train": TRAIN, "query": QUERY, "gallery": GALLERY})
-    pose_file(tmp_path / "4x2.npz", [row[0] for row in QUERY], grid=(4, 2))
+    pose_file(tmp_path / "4x2.npz", [row[0] for row in (TRAIN[0], *QUERY)], grid=(4, 2))
     pose_file(tmp_path / "6x3.npz", [QUERY[0][0]], grid=(6, 3))
     changes = {"data.dataset": "clash_reid", "data.data_dir": str(tmp_path / "data")}
     changes["data.pose.files"] = (str(tmp_path / "4x2.npz"), str(tmp_path / "6x3.npz"))

@@ -268,9 +268,7 @@ def test_a_folder_of_the_set_says_more_than_an_archive_of_nobody(tmp_path):
     write_bytes(tmp_path / "in/backup.tar.gz", b"?")
     assert "lacks query" in refused("market1501", tmp_path, tmp_path / "in")
     line = refused("msmt17/v1", tmp_path, tmp_path / "in")
-    assert line.startswith(
-        f"{tmp_path}/in: no msmt17 in it (what it holds is named for market1501)"
-    )
+    assert line.startswith(f"{tmp_path}/in: no msmt17 in it; it must hold the folder MSMT17_V1")
     assert f"(2 not looked into; {tmp_path}/in/backup.zip: not a readable zip archive" in line
 
 
