@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
                 # Where prepared data sets are kept.
                 "data_dir": "data",
                 # Where the data sets as published lie, folders or archives; needed once, to
-                # prepare them.
+                # prepare them (of one's own manifest, always).
                 "manual_dir": "",
                 # Encoded training images are held in memory up to this much; more of them, and
                 # those of evaluation, are read from the disk when they are wanted.

@@ -175,7 +175,7 @@ def protocols(builder: Any) -> Mapping[str, str]:
     if not queries or "gallery" not in splits:
         raise DataError(
             f"{builder.info.full_name}: needs splits query and gallery to be scored; it has "
-            f"{splits}; name other sets in config.eval.datasets"
+            f"{', '.join(splits)}; name other sets in config.eval.datasets"
         )
     return queries
 

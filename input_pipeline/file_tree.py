@@ -74,7 +74,7 @@ class FileTree:
         if source.is_dir():
             listing.add_folder(source)
         elif not source.exists():
-            raise DataError(f"{source}: no such folder or zip archive")
+            raise DataError(f"config.data.manual_dir: no folder or zip archive {source}")
         elif zipfile.is_zipfile(source) or source.suffix.lower() == ".zip":
             listing.add_archive("", (str(source),))
         elif source.name.lower().endswith(_OTHER_ARCHIVES):

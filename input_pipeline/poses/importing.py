@@ -197,7 +197,10 @@ def _check_coordinates(
     inside = np.logical_and(position >= -0.5, position <= sizes[:, None, ::-1] - 0.5)
     share = 1 - np.logical_and.reduce(inside, axis=-1)[confident].mean()
     if share > 0.5:
-        remedy = "give the size at which the estimator saw the images as --seen-size HEIGHT WIDTH"
+        remedy = (
+            "give the size at which the estimator saw the images as --seen-size HEIGHT WIDTH, or "
+            "mend x and y if they are swapped"
+        )
         raise DataError(
             f"--input: {share:.0%} of the confident keypoints lie outside their images; "
             f"{'check --seen-size' if seen_size else remedy}"

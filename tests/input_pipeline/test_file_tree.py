@@ -244,7 +244,7 @@ def test_a_member_without_a_name_is_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("none", "none: no such folder or zip archive"),
+        ("none", "config.data.manual_dir: no folder or zip archive .*none"),
         ("a.tar.gz", r"a\.tar\.gz: only zip archives can be read; unpack it"),
         ("a.jpg", r"a\.jpg: neither a folder nor a zip archive"),
     ],

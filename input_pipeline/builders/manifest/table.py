@@ -137,10 +137,13 @@ def _check_columns(place: str, names: list[str]) -> None:
     missing = [name for name in REQUIRED if name not in names]
     unknown = [name for name in names if name not in REQUIRED + OPTIONAL]
     if missing:
-        raise DataError(f"{place}: no column {', '.join(missing)}")
+        raise DataError(f"{place}: no column {', '.join(missing)}; it has {', '.join(names)}")
     if unknown:
         known = ", ".join(REQUIRED + OPTIONAL)
-        raise DataError(f"{place}: unknown column {', '.join(map(repr, unknown))}; known: {known}")
+        raise DataError(
+            f"{place}: unknown column {', '.join(map(repr, unknown))}; known: {known}; remove it "
+            "(pandas writes an index unless told index=False)"
+        )
     if len(set(names)) < len(names):
         raise DataError(f"{place}: a column stands there twice")
 
@@ -217,8 +220,8 @@ def _check_paths(file: Path, rows: tuple[Row, ...]) -> None:
     missing = [row for row in rows if not os.path.isfile(row.file)]  # False for any odd path
     if missing:
         raise DataError(
-            f"{file}: {len(missing)} images do not exist, the first is {missing[0].file} "
-            f"(line {missing[0].line})"
+            f"{file}: images missing: {len(missing)}, the first is {missing[0].file} (line "
+            f"{missing[0].line}); mend the paths (relative to the table, with /), or add the files"
         )
     seen: dict[tuple[str, str], int] = {}
     for row in rows:

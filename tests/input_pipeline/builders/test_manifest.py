@@ -189,7 +189,11 @@ def row(**changes):
         ("csv", CSV.replace(",south,", ",,"), "line 3: camera is empty"),
         ("csv", CSV.replace(",10,s", ",,s"), "line 3: identity is empty"),
         ("csv", CSV.replace(",south,", ",a,b,"), "line 3: 5 cells, but 4 columns"),
-        ("csv", CSV.replace("a/2", "a/x"), "1 images do not exist, the first is .*a/x.JPG .line 3"),
+        (
+            "csv",
+            CSV.replace("a/2", "a/x"),
+            "images missing: 1, the first is .*a/x.JPG .line 3.; mend",
+        ),
         (
             "csv",
             CSV.replace("a/2.JPG", "a/1.jpg"),

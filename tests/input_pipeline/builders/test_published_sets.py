@@ -157,7 +157,9 @@ def test_without_a_source_the_line_says_what_to_give(tmp_path):
     line = refused("market1501", tmp_path, "")
     assert "market1501: not prepared in" in line
     assert "--config.data.manual_dir=DIR, where DIR holds the folder Market-1501-v15.09.15" in line
-    assert f"{tmp_path}/no: no such folder" in refused("market1501", tmp_path, tmp_path / "no")
+    assert f"no folder or zip archive {tmp_path}/no" in refused(
+        "market1501", tmp_path, tmp_path / "no"
+    )
 
 
 def test_files_that_fit_no_pattern_are_all_listed(tmp_path, capsys):
