@@ -69,7 +69,7 @@ def _histogram(image):
 
 
 def test_colours_alone_find_nobody(reduced):
-    _, catalogs = reduced
+    _, catalogs, _ = reduced
     features = {
         name: np.stack([_histogram(image) for image in catalog.images])
         for name, catalog in catalogs.items()
