@@ -65,10 +65,9 @@ def training_data(config: Config) -> TrainingData:
     poses = read_pose_files(config)
     catalog = open_catalog(builder, "train", poses, memory_gib=config.data.memory_gib)
     source = config.data.pose.source
-    wanted = config.model.pose_branches and source != "none"
     label = f"{builder.info.full_name} train"
     findings = check_training(label, catalog)
-    if wanted:
+    if config.trains_with_poses:
         findings.add(check_poses(label, catalog, config.data.pose.files))
     if config.data.dataset not in evaluated_sets(config):  # else the evaluation tells
         findings.warnings += stored_warnings(builder)

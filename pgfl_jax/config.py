@@ -136,6 +136,11 @@ class Config:
         stride = BACKBONES[self.model.backbone].stride
         return self.data.height // stride, self.data.width // stride
 
+    @property
+    def trains_with_poses(self) -> bool:
+        """Whether there are teachers, and poses to train them with."""
+        return self.model.pose_branches and self.data.pose.source != "none"
+
     def check_devices(self, count: int) -> None:
         """Raise a ConfigError if batches cannot be split evenly over ``count`` devices."""
         batch_size = self.data.batch_size
@@ -307,9 +312,8 @@ def _eval_checks(config: Config) -> Iterator[_Check]:
     yield once, "eval.datasets", "must not name a data set twice"
     yield evaluation.batch_size > 0, "eval.batch_size", "must be above 0"
     yield names[:1] == ("main",), "eval.embeddings", "must begin with main"
-    trained = config.model.pose_branches and config.data.pose.source != "none"
     message = "only main is trained without config.model.pose_branches or without poses"
-    yield trained or names == ("main",), "eval.embeddings", message
+    yield config.trains_with_poses or names == ("main",), "eval.embeddings", message
     message = "must be at least 20, the last rank reported"
     yield evaluation.max_rank >= 20, "eval.max_rank", message
     rising = all(low < high for low, high in itertools.pairwise(evaluation.occlusion_bins))

@@ -65,7 +65,7 @@ def training(survey: Survey) -> Found:
         if split.name == "train" and split.used:
             found = checks.check_training(split.label, split.catalog)
             yield Findings(warnings=found.warnings)  # its errors are those of its images
-            if config.model.pose_branches and config.data.pose.source != "none":
+            if config.trains_with_poses:
                 yield checks.check_poses(split.label, split.catalog, config.data.pose.files)
             yield Findings(errors=_batch_problems(config, split))
 

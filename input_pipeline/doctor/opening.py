@@ -12,7 +12,13 @@ from input_pipeline import augment
 from input_pipeline.catalog import Catalog
 from input_pipeline.checks import Findings
 from input_pipeline.cores import available_cores
-from input_pipeline.dataset import open_builder, open_catalog, protocols, stored_warnings
+from input_pipeline.dataset import (
+    evaluated_sets,
+    open_builder,
+    open_catalog,
+    protocols,
+    stored_warnings,
+)
 from input_pipeline.doctor.survey import Dataset, Protocol, Split, is_test
 from input_pipeline.poses.cache import PoseCache, read_poses
 from input_pipeline.progress import progress
@@ -43,7 +49,7 @@ def open_dataset(
         findings: what fails is added here; of splits that are not used as a warning.
     """
     trained = name == config.data.dataset
-    scored = name in (config.eval.datasets or (config.data.dataset,))
+    scored = name in evaluated_sets(config)
     builder = _attempt(findings.errors, open_builder, config, name)
     if builder is None:
         return Dataset(name, {}, [], scored)
