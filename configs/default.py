@@ -105,6 +105,12 @@ def get_config() -> ConfigDict:
                 "milestones": (40.0, 70.0),
                 "decay_factor": 0.1,
             },
+            "mesh": {
+                # Devices are arranged as data x model; -1: all that there are. The batch is split
+                # over all of them, the identity classifiers over "model" (docs/scaling.md).
+                "data": -1,
+                "model": 1,
+            },
             "train": {
                 # An epoch is as many steps as batches fit into the training images.
                 "epochs": 120.0,

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from pgfl_jax.errors import UserError
-from pgfl_jax.sharding import replicated
+from pgfl_jax.sharding import state_shardings
 from pgfl_jax.train_state import TrainState
 
 SCORE = "score"
@@ -99,7 +99,9 @@ class Checkpoints:
                 "configuration that it was trained with, or another --workdir"
             )
         target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            abstract,
+            state_shardings(abstract, mesh),
         )
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         try:

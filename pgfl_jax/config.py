@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from pgfl_jax.errors import UserError
 from pgfl_jax.losses.weights import LossConfig
 from pgfl_jax.models.backbones import BACKBONES
+from pgfl_jax.models.classifier import CLASS_MULTIPLE
 
 NUM_PARTS = 8
 Backbone = Literal["resnet8", "resnet18", "resnet34", "resnet50"]
@@ -96,6 +97,14 @@ class OptimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How the devices of all processes are arranged; -1 takes what the other axis leaves."""
+
+    data: int
+    model: int
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The training loop; ``*_every`` in steps."""
 
@@ -127,6 +136,7 @@ class Config:
     model: ModelConfig
     loss: LossConfig
     optim: OptimConfig
+    mesh: MeshConfig
     train: TrainConfig
     eval: EvalConfig
 
@@ -142,7 +152,13 @@ class Config:
         return self.model.pose_branches and self.data.pose.source != "none"
 
     def check_devices(self, count: int) -> None:
-        """Raise a ConfigError if batches cannot be split evenly over ``count`` devices."""
+        """Raise a ConfigError if ``count`` devices cannot form the mesh or share a batch evenly."""
+        data, model = self.mesh.data, self.mesh.model
+        fits = count % model == 0 if data == -1 else data * model == count
+        wanted = f"times model, {model}, must be the number of devices, {count}, or it must be -1"
+        if data == -1:
+            wanted = f"with model = {model}: {count} devices cannot form such a mesh"
+        _require(fits, "mesh.data", data, wanted)
         batch_size = self.data.batch_size
         _require(
             batch_size % count == 0,
@@ -241,7 +257,7 @@ _Check = tuple[bool, str, str]
 def _check_ranges(config: Config) -> None:
     """Everything that types cannot say."""
     options = config.flat_options()
-    for checks in (_data_checks, _loss_checks, _optim_checks, _eval_checks):
+    for checks in (_data_checks, _loss_checks, _optim_checks, _mesh_checks, _eval_checks):
         for condition, option, message in checks(config):
             _require(condition, option, options[option], message)
 
@@ -304,6 +320,13 @@ def _optim_checks(config: Config) -> Iterator[_Check]:
         times = (optim.warmup_epochs, *optim.milestones)
         rising = all(before < after for before, after in itertools.pairwise(times))
         yield rising, "optim.milestones", "must rise and come after the warm-up"
+
+
+def _mesh_checks(config: Config) -> Iterator[_Check]:
+    mesh = config.mesh
+    yield mesh.data == -1 or mesh.data > 0, "mesh.data", "must be above 0, or -1"
+    message = f"must divide {CLASS_MULTIPLE}, to which the identity classifiers are filled up"
+    yield mesh.model > 0 and CLASS_MULTIPLE % mesh.model == 0, "mesh.model", message
 
 
 def _eval_checks(config: Config) -> Iterator[_Check]:

@@ -104,7 +104,8 @@ def make_embed(model: PGFL, mesh: Mesh, names: Sequence[Embedding]) -> EmbedFn:
             outputs = model.apply(variables, batch["images"], *pose, train=False)
         return {name: normalise(getattr(outputs, name).neck) for name in names}
 
-    shardings = replicated(mesh), batch_sharding(mesh)
+    # The state stays where it is. Gathered, so that every process has all rows.
+    shardings = None, batch_sharding(mesh)
     return jax.jit(embed, in_shardings=shardings, out_shardings=replicated(mesh))
 
 
@@ -310,7 +311,7 @@ def evaluate_checkpoint(
         ConfigError: the run was made with another configuration.
         CheckpointError: there is no checkpoint.
     """
-    mesh = make_mesh()
+    mesh = make_mesh(model=config.mesh.model)
     choice = config.eval.checkpoint
     if choice == "untrained":
         # The classifiers, whose size is that of the training set, take no part.

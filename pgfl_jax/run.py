@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from pgfl_jax.config import NUM_PARTS, Config
 from pgfl_jax.models import PGFL
 from pgfl_jax.optim import learning_rate_schedule, make_optimizer
-from pgfl_jax.sharding import replicated
+from pgfl_jax.sharding import state_shardings
 from pgfl_jax.train_state import TrainState
 
 
@@ -53,8 +53,9 @@ class Run:
         return cls(config, model, optimizer, schedule, steps_per_epoch, num_steps)
 
     def init_state(self, mesh: Mesh) -> TrainState:
-        """A fresh state, drawn from the config's seed, with a copy on every device."""
-        return jax.jit(self._init, out_shardings=replicated(mesh))()
+        """A fresh state on the mesh, drawn from the config's seed: the same on any mesh."""
+        shardings = state_shardings(self.abstract_state(), mesh)
+        return jax.jit(self._init, out_shardings=shardings)()
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the state, without computing it."""

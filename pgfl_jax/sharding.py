@@ -1,28 +1,64 @@
 """The device mesh, and where arrays live on it."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+AXES = ("data", "model")
+Tree = TypeVar("Tree")
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A one-axis mesh, ``data``, over ``devices`` (default: all of them)."""
+
+def make_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) -> Mesh:
+    """A mesh of axes ``data`` and ``model`` over ``devices`` (default: those of all processes).
+
+    The devices that share the classifiers, ``model`` of them, stand side by side, within a process
+    where it has as many: they exchange the most.
+    """
     devices = jax.devices() if devices is None else devices
     # Not jax.make_mesh, which may reorder the devices: rows of a batch must stay in the order of
     # the processes that they come from.
-    return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(ordered).reshape(-1, model), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over ``data``."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """The leading axis split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(state: Tree, mesh: Mesh) -> Tree:
+    """Where a state lives: classifiers split by identity over ``model``, all else replicated.
+
+    Args:
+        state: arrays or their abstract shapes; what the optimizer keeps of a classifier is found
+            by the same name.
+        mesh: the devices.
+
+    Returns:
+        The same tree, of shardings.
+    """
+
+    def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        classifier = any(str(getattr(key, "key", "")).endswith("_classifier") for key in path)
+        split = classifier and len(leaf.shape) == 2
+        return NamedSharding(mesh, PartitionSpec(None, "model") if split else PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def constrain(values: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+    """Tell the compiler how an intermediate result is split; nothing where no mesh is set."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return values
+    return jax.lax.with_sharding_constraint(values, PartitionSpec(*axes))
 
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

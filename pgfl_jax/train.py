@@ -85,7 +85,7 @@ def train(
         CheckpointError: the checkpoint cannot be used.
         NonFiniteLossError: a loss became NaN or infinite; the last checkpoint stays.
     """
-    mesh = make_mesh(devices)
+    mesh = make_mesh(devices, model=config.mesh.model)
     config.check_devices(mesh.size)
     run = Run.create(
         config, num_identities=training.num_identities, num_images=len(training.filenames)

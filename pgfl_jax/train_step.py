@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from pgfl_jax.losses import kd_scale, total_loss
 from pgfl_jax.run import Run
-from pgfl_jax.sharding import batch_sharding, replicated
+from pgfl_jax.sharding import batch_sharding, replicated, state_shardings
 from pgfl_jax.train_state import TrainState
 
 Metrics = dict[str, Array]
@@ -62,7 +62,8 @@ def make_train_step(run: Run, mesh: Mesh) -> TrainStep:
     """
 
     def train_step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, Metrics]:
-        gradients, batch_stats, terms = loss_and_gradients(run, state, batch)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            gradients, batch_stats, terms = loss_and_gradients(run, state, batch)
         updates, opt_state = run.optimizer.update(gradients, state.opt_state, state.params)
         new_state = TrainState(
             step=state.step + 1,
@@ -72,9 +73,10 @@ def make_train_step(run: Run, mesh: Mesh) -> TrainStep:
         )
         return new_state, terms | {"gradient_norm": optax.tree.norm(gradients)}
 
+    shardings = state_shardings(run.abstract_state(), mesh)
     return jax.jit(
         train_step,
-        in_shardings=(replicated(mesh), batch_sharding(mesh)),
-        out_shardings=replicated(mesh),
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )

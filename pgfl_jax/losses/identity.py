@@ -1,11 +1,14 @@
 """Identity classification with label smoothing (docs/method.md, loss 1).
 
 With N identities, smoothing ε and p = softmax(logits), an image of identity y costs
--(1 - ε)·log p_y - (ε / N)·Σ_k log p_k.
+-(1 - ε)·log p_y - (ε / N)·Σ_k log p_k = log Σ_k exp(l_k) - (1 - ε)·l_y - ε·mean_k l_k.
+
+Columns with a logit of -inf fill the classifier up; they are no identities, and N does not count
+them. The sums run over columns alone, so that they may be split over devices.
 """
 
 import jax
-import optax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pgfl_jax.losses.masking import masked_mean, upcast
@@ -21,7 +24,7 @@ def identity_loss(
     """Mean cross-entropy with smoothed labels.
 
     Args:
-        logits: identity logits of one branch.
+        logits: identity logits of one branch; -inf in columns that are no identity.
         labels: identity indices in [0, identities).
         smoothing: ε in [0, 1), the share of the target spread over all identities.
         mask: 1 for images that count; None means all.
@@ -33,6 +36,10 @@ def identity_loss(
     CVPR 2016, section 7.
     """
     logits = upcast(logits)
-    one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    targets = optax.smooth_labels(one_hot, smoothing)
-    return masked_mean(optax.softmax_cross_entropy(logits, targets), mask)
+    real = logits > -jnp.inf
+    # Not take_along_axis, for which the columns of all devices would have to be gathered.
+    own = jnp.arange(logits.shape[-1])[None] == labels[:, None]
+    target = jnp.sum(jnp.where(own, logits, 0), axis=-1)
+    mean = jnp.sum(jnp.where(real, logits, 0), axis=-1) / jnp.sum(real, axis=-1)
+    losses = jax.nn.logsumexp(logits, axis=-1) - (1 - smoothing) * target - smoothing * mean
+    return masked_mean(losses, mask)

@@ -21,7 +21,7 @@ def logit_distillation(
     """Mean T²·KL(teacher ‖ student) at a temperature; no gradient reaches the teacher.
 
     Args:
-        student_logits: the main branch's identity logits.
+        student_logits: the main branch's identity logits; -inf in columns that are no identity.
         teacher_logits: a pose branch's identity logits.
         has_pose: 1 where the teacher saw a pose, else 0.
         temperature: T > 0; higher is softer.
@@ -34,5 +34,6 @@ def logit_distillation(
     """
     student = jax.nn.log_softmax(upcast(student_logits) / temperature)
     teacher = jax.nn.log_softmax(upcast(jax.lax.stop_gradient(teacher_logits)) / temperature)
-    divergence = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
+    real = teacher > -jnp.inf  # elsewhere the difference is inf - inf, and worth 0
+    divergence = jnp.sum(jnp.exp(teacher) * jnp.where(real, teacher - student, 0), axis=-1)
     return masked_mean(temperature**2 * divergence, has_pose)

@@ -11,7 +11,8 @@ class BranchOutputs(NamedTuple):
     Attributes:
         embedding: (B, D) pooled feature before the BNNeck; the triplet loss works on it.
         neck: (B, D) output of the BNNeck; L2-normalised it is the retrieval embedding.
-        logits: (B, N) identity logits from ``neck``; None when the model runs with
+        logits: (B, N rounded up) identity logits from ``neck``, -inf in the columns that only
+            fill up; None when the model runs with
             ``train=False``, where no classifier is part of the function.
     """
 

@@ -17,6 +17,7 @@ from pgfl_jax.models.branches import (
     part_pooling,
     pose_mask,
 )
+from pgfl_jax.models.classifier import Classifier
 from pgfl_jax.models.outputs import BranchOutputs, PGFLOutputs
 
 
@@ -49,9 +50,8 @@ class PGFL(nn.Module):
         self.foreground_classifier = self.main_classifier if shared else self._classifier()
         self.parts_classifier = self.main_classifier if shared else self._classifier()
 
-    def _classifier(self) -> nn.Dense:
-        init = nn.initializers.normal(0.001)
-        return nn.Dense(self.num_identities, use_bias=False, kernel_init=init)
+    def _classifier(self) -> Classifier:
+        return Classifier(self.num_identities)
 
     def __call__(
         self,
@@ -108,7 +108,7 @@ class PGFL(nn.Module):
         self,
         embedding: Array,
         neck: BNNeck,
-        classifier: nn.Dense,
+        classifier: Classifier,
         mask: Array | None,
         train: bool,
     ) -> BranchOutputs:

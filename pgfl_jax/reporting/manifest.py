@@ -19,6 +19,7 @@ FREE_OPTIONS = (
     "data.manual_dir",
     "data.memory_gib",
     "data.pose.files",  # the poses themselves are compared
+    "mesh.",
     "train.log_every",
     "train.eval_every",
     "train.checkpoint_every",
