@@ -12,6 +12,11 @@ def get_config() -> ConfigDict:
         {
             # Everything random follows from this: parameters, sampling, augmentation, bootstrap.
             "seed": 0,
+            # Compiled programs are kept here from one start to the next; empty: nowhere.
+            "compilation_cache": ".cache/jax",
+            # First and last step to be traced into WORKDIR/profile, for TensorBoard's or XProf's
+            # profile page, as in (20, 25).
+            "profile": (),
             "data": {
                 # A folder of input_pipeline/builders and, where it has several, one of its
                 # configurations (docs/datasets.md).
@@ -63,6 +68,12 @@ def get_config() -> ConfigDict:
                 "pooling": "gap",
                 # False: the baseline, the main branch alone in training too.
                 "pose_branches": True,
+                # Of convolutions and matrix products: float32 · bfloat16. Parameters, statistics,
+                # pooled features and losses are float32 in any case.
+                "dtype": "float32",
+                # What the backward pass computes again to save memory: none · convolutions (keeps
+                # their results; all between them again) · blocks (keeps the blocks' inputs alone)
+                "remat": "none",
             },
             "loss": {
                 # Weights. A loss of weight 0 is neither computed nor reported.
@@ -90,12 +101,22 @@ def get_config() -> ConfigDict:
                 "kd_ramp": 0.0,
             },
             "optim": {
-                # adam (L2 decay) · adamw (decoupled decay) · sgd (momentum, L2 decay)
+                # adam (L2 decay) · adamw (decoupled decay) · sgd (momentum, L2 decay) · lars · lamb
                 "name": "adam",
                 "learning_rate": 3.5e-4,
+                # What becomes of the rate if the batch is not base_batch_size: none · linear
+                # (times their ratio) · sqrt (times its root)
+                "scaling": "none",
+                "base_batch_size": 64,
                 "weight_decay": 5e-4,
-                # Of sgd.
+                # Of sgd and lars.
                 "momentum": 0.9,
+                # Of lars: a layer's step relative to its weights, at a rate of 1.
+                "trust_coefficient": 0.001,
+                # Gradients longer than this, over all parameters, are shortened to it; 0: never.
+                "clip_norm": 0.0,
+                # Decay of a running average of the parameters, scored too; 0: none is kept.
+                "ema_decay": 0.0,
                 # step (times decay_factor at each milestone) · cosine (to zero)
                 "schedule": "step",
                 # Linear warm-up from warmup_factor times the rate.
@@ -114,6 +135,9 @@ def get_config() -> ConfigDict:
             "train": {
                 # An epoch is as many steps as batches fit into the training images.
                 "epochs": 120.0,
+                # Parts that a batch is computed in, one after the other, to save memory. Each part
+                # mines its own triplets and takes its own batch statistics (docs/scaling.md).
+                "accumulation": 1,
                 # Steps between progress lines, evaluations and checkpoints.
                 "log_every": 50,
                 "eval_every": 2000,

@@ -84,6 +84,7 @@ def training_data(config: Config) -> TrainingData:
             map_shape=config.map_shape,
             seed=config.seed,
             start_step=start_step,
+            parts=config.train.accumulation,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )

@@ -62,13 +62,16 @@ def train_batches(
     map_shape: tuple[int, int],
     seed: int,
     start_step: int = 0,
+    parts: int = 1,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
     """Endless augmented PxK batches; batch ``step`` is a pure function of ``(seed, step)``.
 
     Each process gets its slice of b = P·K / process_count rows; the slices of all processes, in
-    their order, are the batch that a single process would get.
+    their order, are the batch that a single process would get. If the step takes the batch in
+    parts, that holds for each part, of P / parts identities, and a slice is made of those of the
+    parts.
 
     Args:
         catalog: the training split.
@@ -76,6 +79,7 @@ def train_batches(
         map_shape: (h, w) of the part maps.
         seed: of sampling and augmentation.
         start_step: the first batch's step, for resuming.
+        parts: into how many consecutive parts the batch is cut before the processes share it.
         process_index: which slice, 0 … process_count - 1.
         process_count: how many slices.
 
@@ -88,7 +92,7 @@ def train_batches(
         DataError: the identities or the processes do not suit the batch; while iterating, an image
             that cannot be decoded, with its name.
     """
-    local = _local_size(config.batch_size, process_count, "data.identities_per_batch")
+    local = _local_size(config.batch_size // parts, process_count, "data.identities_per_batch")
     steps = sampler.identity_batches(
         catalog.identities,
         catalog.cameras,
@@ -97,7 +101,8 @@ def train_batches(
         seed=seed,
         start_step=start_step,
     )
-    mine = slice(process_index * local, (process_index + 1) * local)
+    numbered = np.arange(config.batch_size).reshape(parts, process_count, local)
+    mine = numbered[:, process_index].ravel()
 
     def rows() -> Iterator[Batch]:
         for step, indices in enumerate(steps, start_step):
@@ -107,7 +112,8 @@ def train_batches(
             yield {**_rows(catalog, indices[mine], part, pad, config), "labels": labels}
 
     pad, extra = config.augment.pad, {"labels": tf.int32}
-    return Batches(catalog, _dataset(rows, catalog, extra, local, pad, config, map_shape))
+    dataset = _dataset(rows, catalog, extra, len(mine), pad, config, map_shape)
+    return Batches(catalog, dataset)
 
 
 def evaluation_batches(

@@ -79,16 +79,23 @@ class ModelConfig:
     backbone: Backbone
     pooling: Literal["gap", "gem"]
     pose_branches: bool
+    dtype: Literal["float32", "bfloat16"]
+    remat: Literal["none", "convolutions", "blocks"]
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
     """Optimizer and learning-rate schedule; times in epochs."""
 
-    name: Literal["adam", "adamw", "sgd"]
+    name: Literal["adam", "adamw", "sgd", "lars", "lamb"]
     learning_rate: float
+    scaling: Literal["none", "linear", "sqrt"]
+    base_batch_size: int
     weight_decay: float
     momentum: float
+    trust_coefficient: float
+    clip_norm: float
+    ema_decay: float
     schedule: Literal["step", "cosine"]
     warmup_epochs: float
     warmup_factor: float
@@ -109,6 +116,7 @@ class TrainConfig:
     """The training loop; ``*_every`` in steps."""
 
     epochs: float
+    accumulation: int
     log_every: int
     eval_every: int
     checkpoint_every: int
@@ -132,6 +140,8 @@ class Config:
     """Everything a run depends on."""
 
     seed: int
+    compilation_cache: str
+    profile: tuple[int, ...]
     data: DataConfig
     model: ModelConfig
     loss: LossConfig
@@ -159,12 +169,13 @@ class Config:
         if data == -1:
             wanted = f"with model = {model}: {count} devices cannot form such a mesh"
         _require(fits, "mesh.data", data, wanted)
-        batch_size = self.data.batch_size
+        batch_size, accumulation = self.data.batch_size, self.train.accumulation
+        micro = f" in {accumulation} parts" if accumulation > 1 else ""
         _require(
-            batch_size % count == 0,
+            batch_size % (accumulation * count) == 0,
             "data.identities_per_batch",
             self.data.identities_per_batch,
-            f"times images_per_identity it makes a batch of {batch_size}, "
+            f"times images_per_identity it makes a batch of {batch_size}{micro}, "
             f"which {count} devices cannot share evenly",
         )
         _require(
@@ -265,6 +276,9 @@ def _check_ranges(config: Config) -> None:
 def _data_checks(config: Config) -> Iterator[_Check]:
     data, pose, augment = config.data, config.data.pose, config.data.augment
     yield 0 <= config.seed < 2**32, "seed", "must lie in [0, 2**32)"
+    profile = config.profile
+    message = "must be empty or (first, last) with 1 <= first <= last, the steps to be traced"
+    yield not profile or (len(profile) == 2 and 1 <= profile[0] <= profile[1]), "profile", message
     message = "the triplet loss needs at least 2 identities"
     yield data.identities_per_batch >= 2, "data.identities_per_batch", message
     message = "the triplet loss needs at least 2 images"
@@ -313,6 +327,14 @@ def _optim_checks(config: Config) -> Iterator[_Check]:
     yield optim.learning_rate > 0, "optim.learning_rate", "must be above 0"
     yield optim.weight_decay >= 0, "optim.weight_decay", "must not be negative"
     yield 0 <= optim.momentum < 1, "optim.momentum", "must lie in [0, 1)"
+    yield optim.base_batch_size > 0, "optim.base_batch_size", "must be above 0"
+    yield optim.trust_coefficient > 0, "optim.trust_coefficient", "must be above 0"
+    yield optim.clip_norm >= 0, "optim.clip_norm", "must not be negative (0: no clipping)"
+    yield 0 <= optim.ema_decay < 1, "optim.ema_decay", "must lie in [0, 1) (0: no average)"
+    identities, parts = config.data.identities_per_batch, train.accumulation
+    message = f"must divide data.identities_per_batch, {identities}, and leave 2 for each part"
+    fits = parts > 0 and identities % parts == 0 and identities // parts >= 2
+    yield fits, "train.accumulation", message
     message = f"must lie in [0, config.train.epochs), that is below {train.epochs}"
     yield 0 <= optim.warmup_epochs < train.epochs, "optim.warmup_epochs", message
     yield 0 <= optim.warmup_factor <= 1, "optim.warmup_factor", "must lie in [0, 1]"

@@ -18,7 +18,7 @@ from pgfl_jax.errors import UserError
 from pgfl_jax.metrics import RetrievalMetrics, bootstrap_interval, evaluate_retrieval
 from pgfl_jax.models import PGFL, main_branch, normalise
 from pgfl_jax.reporting.manifest import read_run
-from pgfl_jax.reporting.writers import score_table, write_json
+from pgfl_jax.reporting.writers import embedding_label, score_table, write_json
 from pgfl_jax.run import Run
 from pgfl_jax.sharding import batch_sharding, make_mesh, replicated, shard_batch
 from pgfl_jax.train_state import TrainState
@@ -155,10 +155,27 @@ def evaluate(
 
     Returns:
         One result, ready for JSON, per embedding and protocol, in this order; fractions in [0, 1].
+        If the state keeps an average, the same again for the averaged parameters.
 
     Raises:
         EvaluationError: embeddings that are not finite, or a protocol without any valid query.
     """
+    results = _evaluate(embed, state, data, config, mesh, "trained", seed=seed)
+    if state.average is not None:
+        results += _evaluate(embed, state.averaged(), data, config, mesh, "average", seed=seed)
+    return results
+
+
+def _evaluate(
+    embed: EmbedFn,
+    state: TrainState,
+    data: EvaluationData,
+    config: EvalConfig,
+    mesh: Mesh,
+    parameters: str,
+    *,
+    seed: int,
+) -> list[dict[str, Any]]:
     started = time.perf_counter()
     splits = {name: embed_split(embed, state, split, mesh) for name, split in data.splits.items()}
     embed_seconds = time.perf_counter() - started
@@ -174,6 +191,7 @@ def evaluate(
                     "protocol": protocol.name,
                     "step": int(state.step),
                     "embedding": name,
+                    "parameters": parameters,
                     "distance": "cosine",
                     "rerank": False,
                     "num_query": len(query.identities),
@@ -217,7 +235,8 @@ class Evaluator:
     """Evaluates states of one run as its configuration says, and writes the results.
 
     ``results/<protocol>.json`` holds the scores of the main branch; those of a teacher stand in
-    ``results/<protocol>.<teacher>.json``. The newest evaluation replaces the one before it.
+    ``results/<protocol>.<teacher>.json``, those of averaged parameters in
+    ``results/<protocol>.average.json``. The newest evaluation replaces the one before it.
     """
 
     def __init__(
@@ -242,8 +261,8 @@ class Evaluator:
         )
         for result in results:
             name = result["protocol"]
-            if result["embedding"] != "main":
-                name += f".{result['embedding']}"
+            if (label := embedding_label(result)) != "main":
+                name += f".{label.removeprefix('main.')}"
             write_json(self._workdir / "results" / f"{name}{self._suffix}.json", result)
         print(f"evaluation at step {int(state.step)}\n{score_table(results)}", flush=True)
         return results

@@ -1,52 +1,93 @@
 """Optimizers and learning-rate schedules."""
 
+import math
+from typing import Any
+
+import jax
 import optax
 
 from pgfl_jax.config import OptimConfig
 
 
+def scaled_learning_rate(config: OptimConfig, batch_size: int) -> float:
+    """The rate for a batch size: times B / B₀ (``linear``) or √(B / B₀) (``sqrt``).
+
+    Linear keeps the sum of many small steps (P. Goyal et al., "Accurate, Large Minibatch SGD",
+    arXiv 1706.02677); the root keeps the variance of the update, and is what adaptive methods
+    take (Y. You et al., "Large Batch Optimization for Deep Learning", ICLR 2020).
+    """
+    ratio = batch_size / config.base_batch_size
+    factor = {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[config.scaling]
+    return config.learning_rate * factor
+
+
 def learning_rate_schedule(
-    config: OptimConfig, *, num_steps: int, steps_per_epoch: float
+    config: OptimConfig, *, batch_size: int, num_steps: int, steps_per_epoch: float
 ) -> optax.Schedule:
     """Linear warm-up, then steps down at milestones or half a cosine to zero.
 
-    In the warm-up the rate rises from ``warmup_factor · learning_rate`` to ``learning_rate`` over
-    ``warmup_epochs``. Milestones, too, count from the start of training.
+    In the warm-up the rate rises from ``warmup_factor`` times the scaled rate to the scaled rate
+    over ``warmup_epochs``. Milestones, too, count from the start of training.
 
     Args:
         config: the rate, the kind of schedule and its times in epochs.
+        batch_size: images per step, for the scaling.
         num_steps: length of the training, where the cosine reaches zero.
         steps_per_epoch: to turn epochs into steps.
 
     Returns:
         A function from the step to the rate.
     """
+    peak = scaled_learning_rate(config, batch_size)
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     if config.schedule == "cosine":
-        main = optax.cosine_decay_schedule(config.learning_rate, max(num_steps - warmup_steps, 1))
+        main = optax.cosine_decay_schedule(peak, max(num_steps - warmup_steps, 1))
     else:
         boundaries = {
             round(epoch * steps_per_epoch) - warmup_steps: config.decay_factor
             for epoch in config.milestones
         }
-        main = optax.piecewise_constant_schedule(config.learning_rate, boundaries)
+        main = optax.piecewise_constant_schedule(peak, boundaries)
     if warmup_steps == 0:
         return main
-    start = config.warmup_factor * config.learning_rate
-    warmup = optax.linear_schedule(start, config.learning_rate, warmup_steps)
+    warmup = optax.linear_schedule(config.warmup_factor * peak, peak, warmup_steps)
     return optax.join_schedules([warmup, main], [warmup_steps])
 
 
 def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The configured optimizer.
+    """The configured optimizer, after clipping by the global norm if that is asked for.
 
     ``adam`` and ``sgd`` add the decay to the gradient (L2, as ``torch.optim`` does), ``adamw``
-    decouples it. Every parameter decays, as in the strong baseline.
+    decouples it; there every parameter decays, as in the strong baseline. ``lars`` (Y. You et al.,
+    arXiv 1708.03888) and ``lamb`` (Y. You et al., ICLR 2020) scale each layer's step by the norm
+    of its weights; scales and biases neither decay nor, with ``lars``, are scaled.
     """
-    if config.name == "adamw":
-        scale = [optax.scale_by_adam(), optax.add_decayed_weights(config.weight_decay)]
-    elif config.name == "adam":
-        scale = [optax.add_decayed_weights(config.weight_decay), optax.scale_by_adam()]
+    decay = config.weight_decay
+    if config.name == "lars":
+        steps = [
+            optax.lars(
+                schedule,
+                weight_decay=decay,
+                weight_decay_mask=_is_kernel,
+                trust_coefficient=config.trust_coefficient,
+                trust_ratio_mask=_is_kernel,
+                momentum=config.momentum,
+            )
+        ]
+    elif config.name == "lamb":
+        steps = [optax.lamb(schedule, weight_decay=decay, mask=_is_kernel)]
     else:
-        scale = [optax.add_decayed_weights(config.weight_decay), optax.trace(config.momentum)]
-    return optax.chain(*scale, optax.scale_by_learning_rate(schedule))
+        scale = {
+            "adam": [optax.add_decayed_weights(decay), optax.scale_by_adam()],
+            "adamw": [optax.scale_by_adam(), optax.add_decayed_weights(decay)],
+            "sgd": [optax.add_decayed_weights(decay), optax.trace(config.momentum)],
+        }[config.name]
+        steps = [*scale, optax.scale_by_learning_rate(schedule)]
+    if config.clip_norm:
+        steps = [optax.clip_by_global_norm(config.clip_norm), *steps]
+    return optax.chain(*steps)
+
+
+def _is_kernel(params: Any) -> Any:
+    """Which parameters are weights of a layer, and not scales or biases."""
+    return jax.tree.map(lambda value: value.ndim >= 2, params)

@@ -11,7 +11,7 @@ from pgfl_jax.config import NUM_PARTS, Config
 from pgfl_jax.models import PGFL
 from pgfl_jax.optim import learning_rate_schedule, make_optimizer
 from pgfl_jax.sharding import state_shardings
-from pgfl_jax.train_state import TrainState
+from pgfl_jax.train_state import Average, TrainState
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,11 +43,16 @@ class Run:
             pooling=config.model.pooling,
             pose_branches=config.model.pose_branches,
             interaction=config.loss.interaction_variant,
+            dtype=jnp.bfloat16 if config.model.dtype == "bfloat16" else None,
+            remat=config.model.remat,
         )
         steps_per_epoch = num_images / config.data.batch_size
         num_steps = max(1, round(config.train.epochs * steps_per_epoch))
         schedule = learning_rate_schedule(
-            config.optim, num_steps=num_steps, steps_per_epoch=steps_per_epoch
+            config.optim,
+            batch_size=config.data.batch_size,
+            num_steps=num_steps,
+            steps_per_epoch=steps_per_epoch,
         )
         optimizer = make_optimizer(config.optim, schedule)
         return cls(config, model, optimizer, schedule, steps_per_epoch, num_steps)
@@ -70,10 +75,12 @@ class Run:
             jnp.ones((2, NUM_PARTS)),
             train=True,
         )
-        params = variables["params"]
+        params, batch_stats = variables["params"], variables["batch_stats"]
+        average = Average(params, batch_stats) if self.config.optim.ema_decay else None
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            batch_stats=variables["batch_stats"],
+            batch_stats=batch_stats,
             opt_state=self.optimizer.init(params),
+            average=average,
         )

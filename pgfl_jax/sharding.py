@@ -24,9 +24,9 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) ->
     return Mesh(np.asarray(ordered).reshape(-1, model), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over all devices."""
-    return NamedSharding(mesh, PartitionSpec(AXES))
+def batch_sharding(mesh: Mesh, parts: int = 1) -> NamedSharding:
+    """The rows split over all devices; with several parts, those of each part, on the next axis."""
+    return NamedSharding(mesh, PartitionSpec(*(() if parts == 1 else (None,)), AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -61,9 +61,20 @@ def constrain(values: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Arr
     return jax.lax.with_sharding_constraint(values, PartitionSpec(*axes))
 
 
-def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Make global arrays of this process's slice of a batch."""
-    sharding = batch_sharding(mesh)
+def shard_batch(
+    batch: Mapping[str, np.ndarray], mesh: Mesh, parts: int = 1
+) -> dict[str, jax.Array]:
+    """Make global arrays of this process's slice of a batch.
+
+    Args:
+        batch: this process's rows; with several parts, its rows of the first, the second …
+        mesh: the devices.
+        parts: if above 1, the arrays get a leading axis over the parts that the step takes one
+            after the other, and each part is split over all devices.
+    """
+    sharding = batch_sharding(mesh, parts)
+    if parts > 1:
+        batch = {name: rows.reshape(parts, -1, *rows.shape[1:]) for name, rows in batch.items()}
     return {
         name: jax.make_array_from_process_local_data(sharding, value)
         for name, value in batch.items()

@@ -8,13 +8,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from pgfl_jax.checkpoint import open_checkpoints
 from pgfl_jax.config import Config, ConfigError
 from pgfl_jax.errors import UserError
 from pgfl_jax.evaluate import EvaluationData, Evaluator
 from pgfl_jax.reporting.manifest import read_run, write_run
-from pgfl_jax.reporting.writers import MetricWriter, duration, progress_line
+from pgfl_jax.reporting.writers import (
+    MetricWriter,
+    duration,
+    embedding_label,
+    progress_line,
+)
 from pgfl_jax.run import Run
 from pgfl_jax.sharding import make_mesh, shard_batch
 from pgfl_jax.train_state import TrainState
@@ -95,7 +101,7 @@ def train(
     with open_checkpoints(workdir) as checkpoints:
         restored = checkpoints.newest
         start = restored or 0
-        batches = training.batches(start)
+        batches = _prefetch(training.batches(start), mesh, config.train.accumulation)
         if restored is None:
             state = run.init_state(mesh)
         else:
@@ -109,7 +115,10 @@ def train(
             print(f"resuming from step {start} of {run.num_steps} in {workdir}", flush=True)
         evaluator.rehearse(state)  # nothing should be found out hours later
         write_run(workdir, config, training.facts() | {"best_by": evaluation.decides})
-        with _Log(workdir, restored, run, training.filenames) as log:
+        with (
+            _Log(workdir, restored, run, training.filenames) as log,
+            _Trace(config, workdir) as trace,
+        ):
             for step in range(start, run.num_steps + 1):
                 last = step == run.num_steps
                 evaluation_due = step % config.train.eval_every == 0 or last
@@ -122,12 +131,61 @@ def train(
                     log.restart_clock()
                 if last:
                     break
-                batch = dict(next(batches))
-                indices = batch.pop("indices")
-                state, metrics = train_step(state, shard_batch(batch, mesh))
+                batch, indices = next(batches)
+                trace.before(step + 1)
+                state, metrics = train_step(state, batch)
+                trace.after(step + 1, metrics)
                 log.add(step + 1, metrics, indices)
         print(f"best step {checkpoints.best}, newest step {run.num_steps}; see {workdir}/results")
     return state
+
+
+def _prefetch(
+    batches: Iterator[Mapping[str, np.ndarray]], mesh: Mesh, parts: int
+) -> Iterator[tuple[dict[str, jax.Array], np.ndarray]]:
+    """Batches on the devices, and their indices: the next one moves there while a step runs."""
+    ahead = None
+    for batch in batches:
+        rows = dict(batch)
+        indices = rows.pop("indices")
+        previous, ahead = ahead, (shard_batch(rows, mesh, parts), indices)
+        if previous is not None:
+            yield previous
+    if ahead is not None:
+        yield ahead
+
+
+class _Trace:
+    """A profile of the steps that ``config.profile`` names, in ``WORKDIR/profile``."""
+
+    def __init__(self, config: Config, workdir: Path) -> None:
+        self._first, self._last = config.profile or (0, 0)
+        self._folder = workdir / "profile"
+        self._running = False
+
+    def __enter__(self) -> "_Trace":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop()
+
+    def before(self, step: int) -> None:
+        """Start before the first step to be traced."""
+        if step == self._first:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+
+    def after(self, step: int, metrics: Metrics) -> None:
+        """Stop when the last one has been computed."""
+        if step == self._last and self._running:
+            jax.block_until_ready(metrics)
+            self._stop()
+            print(f"profile of steps {self._first} to {step} in {self._folder}", flush=True)
+
+    def _stop(self) -> None:
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
 
 
 def _check_deciding(manifest: Mapping[str, Any], evaluation: EvaluationData, workdir: Path) -> None:
@@ -209,7 +267,7 @@ class _Log:
         """Write the scores of an evaluation; returns the one that decides the best step."""
         values = {}
         for result in results:
-            prefix = f"{result['protocol']}/{result['embedding']}"
+            prefix = f"{result['protocol']}/{embedding_label(result)}"
             values[f"{prefix}/mAP"] = result["mAP"]
             values[f"{prefix}/rank1"] = result["cmc"]["1"]
         self._writer.write(results[0]["step"], values)

@@ -43,11 +43,11 @@ def test_another_architecture_is_refused_in_one_line(tiny_config, tmp_path):
     with open_checkpoints(tmp_path) as checkpoints:
         checkpoints.save(run.init_state(mesh), None)
     others = {
-        "foreground_classifier/kernel: the checkpoint has (192, 4), the configuration none": _run(
+        "foreground_classifier/kernel: the checkpoint has (192, 128), the configuration none": _run(
             tiny_config(**{"model.pose_branches": False})
         ),
-        "the checkpoint has (192, 4), the configuration (192, 5)": Run.create(
-            tiny_config(), num_identities=5, num_images=64
+        "the checkpoint has (192, 128), the configuration (192, 256)": Run.create(
+            tiny_config(), num_identities=129, num_images=64
         ),
     }
     with open_checkpoints(tmp_path) as checkpoints:

@@ -121,8 +121,8 @@ def test_three_steps_trace_once(every_loss, monkeypatch):
 
     run, mesh = _run(every_loss), make_mesh()
     state = run.init_state(mesh)
-    monkeypatch.setattr(pgfl.PGFL, "__call__", counted)
     train_step = make_train_step(run, mesh)
+    monkeypatch.setattr(pgfl.PGFL, "__call__", counted)
     for seed in range(3):
         state, _ = train_step(state, shard_batch(_batch(every_loss, seed), mesh))
     assert len(traces) == 1

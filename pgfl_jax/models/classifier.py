@@ -21,16 +21,14 @@ class Classifier(nn.Module):
 
     Attributes:
         num_identities: N.
-        dtype: in which the product is computed; it is summed in float32 at least.
+        dtype: of the factors; None: that of the features. Sums are float32 at least.
     """
 
     num_identities: int
-    dtype: DTypeLike = jnp.float32
+    dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(
-        self, features: Float[Array, "batch channels"]
-    ) -> Float[Array, "batch columns"]:
+    def __call__(self, features: Float[Array, "batch channels"]) -> Float[Array, "batch columns"]:
         """Classify (B, D): float32 logits (B, N, rounded up), -inf beyond N."""
         columns = -(-self.num_identities // CLASS_MULTIPLE) * CLASS_MULTIPLE
 
@@ -39,11 +37,11 @@ class Classifier(nn.Module):
             return jnp.pad(drawn, ((0, 0), (0, shape[1] - self.num_identities)))
 
         kernel = self.param("kernel", init, (features.shape[-1], columns))
-        features = constrain(features.astype(self.dtype), "data", None)
+        dtype = self.dtype or features.dtype
         logits = jnp.matmul(
-            features,
-            kernel.astype(self.dtype),
-            preferred_element_type=jnp.promote_types(self.dtype, jnp.float32),
+            constrain(features.astype(dtype), "data", None),
+            kernel.astype(dtype),
+            preferred_element_type=jnp.promote_types(dtype, jnp.float32),
         )
         real = jnp.arange(columns) < self.num_identities
         return jnp.where(real[None], constrain(logits, "data", "model"), -jnp.inf)

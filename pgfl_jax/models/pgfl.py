@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pgfl_jax.models.backbones import BACKBONES
@@ -32,6 +33,10 @@ class PGFL(nn.Module):
         interaction: how branches train through one another; ``shared_classifier`` gives all
             branches MB's classifier, ``cross_classifier`` adds MB's logits by the teachers'
             classifiers; the other variants change no module.
+        dtype: in which trunk and classifiers compute; None: that of the parameters. Pooling,
+            BNNecks and logits are float32 at least.
+        remat: what the backward pass computes again: a name in
+            :data:`pgfl_jax.models.backbones.REMAT_POLICIES`, or ``none``.
     """
 
     num_identities: int
@@ -39,10 +44,12 @@ class PGFL(nn.Module):
     pooling: str = "gap"
     pose_branches: bool = True
     interaction: str = "off"
+    dtype: DTypeLike | None = None
+    remat: str = "none"
 
     def setup(self) -> None:
         """Declare the modules; those that a call does not reach get no parameters."""
-        self.trunk = BACKBONES[self.backbone].copy()
+        self.trunk = BACKBONES[self.backbone].copy(dtype=self.dtype, remat=self.remat)
         self.main_pooling = GeneralizedMeanPooling() if self.pooling == "gem" else average_pooling
         self.main_neck, self.foreground_neck, self.parts_neck = BNNeck(), BNNeck(), BNNeck()
         self.main_classifier = self._classifier()
@@ -51,7 +58,7 @@ class PGFL(nn.Module):
         self.parts_classifier = self.main_classifier if shared else self._classifier()
 
     def _classifier(self) -> Classifier:
-        return Classifier(self.num_identities)
+        return Classifier(self.num_identities, self.dtype)
 
     def __call__(
         self,
@@ -75,22 +82,23 @@ class PGFL(nn.Module):
             statistics of FEB and SAB; their values there have no meaning.
         """
         features = self.trunk(images, train=train)
+        pooled = features.astype(jnp.promote_types(features.dtype, jnp.float32))
         main = self._branch(
-            self.main_pooling(features), self.main_neck, self.main_classifier, None, train
+            self.main_pooling(pooled), self.main_neck, self.main_classifier, None, train
         )
         if pose_maps is None or visibility is None or not self.pose_branches:
             return PGFLOutputs(features, main, None, None, None)
 
         has_pose = pose_mask(visibility)
         foreground = self._branch(
-            foreground_pooling(features, jnp.max(pose_maps, axis=-1)),
+            foreground_pooling(pooled, jnp.max(pose_maps, axis=-1)),
             self.foreground_neck,
             self.foreground_classifier,
             has_pose,
             train,
         )
         parts = self._branch(
-            part_pooling(features, pose_maps, visibility),
+            part_pooling(pooled, pose_maps, visibility),
             self.parts_neck,
             self.parts_classifier,
             has_pose,

@@ -15,6 +15,8 @@ from pgfl_jax.reporting.writers import write_json
 
 # Options that may differ between a run and its continuation: they do not touch the parameters.
 FREE_OPTIONS = (
+    "compilation_cache",
+    "profile",
     "data.data_dir",
     "data.manual_dir",
     "data.memory_gib",

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 BRANCHES = ("_main", "_foreground", "_parts")
 
@@ -83,16 +84,23 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+def embedding_label(result: Mapping[str, Any]) -> str:
+    """``main``, or ``main.average`` where the averaged parameters were scored."""
+    return result["embedding"] + (".average" if result["parameters"] == "average" else "")
+
+
 def score_table(results: list[dict]) -> str:
     """The scores of an evaluation as a table for the terminal, in percent."""
+    width = max(10, *(len(embedding_label(result)) for result in results))
     lines = [
-        f"{'protocol':<28} {'embedding':<10} {'mAP':>6} {'(95 %)':>13} {'Rank-1':>7} "
+        f"{'protocol':<28} {'embedding':<{width}} {'mAP':>6} {'(95 %)':>13} {'Rank-1':>7} "
         f"{'Rank-5':>7} {'mINP':>6} {'queries':>8}"
     ]
     for result in results:
+        label = f"{embedding_label(result):<{width}}"
         lo, hi = (100 * end for end in result["ci95"]["mAP"])
         lines.append(
-            f"{result['protocol']:<28} {result['embedding']:<10} {100 * result['mAP']:6.1f} "
+            f"{result['protocol']:<28} {label} {100 * result['mAP']:6.1f} "
             f"{f'({lo:.1f}–{hi:.1f})':>13} {100 * result['cmc']['1']:7.1f} "
             f"{100 * result['cmc']['5']:7.1f} {100 * result['mINP']:6.1f} "
             f"{result['num_valid_queries']:8d}"

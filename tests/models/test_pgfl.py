@@ -5,7 +5,7 @@ import pytest
 
 from pgfl_jax.models import PGFL, main_branch, normalise
 
-IDENTITIES, PARTS = 5, 8
+IDENTITIES, COLUMNS, PARTS = 5, 128, 8
 
 
 def _inputs(seed=0, batch=6):
@@ -33,6 +33,17 @@ def initialised():
     return make
 
 
+def _kernel(variables, branch):
+    return np.asarray(variables["params"][f"{branch}_classifier"]["kernel"])[:, :IDENTITIES]
+
+
+def _real_columns(logits):
+    """The logits of the identities; the columns that fill up have none."""
+    assert logits.shape[1] == COLUMNS
+    assert np.all(np.asarray(logits[:, IDENTITIES:]) == -np.inf)
+    return np.asarray(logits[:, :IDENTITIES])
+
+
 def _forward(model, variables, *inputs, train=True):
     return model.apply(variables, *inputs, train=train, mutable=["batch_stats"])
 
@@ -56,11 +67,11 @@ def test_every_branch_is_neck_and_classifier_of_its_pooling(initialised):
         branch = getattr(outputs, name)
         scale = np.asarray(variables["params"][f"{name}_neck"]["scale"])
         neck = (embedding - embedding.mean(0)) / np.sqrt(embedding.var(0) + 1e-5) * scale
-        kernel = np.asarray(variables["params"][f"{name}_classifier"]["kernel"])
+        kernel = _kernel(variables, name)
         np.testing.assert_allclose(branch.embedding, embedding, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(branch.neck, neck, rtol=1e-2, atol=1e-2)
-        np.testing.assert_allclose(branch.logits, np.asarray(branch.neck) @ kernel, rtol=1e-3,
-                                   atol=1e-4)  # fmt: skip
+        logits = _real_columns(branch.logits)
+        np.testing.assert_allclose(logits, np.asarray(branch.neck) @ kernel, rtol=1e-3, atol=1e-4)
 
 
 def test_poses_change_nothing_in_the_main_branch(initialised):
@@ -94,7 +105,7 @@ def test_the_test_time_function_has_no_pose_branch(initialised):
     heads = {name for name in variables["params"] if name not in main["params"]}
     assert heads == {"main_classifier", "foreground_neck", "foreground_classifier", "parts_neck",
                      "parts_classifier"}  # fmt: skip
-    assert count(variables) - count(main) == 2 * 192 + 3 * 192 * IDENTITIES
+    assert count(variables) - count(main) == 2 * 192 + 3 * 192 * COLUMNS
 
     outputs = model.apply(main, images, train=False)
     full = model.apply(variables, images, maps, visibility, train=False)
@@ -112,15 +123,15 @@ def test_the_shared_classifier_is_one(initialised):
     model, variables = initialised(interaction="shared_classifier")
     assert [name for name in variables["params"] if "classifier" in name] == ["main_classifier"]
     outputs, _ = _forward(model, variables, *_inputs())
-    kernel = variables["params"]["main_classifier"]["kernel"]
-    np.testing.assert_allclose(outputs.parts.logits, outputs.parts.neck @ kernel, rtol=1e-6)
+    kernel, logits = _kernel(variables, "main"), _real_columns(outputs.parts.logits)
+    np.testing.assert_allclose(logits, outputs.parts.neck @ kernel, rtol=1e-6)
 
 
 def test_cross_logits_are_the_main_neck_by_the_teachers_classifiers(initialised):
     model, variables = initialised(interaction="cross_classifier")
     outputs, _ = _forward(model, variables, *_inputs())
     for logits, name in zip(outputs.cross_logits, ("foreground", "parts"), strict=True):
-        kernel = variables["params"][f"{name}_classifier"]["kernel"]
+        logits, kernel = _real_columns(logits), _kernel(variables, name)
         np.testing.assert_allclose(logits, outputs.main.neck @ kernel, rtol=1e-6)
 
 

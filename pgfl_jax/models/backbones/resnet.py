@@ -7,10 +7,14 @@ Re-Identification", CVPRW 2019.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import flax.linen as nn
+import jax
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 Features = Float[Array, "batch height width channels"]
@@ -19,7 +23,20 @@ Output = Float[Array, "batch out_height out_width out_channels"]
 _he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def _conv(features: int, size: int, stride: int, name: str) -> nn.Conv:
+# What the backward pass keeps of a block's forward pass; the rest it computes again.
+REMAT_POLICIES: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {
+        # The results of the convolutions; normalisation and ReLU are computed again.
+        "convolutions": jax.checkpoint_policies.save_only_these_names("convolution"),
+        # Nothing but the block's input.
+        "blocks": jax.checkpoint_policies.nothing_saveable,
+    }
+)
+
+
+def _conv(
+    features: int, size: int, stride: int, name: str, dtype: DTypeLike | None = None
+) -> nn.Conv:
     """Bias-free convolution with PyTorch's symmetric padding."""
     return nn.Conv(
         features,
@@ -28,6 +45,7 @@ def _conv(features: int, size: int, stride: int, name: str) -> nn.Conv:
         padding=size // 2,
         use_bias=False,
         kernel_init=_he_init,
+        dtype=dtype,
         name=name,
     )
 
@@ -37,12 +55,15 @@ class Conv1x1(nn.Module):
 
     features: int
     stride: int = 1
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Features) -> Output:
         """Map (B, h, w, C) to (B, ceil(h / stride), ceil(w / stride), features)."""
         x = x[:, :: self.stride, :: self.stride]
-        return nn.DenseGeneral(self.features, use_bias=False, kernel_init=_he_init, name="dense")(x)
+        return nn.DenseGeneral(
+            self.features, use_bias=False, kernel_init=_he_init, dtype=self.dtype, name="dense"
+        )(x)
 
 
 # The exact variance: E[x²] − E[x]² loses digits that a parity study needs.
@@ -54,15 +75,16 @@ class BasicBlock(nn.Module):
 
     width: int
     stride: int = 1
+    dtype: DTypeLike | None = None
     expansion = 1
 
     @nn.compact
-    def __call__(self, x: Features, *, train: bool) -> Output:
+    def __call__(self, x: Features, train: bool) -> Output:
         """Map (B, h, w, C) to (B, h / stride, w / stride, width)."""
-        norm = functools.partial(_BatchNorm, use_running_average=not train)
-        y = nn.relu(norm(name="bn1")(_conv(self.width, 3, self.stride, "conv1")(x)))
-        y = norm(name="bn2")(_conv(self.width, 3, 1, "conv2")(y))
-        return nn.relu(y + _shortcut(x, y, self.stride, norm))
+        norm = functools.partial(_BatchNorm, use_running_average=not train, dtype=self.dtype)
+        y = _kept(_conv(self.width, 3, self.stride, "conv1", self.dtype)(x))
+        y = _kept(_conv(self.width, 3, 1, "conv2", self.dtype)(nn.relu(norm(name="bn1")(y))))
+        return nn.relu(norm(name="bn2")(y) + _shortcut(x, y.shape, self.stride, norm))
 
 
 class Bottleneck(nn.Module):
@@ -70,23 +92,31 @@ class Bottleneck(nn.Module):
 
     width: int
     stride: int = 1
+    dtype: DTypeLike | None = None
     expansion = 4
 
     @nn.compact
-    def __call__(self, x: Features, *, train: bool) -> Output:
+    def __call__(self, x: Features, train: bool) -> Output:
         """Map (B, h, w, C) to (B, h / stride, w / stride, 4 · width)."""
-        norm = functools.partial(_BatchNorm, use_running_average=not train)
-        y = nn.relu(norm(name="bn1")(Conv1x1(self.width, name="conv1")(x)))
-        y = nn.relu(norm(name="bn2")(_conv(self.width, 3, self.stride, "conv2")(y)))
-        y = norm(name="bn3")(Conv1x1(self.width * self.expansion, name="conv3")(y))
-        return nn.relu(y + _shortcut(x, y, self.stride, norm))
+        norm = functools.partial(_BatchNorm, use_running_average=not train, dtype=self.dtype)
+        y = _kept(Conv1x1(self.width, dtype=self.dtype, name="conv1")(x))
+        y = nn.relu(norm(name="bn1")(y))
+        y = _kept(_conv(self.width, 3, self.stride, "conv2", self.dtype)(y))
+        y = nn.relu(norm(name="bn2")(y))
+        y = _kept(Conv1x1(self.width * self.expansion, dtype=self.dtype, name="conv3")(y))
+        return nn.relu(norm(name="bn3")(y) + _shortcut(x, y.shape, self.stride, norm))
 
 
-def _shortcut(x: Features, y: Output, stride: int, norm: Callable[..., nn.Module]) -> Output:
-    if x.shape == y.shape:
+def _kept(x: Output) -> Output:
+    """Name the result of a convolution for `REMAT_POLICIES`."""
+    return checkpoint_name(x, "convolution")
+
+
+def _shortcut(x: Features, shape: tuple[int, ...], stride: int, norm: functools.partial) -> Output:
+    if x.shape == shape:
         return x
-    x = Conv1x1(y.shape[-1], stride, name="downsample_conv")(x)
-    return norm(name="downsample_bn")(x)
+    conv = Conv1x1(shape[-1], stride, norm.keywords["dtype"], name="downsample_conv")
+    return norm(name="downsample_bn")(_kept(conv(x)))
 
 
 class ResNet(nn.Module):
@@ -99,6 +129,9 @@ class ResNet(nn.Module):
         strides: stride of each stage.
         patch_stem: embed 4x4 patches by one matrix product in place of the 7x7 convolution and
             max-pooling; far cheaper on small images and CPUs.
+        dtype: in which convolutions and normalised values are computed; None: that of the
+            parameters. Parameters and statistics stay as they are.
+        remat: a name in `REMAT_POLICIES`, or ``none``: what the backward pass computes again.
     """
 
     block: type[BasicBlock] | type[Bottleneck]
@@ -106,6 +139,8 @@ class ResNet(nn.Module):
     widths: tuple[int, ...] = (64, 128, 256, 512)
     strides: tuple[int, ...] = (1, 2, 2, 1)
     patch_stem: bool = False
+    dtype: DTypeLike | None = None
+    remat: str = "none"
 
     @property
     def channels(self) -> int:
@@ -120,22 +155,29 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: Features, *, train: bool) -> Output:
         """Map images (B, H, W, 3) to features (B, H / stride, W / stride, channels)."""
-        x = self._patches(images) if self.patch_stem else _conv(64, 7, 2, "conv1")(images)
-        x = nn.relu(_BatchNorm(use_running_average=not train, name="bn1")(x))
+        if self.patch_stem:
+            x = self._patches(images)
+        else:
+            x = _conv(64, 7, 2, "conv1", self.dtype)(images)
+        x = nn.relu(_BatchNorm(use_running_average=not train, dtype=self.dtype, name="bn1")(x))
         if not self.patch_stem:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        block = self.block
+        if self.remat != "none":
+            policy = REMAT_POLICIES[self.remat]
+            block = nn.remat(block, policy=policy, static_argnums=(2,))  # train
         stages = zip(self.stage_sizes, self.widths, self.strides, strict=True)
         for i, (size, width, stride) in enumerate(stages, start=1):
             for j in range(size):
                 name = f"layer{i}_{j}"
-                x = self.block(width, stride if j == 0 else 1, name=name)(x, train=train)
+                x = block(width, stride if j == 0 else 1, self.dtype, name=name)(x, train)
         return x
 
     def _patches(self, images: Features) -> Output:
         batch, height, width, _ = images.shape
         x = images.reshape(batch, height // 4, 4, width // 4, 4, 3).swapaxes(2, 3)
         x = x.reshape(batch, height // 4, width // 4, 48)
-        return Conv1x1(self.widths[0], name="conv1")(x)
+        return Conv1x1(self.widths[0], dtype=self.dtype, name="conv1")(x)
 
 
 BACKBONES = MappingProxyType(

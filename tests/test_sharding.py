@@ -1,0 +1,141 @@
+"""The same training on any mesh, and classifiers that no device ever holds whole."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from pgfl_jax.losses import mine_hardest
+from pgfl_jax.run import Run
+from pgfl_jax.sharding import make_mesh, shard_batch, state_shardings
+from pgfl_jax.train_step import make_train_step
+
+IDENTITIES, COLUMNS = 1000, 1024
+STEPS = 10
+MESHES = {"1x1": (1, 1), "2x1": (2, 1), "4x1": (4, 1), "8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4)}
+
+
+def _batches(dtype):
+    rng = np.random.default_rng(0)
+    for _ in range(STEPS):
+        visibility = rng.uniform(0.2, 1, (16, 8)) * (rng.random((16, 8)) < 0.8)
+        visibility[:3] = 0  # images without a pose
+        people = rng.permutation(IDENTITIES)[:4]
+        yield {
+            "images": rng.normal(size=(16, 64, 32, 3)).astype(dtype),
+            "labels": np.repeat(people, 4).astype(np.int32),
+            "part_maps": (rng.random((16, 8, 4, 8)) * visibility[:, None, None]).astype(dtype),
+            "visibility": visibility.astype(dtype),
+        }
+
+
+def _train(config, mesh, dtype=np.float32, start=None):
+    """Ten steps: losses, parameters and mined triplets, the start, and the compiled program."""
+    run = Run.create(config, num_identities=IDENTITIES, num_images=64)
+    shardings = state_shardings(run.abstract_state(), mesh)
+    state = run.init_state(mesh) if start is None else jax.device_put(start, shardings)
+    train_step = make_train_step(run, mesh)
+
+    def step(state, batch):
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        poses = batch["part_maps"], batch["visibility"]
+        outputs, _ = run.model.apply(
+            variables, batch["images"], *poses, train=True, mutable=["batch_stats"]
+        )
+        mined = [
+            mine_hardest(branch.embedding, branch.embedding, batch["labels"])
+            for branch in (outputs.main, outputs.foreground, outputs.parts)
+        ]
+        return train_step(state, batch), mined
+
+    first = jax.device_get(state)
+    compiled, history = None, []
+    for batch in _batches(dtype):
+        batch = shard_batch(batch, mesh)
+        compiled = compiled or jax.jit(step).lower(state, batch).compile()
+        (state, metrics), mined = compiled(state, batch)
+        history.append(jax.device_get((metrics, mined)))
+    metrics, mined = zip(*history, strict=True)
+    return metrics, jax.device_get(state.params), mined, first, compiled.as_text()
+
+
+@pytest.fixture(scope="module")
+def trainings(tiny_data_dir):
+    from configs import synthetic_tiny
+    from pgfl_jax.config import parse_config
+
+    values = synthetic_tiny.get_config()
+    values.loss.logit_kd = 1.0
+    config = parse_config(values)
+    devices = jax.devices()
+    results = {
+        name: _train(config, make_mesh(devices[: data * model], model=model))
+        for name, (data, model) in MESHES.items()
+    }
+    start = results["1x1"][3]
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, start)
+        results["float64"] = _train(config, make_mesh(devices[:1]), np.float64, wide)
+    return results
+
+
+def _flat(params):
+    return np.concatenate([np.ravel(leaf).astype(np.float64) for leaf in jax.tree.leaves(params)])
+
+
+@pytest.mark.parametrize("name", [name for name in MESHES if name != "1x1"])
+def test_ten_steps_are_the_same_on_any_mesh(trainings, name):
+    """The tolerance is what float32 costs: the distance from the same ten steps in float64.
+
+    Another mesh is another order of the same sums, whose rounding errors are of the size of those
+    that one device makes itself. Two such errors differ by √2 times one on average; four times
+    leaves room for chance.
+    """
+    losses, params, mined, _, _ = trainings[name]
+    one_losses, one_params, one_mined, _, _ = trainings["1x1"]
+    exact_losses, exact_params, _, _, _ = trainings["float64"]
+    jax.tree.map(np.testing.assert_array_equal, mined, one_mined)
+    for term in one_losses[0]:
+        values, one, exact = (
+            np.array([float(step[term]) for step in history])
+            for history in (losses, one_losses, exact_losses)
+        )
+        tolerance = 4 * max(np.abs(one - exact).max(), 2**-24 * np.abs(exact).max())
+        assert np.abs(values - one).max() <= tolerance, term
+    distance = np.linalg.norm(_flat(params) - _flat(one_params))
+    error = np.linalg.norm(_flat(one_params) - _flat(exact_params))
+    moved = np.linalg.norm(_flat(one_params) - _flat(trainings["1x1"][3].params))
+    assert distance <= 4 * error
+    assert error < 0.02 * moved  # else the comparison says nothing
+
+
+def test_every_mesh_starts_with_the_same_parameters(trainings):
+    for name in MESHES:
+        jax.tree.map(np.testing.assert_array_equal, trainings[name][3], trainings["1x1"][3])
+
+
+def test_classifiers_and_logits_are_never_gathered(trainings):
+    """No collective of the 2x4 mesh moves anything as wide as the identities."""
+    pattern = r"= (.*?) (?:all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)"
+    moved = re.findall(pattern, trainings["2x4"][4])
+    assert len(moved) > 10
+    assert not [shapes for shapes in moved if re.search(rf"\b{COLUMNS}\b", shapes)]
+    # What each device computes with: its quarter of the columns, and nothing of their full width.
+    assert re.search(rf"f32\[192,{COLUMNS // 4}\]", trainings["2x4"][4])
+    assert not re.search(rf"f32\[\d+,{COLUMNS}\]", trainings["2x4"][4])
+    assert re.search(rf"f32\[192,{COLUMNS}\]", trainings["8x1"][4])  # the pattern finds them
+
+
+def test_what_the_optimizer_keeps_of_a_classifier_lies_where_it_lies(tiny_config):
+    config = tiny_config(**{"optim.ema_decay": 0.9})
+    state = Run.create(config, num_identities=200, num_images=64).init_state(make_mesh(model=4))
+    split = {
+        jax.tree_util.keystr(path): leaf.addressable_shards[0].data.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if leaf.addressable_shards[0].data.shape != leaf.shape
+    }
+    # Three classifiers in parameters, both moments and the average; 200 identities in 256 columns.
+    assert len(split) == 3 * 4
+    assert all("_classifier" in name for name in split)
+    assert set(split.values()) == {(192, 64)}
