@@ -1,12 +1,18 @@
 """The same training on any mesh, and classifiers that no device ever holds whole."""
 
+import itertools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import synthetic_tiny
+from input_pipeline.dataset import training_data
+from pgfl_jax.config import parse_config
 from pgfl_jax.losses import mine_hardest
+from pgfl_jax.models.branches import pose_mask
 from pgfl_jax.run import Run
 from pgfl_jax.sharding import make_mesh, shard_batch, state_shardings
 from pgfl_jax.train_step import make_train_step
@@ -16,17 +22,15 @@ STEPS = 10
 MESHES = {"1x1": (1, 1), "2x1": (2, 1), "4x1": (4, 1), "8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4)}
 
 
-def _batches(dtype):
-    rng = np.random.default_rng(0)
-    for _ in range(STEPS):
-        visibility = rng.uniform(0.2, 1, (16, 8)) * (rng.random((16, 8)) < 0.8)
-        visibility[:3] = 0  # images without a pose
-        people = rng.permutation(IDENTITIES)[:4]
+def _batches(config, dtype):
+    """Real batches, some of whose images lack a pose."""
+    for batch in itertools.islice(training_data(config).batches(0), STEPS):
+        kept = np.arange(16) >= 3
         yield {
-            "images": rng.normal(size=(16, 64, 32, 3)).astype(dtype),
-            "labels": np.repeat(people, 4).astype(np.int32),
-            "part_maps": (rng.random((16, 8, 4, 8)) * visibility[:, None, None]).astype(dtype),
-            "visibility": visibility.astype(dtype),
+            "images": batch["images"].astype(dtype),
+            "labels": batch["labels"],
+            "part_maps": (batch["part_maps"] * kept[:, None, None, None]).astype(dtype),
+            "visibility": (batch["visibility"] * kept[:, None]).astype(dtype),
         }
 
 
@@ -43,15 +47,19 @@ def _train(config, mesh, dtype=np.float32, start=None):
         outputs, _ = run.model.apply(
             variables, batch["images"], *poses, train=True, mutable=["batch_stats"]
         )
-        mined = [
-            mine_hardest(branch.embedding, branch.embedding, batch["labels"])
-            for branch in (outputs.main, outputs.foreground, outputs.parts)
+        masks = None, pose_mask(poses[1]), pose_mask(poses[1])  # as the losses mine
+        branches = outputs.main, outputs.foreground, outputs.parts
+        pairs = [
+            mine_hardest(branch.embedding, branch.embedding, batch["labels"], mask)
+            for branch, mask in zip(branches, masks, strict=True)
         ]
+        # Where there is no valid triplet the indices mean nothing.
+        mined = [[jnp.where(pair.valid, index, -1) for index in pair[:2]] for pair in pairs]
         return train_step(state, batch), mined
 
     first = jax.device_get(state)
     compiled, history = None, []
-    for batch in _batches(dtype):
+    for batch in _batches(config, dtype):
         batch = shard_batch(batch, mesh)
         compiled = compiled or jax.jit(step).lower(state, batch).compile()
         (state, metrics), mined = compiled(state, batch)
@@ -62,11 +70,12 @@ def _train(config, mesh, dtype=np.float32, start=None):
 
 @pytest.fixture(scope="module")
 def trainings(tiny_data_dir):
-    from configs import synthetic_tiny
-    from pgfl_jax.config import parse_config
-
+    # Plain gradient steps: Adam's first ones have the size of the rate whatever the gradient, and
+    # so turn the rounding error of a gradient near 0 into a step the other way.
     values = synthetic_tiny.get_config()
     values.loss.logit_kd = 1.0
+    values.optim.name, values.optim.learning_rate, values.optim.warmup_epochs = "sgd", 1e-3, 0.0
+    values.data.data_dir = str(tiny_data_dir)
     config = parse_config(values)
     devices = jax.devices()
     results = {
@@ -106,6 +115,7 @@ def test_ten_steps_are_the_same_on_any_mesh(trainings, name):
     distance = np.linalg.norm(_flat(params) - _flat(one_params))
     error = np.linalg.norm(_flat(one_params) - _flat(exact_params))
     moved = np.linalg.norm(_flat(one_params) - _flat(trainings["1x1"][3].params))
+    print(name, distance, error, moved)
     assert distance <= 4 * error
     assert error < 0.02 * moved  # else the comparison says nothing
 

@@ -18,6 +18,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from pgfl_jax.losses.masking import masked_mean, upcast
+from pgfl_jax.sharding import AXES, constrain
 
 
 class HardestPairs(NamedTuple):
@@ -111,7 +112,9 @@ def cross_triplet(
 
     Reference: docs/method.md, losses 2 and 6.
     """
-    anchors, candidates = upcast(anchors), upcast(candidates)
+    # On a mesh every device compares its own rows with all of them, gathered once.
+    anchors = constrain(upcast(anchors), AXES, None)
+    candidates = constrain(upcast(candidates), None, None)
     hardest = mine_hardest(anchors, candidates, labels, mask)
     gap = _distances(anchors, candidates[hardest.positive]) - _distances(
         anchors, candidates[hardest.negative]
