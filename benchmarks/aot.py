@@ -10,15 +10,16 @@ each, and rewrites the tables of docs/scaling.md; hours, for a step takes minute
 
 What the figures are, all for one chip and one step:
 
-- memory: the compiler's assignment of its main memory. Arguments (state and batch), outputs, what
-  of the outputs takes the place of donated arguments (aliased), temporaries, the program, and the
-  peak.
+- memory: the compiler's assignment of main memory, of which it keeps 0.25 GiB for itself. Arguments
+  (state and batch), outputs, what of the outputs takes the place of donated arguments (aliased),
+  temporaries, the program, and the peak.
 - tflop: convolutions and matrix products as compiled, loops as often as they turn.
 - hbm_gb: read from and written to main memory, an estimate: operands and results of every operation
   that the chip runs, whole, save those that the compiler keeps in vector memory.
 - collectives: how often, and the megabytes of their results on the chip.
-- roofline_ms: the least time that each of these takes at the published peak rates, and so the most
-  images per second. A bound and no forecast: nothing attains the three peaks, least of all at once.
+- roofline_ms: the time that each of these takes at the published peak rates; the longest limits the
+  images per second. A bound and no forecast: nothing attains its peak, and what waits for one of
+  them adds up.
 
 Peaks of a v5e chip, from https://cloud.google.com/tpu/docs/v5e: 197 TFLOP/s in bf16 (in which the
 matrix unit also multiplies float32 by default), 16 GB of HBM2 at 819 GB/s, and interconnect of
@@ -119,15 +120,16 @@ def measure(case: Case) -> dict[str, Any]:
     line["lower_seconds"] = round(time.perf_counter() - started, 1)
     _say(f"{case.name} on {case.topology}: compiling, which takes minutes")
     started = time.perf_counter()
+    compiled = None
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         line |= {"fits": False, "compiler": shortage(str(error))}
-    else:
-        line |= {"fits": True, **analyse(compiled, case.config.data.batch_size / len(devices))}
     line["compile_seconds"] = round(time.perf_counter() - started, 1)
+    if compiled is not None:
+        line |= {"fits": True, **analyse(compiled, case.config.data.batch_size / len(devices))}
     return line
 
 
@@ -142,7 +144,8 @@ def topology_devices(topology: str) -> list[Any]:
     try:
         return topologies.get_topology_desc(platform="tpu", **options).devices
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(f"--topology={topology}: {_first_line(str(error))}") from error
+        reason = _first_line(str(error)).removeprefix("INVALID_ARGUMENT: ")
+        raise UserError(f"--topology={topology}: {reason}") from error
 
 
 def abstract_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
