@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_DIR ?= runs/demo
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test lint scaling
 
 setup: $(INSTALLED)
 
@@ -26,3 +26,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The tables of docs/scaling.md; hours, for the training step is compiled for fifteen sets of chips.
+# After an interruption: make scaling OPTIONS=--keep
+scaling: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tpu]'
+	$(BIN)/python -m benchmarks.aot --table $(OPTIONS)

@@ -1,0 +1,444 @@
+"""A TPU pod without a pod: memory, work and exchange of the real training step, chip by chip.
+
+    python -m benchmarks.aot --topology=v5e:16x16 --batch=16384
+
+Compiles the step of a configuration for a TPU topology on a machine that has none: the compiler,
+libtpu, runs on the CPU (``pip install -e '.[tpu]'``). Any option goes as for main.py:
+``--config=configs/X.py --config.mesh.model=8``. One JSON line per measurement; a step that does not
+fit the chips' memory is a measurement, too. ``--table`` measures 1 to 256 chips with 64 images
+each, and rewrites the tables of docs/scaling.md; hours, for a step takes minutes to compile.
+
+What the figures are, all for one chip and one step:
+
+- memory: the compiler's assignment of main memory, of which it keeps 0.25 GiB for itself. Arguments
+  (state and batch), outputs, what of the outputs takes the place of donated arguments (aliased),
+  temporaries, the program, and the peak.
+- tflop: convolutions and matrix products as compiled, loops as often as they turn.
+- hbm_gb: read from and written to main memory, an estimate: operands and results of every operation
+  that the chip runs, whole, save those that the compiler keeps in vector memory.
+- collectives: how often, and the megabytes of their results on the chip.
+- roofline_ms: the time that each of these takes at the published peak rates; the longest limits the
+  images per second. A bound and no forecast: nothing attains its peak, and what waits for one of
+  them adds up.
+
+Peaks of a v5e chip, from https://cloud.google.com/tpu/docs/v5e: 197 TFLOP/s in bf16 (in which the
+matrix unit also multiplies float32 by default), 16 GB of HBM2 at 819 GB/s, and interconnect of
+1600 Gbit/s: 400 in each direction on each of four links. We let a chip send 200 GB/s, over all four
+at once; below 16x16 the torus is not closed and some links lead nowhere, so the bound is loose.
+"""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax.experimental import topologies
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
+
+from benchmarks.hlo import Program
+from configs import default
+from pgfl_jax.command_line import run as run_command_line
+from pgfl_jax.config import NUM_PARTS, Config, parse_config
+from pgfl_jax.errors import UserError
+from pgfl_jax.run import Run
+from pgfl_jax.sharding import make_mesh
+from pgfl_jax.train_step import make_train_step
+
+FLAGS = flags.FLAGS
+GENERATION = "v5e"
+TFLOP_PER_SECOND, HBM_GB_PER_SECOND, ICI_GB_PER_SECOND = 197.0, 819.0, 200.0
+MEMORY_GIB = 16
+STEPS_PER_EPOCH = 100  # a constant of the schedule, on which nothing depends
+
+# For the compiler alone: no metadata server to ask, no hosts to find, no chips to lock, no logs.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_LOG_DIR": "disabled",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
+
+TABLE_TOPOLOGIES = {"1x1": 1, "2x2": 4, "4x4": 16, "8x8": 64, "16x16": 256}
+IMAGES_PER_CHIP = 64
+MANY_IDENTITIES = 200_000
+MANY_MODEL = 8  # as many chips share a classifier, where there are as many
+BEGIN, END = "<!-- aot -->", "<!-- /aot -->"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A step to compile.
+
+    Attributes:
+        name: in the JSON line and the table.
+        topology: chips, as in ``v5e:16x16``.
+        config: of the run, with the batch that all chips share.
+        identities: number of classes.
+    """
+
+    name: str
+    topology: str
+    config: Config
+    identities: int
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Compile the step of a case and say what it takes; in a process of its own.
+
+    Returns:
+        What is printed; with ``fits`` False and the compiler's words where memory does not suffice.
+    """
+    devices = topology_devices(case.topology)
+    case.config.check_devices(len(devices))
+    run = Run.create(
+        case.config,
+        num_identities=case.identities,
+        num_images=STEPS_PER_EPOCH * case.config.data.batch_size,
+    )
+    mesh = make_mesh(devices, model=case.config.mesh.model)
+    line = described(case) | {"chips": len(devices), "mesh": dict(mesh.shape)}
+    started = time.perf_counter()
+    train_step: Any = make_train_step(run, mesh)
+    lowered = train_step.lower(run.abstract_state(), abstract_batch(case.config))
+    line["lower_seconds"] = round(time.perf_counter() - started, 1)
+    _say(f"{case.name} on {case.topology}: compiling, which takes minutes")
+    started = time.perf_counter()
+    compiled = None
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        line |= {"fits": False, "compiler": shortage(str(error))}
+    line["compile_seconds"] = round(time.perf_counter() - started, 1)
+    if compiled is not None:
+        line |= {"fits": True, **analyse(compiled, case.config.data.batch_size / len(devices))}
+    return line
+
+
+def topology_devices(topology: str) -> list[Any]:
+    """The chips of a topology, ``v5e:ROWSxCOLUMNS``, in the order of their processes."""
+    if not re.fullmatch(rf"{GENERATION}:\d+x\d+", topology):
+        raise UserError(f"--topology={topology}: give {GENERATION}:4x4, with other sizes")
+    # A host has four chips, unless there is but one.
+    options: dict[str, Any] = {"topology_name": topology}
+    if topology.endswith(":1x1"):
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    try:
+        return topologies.get_topology_desc(platform="tpu", **options).devices
+    except jax.errors.JaxRuntimeError as error:
+        reason = _first_line(str(error)).removeprefix("INVALID_ARGUMENT: ")
+        raise UserError(f"--topology={topology}: {reason}") from error
+
+
+def abstract_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a global batch, as the input pipeline makes it."""
+    data, size = config.data, config.data.batch_size
+
+    def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((size, *shape), dtype)
+
+    return {
+        "images": array(data.height, data.width, 3),
+        "labels": array(dtype=jnp.int32),
+        "part_maps": array(*config.map_shape, NUM_PARTS),
+        "visibility": array(NUM_PARTS),
+    }
+
+
+def analyse(compiled: jax.stages.Compiled, images: float) -> dict[str, Any]:
+    """What one chip needs, does and exchanges in a compiled step.
+
+    Args:
+        compiled: the step.
+        images: of one chip.
+    """
+    memory: Any = compiled.memory_analysis()
+    program = Program(compiled.as_text() or "")
+    gib = {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes,
+        "aliased": memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "program": memory.generated_code_size_in_bytes,
+        "peak": memory.peak_memory_in_bytes,
+    }
+    collectives: dict[str, dict[str, float]] = {}
+    sent = 0.0
+    for each in program.collectives:
+        kind = collectives.setdefault(each.kind, {"count": 0, "mb": 0.0})
+        kind["count"] += each.times
+        kind["mb"] += each.times * each.bytes / 1e6
+        sent += each.times * each.sent_bytes / 1e9
+    tflop, hbm_gb = program.matrix_flops / 1e12, program.memory_bytes / 1e9
+    return {
+        "memory_gib": {name: round(size / 2**30, 3) for name, size in gib.items()},
+        "tflop": _digits(tflop),
+        "hbm_gb": _digits(hbm_gb),
+        "sent_gb": _digits(sent),
+        "collectives": {
+            kind: {"count": total["count"], "mb": _digits(total["mb"])}
+            for kind, total in sorted(collectives.items())
+        },
+        "loops_of_unknown_length": program.unknown_loops,
+        **roofline(tflop, hbm_gb, sent, images),
+    }
+
+
+def roofline(tflop: float, hbm_gb: float, sent_gb: float, images: float) -> dict[str, Any]:
+    """The least milliseconds of computing, memory and exchange, and what limits ``images``."""
+    seconds = {
+        "compute": tflop / TFLOP_PER_SECOND,
+        "memory": hbm_gb / HBM_GB_PER_SECOND,
+        "interconnect": sent_gb / ICI_GB_PER_SECOND,
+    }
+    limit = max(seconds, key=lambda name: seconds[name])
+    return {
+        "roofline_ms": {name: _digits(1e3 * time_) for name, time_ in seconds.items()},
+        "limited_by": limit,
+        "images_per_second_at_most": round(images / seconds[limit]),
+    }
+
+
+def shortage(error: str) -> str:
+    """The sentence of the compiler's error that gives what was wanted and what there is."""
+    sentence = _first_line(error)
+    return re.sub(r"^.*?RESOURCE_EXHAUSTED: ", "", sentence)
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0]
+
+
+def _digits(value: float) -> float:
+    """Four significant digits."""
+    return float(f"{value:.4g}")
+
+
+def described(case: Case) -> dict[str, Any]:
+    """What tells a case from others, as it stands in its JSON line."""
+    standard = parse_config(default.get_config()).flat_options()
+    options = {
+        name: value
+        for name, value in case.config.flat_options().items()
+        if value != standard[name] and name != "data.identities_per_batch"
+    }
+    line = {
+        "name": case.name,
+        "topology": case.topology,
+        "batch": case.config.data.batch_size,
+        "identities": case.identities,
+        "options": options,
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
+    }
+    return json.loads(json.dumps(line))  # tuples become lists, as they do on the disk
+
+
+def measured(case: Case) -> dict[str, Any]:
+    """:func:`measure` in a fresh process, which an interrupt ends at once."""
+    context = multiprocessing.get_context("spawn")
+    handler = (signal.SIGINT, signal.SIG_DFL)
+    try:
+        with ProcessPoolExecutor(1, context, initializer=signal.signal, initargs=handler) as pool:
+            return pool.submit(measure, case).result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"{case.name} on {case.topology}: the compiler's process was ended from outside; most "
+            "likely this machine has too little memory"
+        ) from error
+
+
+def make_case(
+    name: str, topology: str, values: ConfigDict, *, identities: int, batch: int = 0, **changes: Any
+) -> Case:
+    """A case of ``values`` with another batch (0: theirs) and other options by dotted name."""
+    values = values.copy_and_resolve_references()
+    values.update_from_flattened_dict(changes)
+    images = values.data.images_per_identity
+    if batch % images or batch < 0:
+        raise UserError(
+            f"--batch={batch}: must be a multiple of config.data.images_per_identity, {images}"
+        )
+    if batch:
+        values.data.identities_per_batch = batch // images
+    if identities < 1:
+        raise UserError(f"--identities={identities}: must be above 0")
+    return Case(name, topology, parse_config(values), identities)
+
+
+def table_cases(values: ConfigDict, identities: int) -> list[Case]:
+    """What the tables show: three networks on 1 to 256 chips, 64 images on each."""
+    many = {"identities": MANY_IDENTITIES}
+    networks: dict[str, dict[str, Any]] = {
+        "Main branch only": {"identities": identities, "model.pose_branches": False},
+        "Three branches": {"identities": identities},
+        f"Three branches, {MANY_IDENTITIES:,} identities": many,
+    }
+    return [
+        make_case(
+            name,
+            f"{GENERATION}:{size}",
+            values,
+            batch=IMAGES_PER_CHIP * chips,
+            **changes | ({"mesh.model": min(chips, MANY_MODEL)} if changes is many else {}),
+        )
+        for name, changes in networks.items()
+        for size, chips in TABLE_TOPOLOGIES.items()
+    ]
+
+
+def tables(lines: list[dict]) -> str:
+    """The measurements as Markdown, a table for each name."""
+    kinds = sorted({kind for line in lines for kind in line.get("collectives", {})})
+    head = [
+        "chips", "mesh", "batch", f"memory, of {MEMORY_GIB} GiB", "TFLOP", "HBM, GB",
+        *(f"{kind}, MB (calls)" for kind in kinds), "compute / memory / interconnect, ms",
+        "limited by", "images/s of a chip, at most", "compiled in",
+    ]  # fmt: skip
+    parts = []
+    for name in dict.fromkeys(line["name"] for line in lines):
+        rows = [_row(line, kinds) for line in lines if line["name"] == name]
+        parts += [f"**{name}**", "", _cells(head), _cells(["---:"] * len(head))]
+        parts += [*map(_cells, rows), ""]
+    return "\n".join(parts)
+
+
+def _row(line: dict, kinds: list[str]) -> list[str]:
+    mesh = " × ".join(map(str, line["mesh"].values()))
+    start = [str(line["chips"]), mesh, str(line["batch"])]
+    end = f"{line['compile_seconds']:.0f} s"
+    if not line["fits"]:
+        return [*start, f"does not fit: {line['compiler']}", *[""] * (len(kinds) + 5), end]
+    memory, shares = line["memory_gib"], line["roofline_ms"]
+    exchanged = [line["collectives"].get(kind) for kind in kinds]
+    return [
+        *start,
+        f"{memory['peak']:.2f} (arguments {memory['arguments']:.2f}, temporaries "
+        f"{memory['temporaries']:.2f})",
+        f"{line['tflop']:.3g}",
+        f"{line['hbm_gb']:.3g}",
+        *(f"{each['mb']:.4g} ({each['count']})" if each else "–" for each in exchanged),
+        " / ".join(f"{time_:.3g}" for time_ in shares.values()),
+        line["limited_by"],
+        str(line["images_per_second_at_most"]),
+        end,
+    ]
+
+
+def _cells(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def rewritten(page: Path, block: str) -> str:
+    """The page's text with ``block`` between its markers.
+
+    Raises:
+        UserError: there is no such page, or it has not the markers once, in their order.
+    """
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or BEGIN in rest or END in after:
+        raise UserError(f"{page}: must have one line {BEGIN} and, below, one {END}")
+    return f"{before}{BEGIN}\n{block}{END}{after}"
+
+
+def write_table(cases: list[Case], store: Path, page: Path, *, keep: bool) -> None:
+    """Measure the cases one after another; write the measurements and the page's tables.
+
+    Args:
+        cases: what to measure.
+        store: JSON of all measurements; written after each, so that none is lost.
+        page: has the markers :data:`BEGIN` and :data:`END`.
+        keep: take over what ``store`` has of the same cases instead of measuring it again.
+    """
+    rewritten(page, "")  # an unsuitable page is not to be found out hours later
+    found = json.loads(store.read_text(encoding="utf-8")) if keep and store.is_file() else []
+    lines: list[dict | None] = [_find(case, found) for case in cases]
+    for place, case in enumerate(tqdm(cases, desc="steps", unit="step")):
+        if lines[place] is None:
+            lines[place] = measured(case)
+            _write_store(store, list(filter(None, lines)))
+        print(json.dumps(lines[place]), flush=True)
+    _replace(page, rewritten(page, tables(list(filter(None, lines)))))
+
+
+def _find(case: Case, lines: list[dict]) -> dict | None:
+    wanted = described(case)
+    return next((line for line in lines if all(line.get(k) == v for k, v in wanted.items())), None)
+
+
+def _write_store(store: Path, lines: list[dict]) -> None:
+    store.parent.mkdir(parents=True, exist_ok=True)
+    _replace(store, "[\n" + ",\n".join(map(json.dumps, lines)) + "\n]\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    beside = path.with_name(f"{path.name}.tmp")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def define_flags() -> None:
+    """Flags of the command line."""
+    config_flags.DEFINE_config_file("config", "configs/default.py", "Configuration file.")
+    flags.DEFINE_string("topology", None, "Chips, as in v5e:16x16.")
+    flags.DEFINE_integer("batch", 0, "Images of a step, over all chips; 0: the configuration's.")
+    flags.DEFINE_integer("identities", 751, "Number of classes; 751 are Market-1501's.")
+    flags.DEFINE_boolean("table", False, "Measure all that the tables show, and rewrite them.")
+    flags.DEFINE_string("store", "docs/scaling/aot.json", "With --table: the measurements.")
+    flags.DEFINE_string("page", "docs/scaling.md", "With --table: the page with the tables.")
+    flags.DEFINE_boolean(
+        "keep",
+        False,
+        "With --table: go on after an interruption, with what --store has. Changes of the code "
+        "are not noticed.",
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Check the flags, measure, print."""
+    if argv[1:] or bool(FLAGS.topology) == FLAGS.table:
+        raise UserError(f"give either --topology or --table, and no bare arguments ({argv[1:]})")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("libtpu is not installed: pip install -e '.[tpu]'")
+    os.environ.update(ENVIRONMENT)
+    values = FLAGS.config
+    if FLAGS.table:
+        cases = table_cases(values, FLAGS.identities)
+        write_table(cases, Path(FLAGS.store), Path(FLAGS.page), keep=FLAGS.keep)
+    else:
+        case = make_case(
+            "Training step",
+            FLAGS.topology,
+            values,
+            identities=FLAGS.identities,
+            batch=FLAGS.batch,
+        )
+        print(json.dumps(measured(case)), flush=True)
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_command_line(main, required=[])

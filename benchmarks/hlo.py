@@ -1,0 +1,348 @@
+"""Reads a compiled program's text: what one device computes, moves and exchanges when it runs once.
+
+XLA's own cost analysis counts the body of a loop once and says nothing of the collectives; here a
+loop counts as often as it turns. Sizes are those of the arrays' elements, without the padding of
+their layouts.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+# They name or shape arrays, or hand over to computations that are counted themselves.
+MOVES_NOTHING = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call",
+                 "conditional", "after-all", "partition-id", "replica-id", "iota"}  # fmt: skip
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*->.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+_ARRAY = re.compile(r"\b([a-z]+)(\d*)(?:e\d+m\d+\w*)?\[([\d,<=]*)\](\{[^}]*\})?")
+_CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"\b(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=(%\S+))")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation: ``name = shape opcode(operands), attributes``."""
+
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    arguments: str
+    attributes: str
+    is_root: bool
+
+    def attribute(self, pattern: str) -> str | None:
+        """The first group of a regular expression, if it is found among the attributes."""
+        found = re.search(pattern, self.attributes)
+        return found[1] if found else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """What one device contributes to a collective operation.
+
+    Attributes:
+        kind: one of :data:`COLLECTIVES`.
+        bytes: of the result on one device.
+        group: devices that take part together.
+        times: how often it runs.
+    """
+
+    kind: str
+    bytes: int
+    group: int
+    times: int = 1
+
+    @property
+    def sent_bytes(self) -> float:
+        """What a device must send each time: of a ring, which no algorithm undercuts."""
+        others = self.group - 1
+        share = {
+            "all-reduce": 2 * others / self.group,
+            "all-gather": others / self.group,
+            "reduce-scatter": others,
+            "all-to-all": others / self.group,
+        }
+        return self.bytes * share.get(self.kind, 1.0)
+
+
+class Program:
+    """A compiled module.
+
+    Attributes:
+        computations: the instructions of each, by name.
+        unknown_loops: loops whose number of turns the text does not tell; they count as one turn.
+    """
+
+    def __init__(self, text: str) -> None:
+        """Parse ``compiled.as_text()``."""
+        self.computations: dict[str, dict[str, Instruction]] = {}
+        self.unknown_loops = 0
+        found = re.search(r"num_partitions=(\d+)", text[: text.find("\n")])
+        self._partitions = int(found[1]) if found else 1
+        entry = body = None
+        for line in text.splitlines():
+            if header := _COMPUTATION.match(line):
+                body = self.computations[header[2]] = {}
+                entry = header[2] if header[1] else entry
+            elif body is not None and (start := _INSTRUCTION.match(line)):
+                body[start[2]] = _parse(line, start)
+        if entry is None:
+            raise ValueError("no ENTRY computation: this is not the text of a compiled program")
+        # How often each runs; those that the device goes through, without what they fuse, apart.
+        self._runs: Counter[str] = Counter()
+        self._scheduled: Counter[str] = Counter()
+        self._visit(entry, 1, fused=False)
+
+    def _visit(self, name: str, times: int, *, fused: bool) -> None:
+        self._runs[name] += times
+        if not fused:
+            self._scheduled[name] += times
+        for instruction in self.computations[name].values():
+            turns = self._turns(instruction) if instruction.opcode == "while" else 1
+            for called in _called(instruction):
+                inside = fused or instruction.opcode == "fusion"
+                self._visit(called, times * turns, fused=inside)
+
+    def _turns(self, loop: Instruction) -> int:
+        """The loop's known count, or the N of its condition ``i < N``: JAX's loops start at 0."""
+        known = loop.attribute(r'known_trip_count":\{"n":"(\d+)"')
+        if known:
+            return int(known)
+        condition = self.computations[loop.attribute(r"condition=%?([\w.\-]+)") or ""]
+        root = next(each for each in condition.values() if each.is_root)
+        if root.opcode == "compare" and root.attribute(r"direction=(\w+)") == "LT":
+            bound = condition[root.operands[1]]
+            if bound.opcode == "constant":
+                return int(bound.arguments)
+        self.unknown_loops += 1
+        return 1
+
+    @functools.cached_property
+    def collectives(self) -> list[Collective]:
+        """Every collective once, with how often it runs.
+
+        The TPU compiler repeats an asynchronous collective in each of the fusions that run while
+        it is under way: those of one channel are one.
+        """
+        found: dict[tuple[str, str], Collective] = {}
+        for name, times in self._runs.items():
+            for instruction in self.computations[name].values():
+                kind = instruction.opcode.removesuffix("-start")
+                if kind not in COLLECTIVES:
+                    continue
+                channel = instruction.attribute(r"channel_id=(\d+)") or f"{name}/{instruction.name}"
+                size = array_bytes(_result(instruction))
+                group = _group_size(instruction.attributes, self._partitions)
+                found.setdefault((kind, channel), Collective(kind, size, group, times))
+        return list(found.values())
+
+    @functools.cached_property
+    def matrix_flops(self) -> int:
+        """Of convolutions and matrix products, a multiplication and an addition being two."""
+        total = 0
+        for name, times in self._runs.items():
+            body = self.computations[name]
+            for instruction in body.values():
+                count = {"convolution": _convolution_flops, "dot": _dot_flops}.get(
+                    instruction.opcode
+                )
+                if count is not None:
+                    shapes = [dimensions(body[operand].shape) for operand in instruction.operands]
+                    total += times * count(instruction, shapes)
+        return total
+
+    @functools.cached_property
+    def memory_bytes(self) -> int:
+        """Read from and written to the device's main memory, not counting what stays on the chip.
+
+        Every operand and result of what the device runs one after another, whole; what a fusion
+        makes for itself never leaves the chip, and arrays in another memory space (``S(1)``, the
+        vector memory of a TPU) do not either.
+        """
+        total = 0
+        for name, times in self._scheduled.items():
+            body = self.computations[name]
+            total += times * sum(_moved(instruction, body) for instruction in body.values())
+        return total
+
+
+def _parse(line: str, start: re.Match) -> Instruction:
+    rest = re.sub(r"/\*.*?\*/", "", line[start.end() :])
+    end = _closing(rest, 0) if rest[0] == "(" else rest.index(" ")
+    opening = rest.index("(", end)
+    closing = _closing(rest, opening)
+    arguments = rest[opening + 1 : closing - 1]
+    return Instruction(
+        name=start[2],
+        shape=rest[:end],
+        opcode=rest[end:opening].strip(),
+        operands=tuple(re.findall(r"%([\w.\-]+)", arguments)),
+        arguments=arguments,
+        attributes=rest[closing:],
+        is_root=bool(start[1]),
+    )
+
+
+def _closing(text: str, opening: int) -> int:
+    """The index behind the parenthesis that closes the one at ``opening``."""
+    depth = 0
+    for index in range(opening, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[index], 0)
+        if depth == 0:
+            return index + 1
+    raise ValueError(f"unbalanced parentheses: {text}")
+
+
+def _called(instruction: Instruction) -> Iterator[str]:
+    """The computations that the instruction runs; a reduction's scalar function is not counted."""
+    for role, name in _CALLED.findall(instruction.attributes):
+        if role != "to_apply" or instruction.opcode == "call":
+            yield name
+    for several, one in _BRANCHES.findall(instruction.attributes):
+        yield from re.findall(r"%?([\w.\-]+)", several or one)
+
+
+def array_bytes(shape: str, *, space: int | None = None) -> int:
+    """Bytes of an array's or a tuple's elements; with ``space``, of those in that memory space."""
+    total = 0
+    for kind, bits, dims, layout in _ARRAY.findall(shape):
+        located = re.search(r"S\((\d+)\)", layout)
+        if space is None or (int(located[1]) if located else 0) == space:
+            # Whole bytes: pred takes one, token and opaque take none.
+            width = 8 if kind == "pred" else int(bits or 0)
+            total += -(-width * math.prod(_integers(dims)) // 8)
+    return total
+
+
+def dimensions(shape: str) -> list[int]:
+    """Of the only array in ``shape``."""
+    ((_, _, dims, _),) = _ARRAY.findall(shape)
+    return _integers(dims)
+
+
+def _integers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def _elements(shape: str) -> list[str]:
+    """The parts of a tuple's shape; of an array's, itself."""
+    if not shape.startswith("("):
+        return [shape]
+    parts, depth = [""], 0
+    for character in shape[1:-1]:
+        depth += {"(": 1, "{": 1, "[": 1, ")": -1, "}": -1, "]": -1}.get(character, 0)
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def _result(instruction: Instruction) -> str:
+    """The shape of what comes out; an asynchronous start holds its operands beside that."""
+    parts = _elements(instruction.shape)
+    if not instruction.opcode.endswith("-start"):
+        return instruction.shape
+    if instruction.opcode == "all-reduce-start" and not parts[0].startswith("("):
+        return instruction.shape
+    return parts[1]
+
+
+def _group_size(attributes: str, partitions: int) -> int:
+    """Devices in a replica group, in any of the forms in which they are printed."""
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", attributes):
+        return int(found[2])
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
+        chosen = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in chosen)
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return len(_integers(found[1]))
+    if found := re.search(r"replica_groups=(?!\{\}).{,80}", attributes):
+        raise ValueError(f"replica groups in an unknown form: {found[0]}")
+    return partitions
+
+
+def _dot_flops(dot: Instruction, shapes: list[list[int]]) -> int:
+    contracted = _integers(dot.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or "")
+    depth = math.prod(shapes[0][axis] for axis in contracted)
+    return 2 * math.prod(dimensions(dot.shape)) * depth
+
+
+def _convolution_flops(convolution: Instruction, shapes: list[list[int]]) -> int:
+    """Products with padding and with the zeros of a dilation are not counted."""
+    labels = convolution.attribute(r"dim_labels=([\w?]+_[\w?]+->[\w?]+)") or ""
+    left, right, out = re.split(r"_|->", labels)
+    image, kernel = shapes
+    result = dimensions(convolution.shape)
+    window = convolution.attribute(r"window=\{([^}]*)\}") or ""
+    options = dict(re.findall(r"(\w+)=(\S+)", window))
+    flops = 2 * result[out.index("b")] * result[out.index("f")] * kernel[right.index("i")]
+    for axis, size in enumerate(options.get("size", "").split("x") if "size" in options else []):
+        flops *= _products(
+            taps=int(size),
+            inputs=image[left.index(str(axis))],
+            outputs=result[out.index(str(axis))],
+            stride=_window(options, "stride", axis),
+            padding=_window(options, "pad", axis, "0_0"),
+            input_dilation=_window(options, "lhs_dilate", axis),
+            tap_dilation=_window(options, "rhs_dilate", axis),
+        )
+    return flops
+
+
+def _window(options: dict[str, str], name: str, axis: int, default: str = "1") -> int:
+    value = options[name].split("x")[axis] if name in options else default
+    return int(value.split("_")[0])
+
+
+def _products(
+    *,
+    taps: int,
+    inputs: int,
+    outputs: int,
+    stride: int,
+    padding: int,
+    input_dilation: int,
+    tap_dilation: int,
+) -> int:
+    """Pairs of an output and a kernel tap along one axis that meet an input element."""
+    last = (inputs - 1) * input_dilation
+    count = 0
+    for tap in range(taps):
+        offset = tap * tap_dilation - padding
+        positions = range(offset, offset + outputs * stride, stride)
+        count += sum(0 <= at <= last and at % input_dilation == 0 for at in positions)
+    return count
+
+
+def _moved(instruction: Instruction, body: dict[str, Instruction]) -> int:
+    """Bytes that an instruction reads from and writes to memory space 0."""
+    opcode = instruction.opcode
+    if opcode in MOVES_NOTHING or opcode.endswith(("-done", "-update")):
+        return 0
+    if instruction.attribute(r'custom_call_target="(AllocateBuffer)"'):
+        return 0
+    if opcode.endswith("-start"):  # its result holds the operand, too
+        parts = _elements(instruction.shape)
+        target = parts[0] if opcode == "copy-start" else _result(instruction)
+        source = body[instruction.operands[0]].shape
+        size = array_bytes(target)
+        # A slice reads as much as it writes, whatever the size of its source.
+        return (array_bytes(target, space=0) > 0) * size + (array_bytes(source, space=0) > 0) * size
+    shapes = [body[operand].shape for operand in instruction.operands]
+    return sum(array_bytes(shape, space=0) for shape in [*shapes, instruction.shape])

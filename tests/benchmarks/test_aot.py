@@ -1,0 +1,300 @@
+"""The step compiled ahead of time: arithmetic by hand, a step for CPUs, and one for TPU chips."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from benchmarks import aot
+from configs import default, synthetic_tiny
+from input_pipeline.dataset import training_data
+from pgfl_jax.errors import UserError
+from pgfl_jax.run import Run
+from pgfl_jax.sharding import make_mesh
+from pgfl_jax.train_step import make_train_step
+
+ROOT = Path(__file__).parent.parent.parent
+IDENTITIES = 300
+
+
+def test_the_roofline_by_hand():
+    found = aot.roofline(tflop=1.97, hbm_gb=8.19, sent_gb=0.4, images=64)
+    assert found == {
+        "roofline_ms": {"compute": 10.0, "memory": 10.0, "interconnect": 2.0},
+        "limited_by": "compute",
+        "images_per_second_at_most": 6400,
+    }
+    assert aot.roofline(1.97, 16.38, 0.4, 64)["limited_by"] == "memory"
+    assert aot.roofline(1.97, 16.38, 8.0, 64)["limited_by"] == "interconnect"
+    assert aot.roofline(1.97, 16.38, 8.0, 64)["images_per_second_at_most"] == 64 / 0.04
+
+
+@pytest.fixture
+def known_version(monkeypatch):
+    """The versions that lines name, whether libtpu is installed or not."""
+    monkeypatch.setattr(aot.importlib.metadata, "version", lambda name: "1.0")
+
+
+def _tiny_case(batch, **changes):
+    values = synthetic_tiny.get_config()
+    return aot.make_case("tiny", "v5e:2x2", values, identities=IDENTITIES, batch=batch, **changes)
+
+
+def _bytes(tree):
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("model", [1, 4])
+def test_a_step_for_eight_devices(model):
+    case = _tiny_case(32, **{"mesh.model": model, "optim.name": "sgd"})
+    run = Run.create(case.config, num_identities=IDENTITIES, num_images=320)
+    state, batch = run.abstract_state(), aot.abstract_batch(case.config)
+    mesh = make_mesh(jax.devices()[:8], model=model)
+    compiled = make_train_step(run, mesh).lower(state, batch).compile()
+    line = aot.analyse(compiled, images=4)
+
+    classifiers = {
+        name: tree for name, tree in state.params.items() if name.endswith("_classifier")
+    }
+    assert len(classifiers) == 3
+    # The momentum is of the same shapes as the parameters.
+    whole = _bytes(state) - 2 * _bytes(classifiers)
+    own = whole + 2 * _bytes(classifiers) / model + _bytes(batch) / 8
+    assert line["memory_gib"]["arguments"] == pytest.approx(own / 2**30, abs=1e-3)
+    assert compiled.memory_analysis().argument_size_in_bytes == pytest.approx(own, rel=1e-3)
+    # The step is given its state's place.
+    assert line["memory_gib"]["aliased"] == pytest.approx(own / 2**30, abs=1e-3)
+    assert line["memory_gib"]["peak"] >= line["memory_gib"]["arguments"]
+
+    # XLA counts the elementwise operations, too: few beside the products.
+    flops = compiled.cost_analysis()["flops"]
+    assert 0.8 * flops < 1e12 * line["tflop"] < flops
+    assert line["loops_of_unknown_length"] == 0
+
+    # Gradients are summed over all devices, those of the classifiers over the data axis.
+    gradients = _bytes(state.params) - _bytes(classifiers) * (1 - 1 / model)
+    reduced = 1e6 * line["collectives"]["all-reduce"]["mb"]
+    assert gradients < reduced < 1.2 * gradients
+
+
+def test_the_batch_is_the_one_of_the_input_pipeline(tiny_config):
+    config = tiny_config()
+    batch = next(training_data(config).batches(0))
+    found = {name: (array.shape, array.dtype) for name, array in batch.items() if name != "indices"}
+    expected = aot.abstract_batch(config)
+    assert found == {name: (each.shape, each.dtype) for name, each in expected.items()}
+
+
+@pytest.mark.usefixtures("known_version")
+def test_what_a_case_is():
+    case = _tiny_case(16, **{"loss.logit_kd": 2.0})
+    assert (case.config.data.batch_size, case.config.data.images_per_identity) == (16, 4)
+    line = aot.described(case)
+    assert (line["batch"], line["identities"], line["topology"]) == (16, IDENTITIES, "v5e:2x2")
+    assert line["options"]["model.backbone"] == "resnet8"
+    assert line["options"]["loss.logit_kd"] == 2.0
+    assert "optim.momentum" not in line["options"]
+    assert _tiny_case(0).config.data.batch_size == 16  # the configuration's own
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch": 30}, r"--batch=30: must be a multiple .*images_per_identity, 4"),
+        ({"identities": 0}, r"--identities=0: must be above 0"),
+        ({"model.backbone": "resnet9"}, r"config\.model\.backbone: 'resnet9'"),
+    ],
+)
+def test_cases_that_cannot_be(arguments, message):
+    with pytest.raises(UserError, match=message):
+        aot.make_case("x", "v5e:2x2", default.get_config(), **({"identities": 9} | arguments))
+
+
+@pytest.mark.parametrize("topology", ["v5e", "v5e:4", "v6e:2x2", "v5e:2x2x2", "4x4"])
+def test_topologies_that_cannot_be(topology):
+    with pytest.raises(UserError, match=f"--topology={topology}: give v5e:4x4"):
+        aot.topology_devices(topology)
+
+
+def test_the_table_shows_what_it_says():
+    cases = aot.table_cases(default.get_config(), 751)
+    assert len(cases) == 15
+    chips = [1, 4, 16, 64, 256]
+    assert [case.config.data.batch_size for case in cases] == [64 * count for count in chips] * 3
+    assert {case.config.model.pose_branches for case in cases[:5]} == {False}
+    assert {case.config.model.pose_branches for case in cases[5:]} == {True}
+    assert [case.config.mesh.model for case in cases] == [1] * 10 + [1, 4, 8, 8, 8]
+    assert [case.identities for case in cases] == [751] * 10 + [200_000] * 5
+    for case, count in zip(cases, chips * 3, strict=True):
+        case.config.check_devices(count)
+
+
+EXHAUSTED = (
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+    "(17.91G) exceeds available HBM (15.75G)."
+)
+FITS = {
+    "fits": True,
+    "memory_gib": {"arguments": 0.341, "temporaries": 4.0, "peak": 4.567},
+    "tflop": 1.477,
+    "hbm_gb": 20.58,
+    "collectives": {"all-reduce": {"count": 38, "mb": 123.4}},
+    "roofline_ms": {"compute": 7.497, "memory": 25.13, "interconnect": 1.0},
+    "limited_by": "memory",
+    "images_per_second_at_most": 2547,
+    "compile_seconds": 400.4,
+}
+
+
+def _fake_measured(case):
+    if case.config.mesh.model == 4:
+        found = {"fits": False, "compiler": aot.shortage(EXHAUSTED), "compile_seconds": 7.0}
+    else:
+        found = FITS
+    chips = aot.TABLE_TOPOLOGIES[case.topology.removeprefix("v5e:")]
+    model = case.config.mesh.model
+    mesh = {"data": chips // model, "model": model}
+    return aot.described(case) | {"chips": chips, "mesh": mesh} | found
+
+
+@pytest.mark.usefixtures("known_version")
+def test_the_table_is_written_and_taken_up_again(tmp_path, monkeypatch, capsys):
+    cases = aot.table_cases(default.get_config(), 751)
+    store, page = tmp_path / "new" / "aot.json", tmp_path / "page.md"
+    page.write_text(f"# Scaling\n\n{aot.BEGIN}\nold\n{aot.END}\n\nend\n", encoding="utf-8")
+    calls = []
+
+    def measured(case, stop_at=8):
+        calls.append(case)
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+        return _fake_measured(case)
+
+    monkeypatch.setattr(aot, "measured", measured)
+    with pytest.raises(KeyboardInterrupt):
+        aot.write_table(cases, store, page, keep=False)
+    assert len(json.loads(store.read_text())) == 7
+    assert "old" in page.read_text(encoding="utf-8")
+
+    calls.clear()
+    monkeypatch.setattr(aot, "measured", lambda case: measured(case, stop_at=0))
+    aot.write_table(cases, store, page, keep=True)
+    assert calls == cases[7:]
+    lines = json.loads(store.read_text())
+    assert [line["batch"] for line in lines] == [case.config.data.batch_size for case in cases]
+
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"# Scaling\n\n{aot.BEGIN}\n**Main branch only**\n\n| chips | mesh |")
+    assert text.endswith(f"|\n{aot.END}\n\nend\n") and "old" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) == 3 * (2 + 5)
+    assert len({row.count("|") for row in rows}) == 1
+    assert rows[6] == (
+        "| 256 | 256 × 1 | 16384 | 4.57 (arguments 0.34, temporaries 4.00) | 1.48 | 20.6 "
+        "| 123.4 (38) | 7.5 / 25.1 / 1 | memory | 2547 | 400 s |"
+    )
+    assert rows[17].startswith(
+        "| 4 | 1 × 4 | 256 | does not fit: Ran out of memory on HBM, the total memory required for "
+        "HLO temporaries (17.91G) exceeds available HBM (15.75G). |"
+    )
+
+    # Without --keep, and with other options, everything is measured anew.
+    calls.clear()
+    aot.write_table(cases[:2], store, page, keep=False)
+    values = default.get_config()
+    values.optim.name = "sgd"
+    aot.write_table(aot.table_cases(values, 751)[:2], store, page, keep=True)
+    assert len(calls) == 4
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [None, "no markers", aot.BEGIN, f"{aot.END}{aot.BEGIN}", f"{aot.BEGIN}{aot.BEGIN}{aot.END}"],
+)
+def test_a_page_without_its_place_is_found_out_first(tmp_path, text):
+    page = tmp_path / "page.md"
+    if text is not None:
+        page.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"page\.md: must have"):
+        aot.write_table([], tmp_path / "aot.json", page, keep=False)
+
+
+def _command(*options, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.aot", "--config=configs/synthetic_tiny.py", *options],
+        cwd=ROOT, text=True, capture_output=True, timeout=900, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def test_the_command_asks_for_what_it_needs():
+    done = _command()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: give either --topology or --table, and no bare arguments ([])\n"
+
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, the TPU compiler, is not installed: pip install -e '.[tpu]'",
+)
+
+
+@needs_libtpu
+def test_a_step_for_four_chips():
+    done = _command(
+        "--topology=v5e:2x2", "--batch=16", "--identities=512", "--config.mesh.model=2",
+        "--config.optim.name=sgd",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (line,) = map(json.loads, done.stdout.splitlines())
+    assert (line["chips"], line["mesh"], line["batch"]) == (4, {"data": 2, "model": 2}, 16)
+    assert line["options"]["optim.name"] == "sgd"
+    case = _tiny_case(16, **{"mesh.model": 2, "optim.name": "sgd"})
+    state = Run.create(case.config, num_identities=512, num_images=160).abstract_state()
+    classifiers = sum(
+        _bytes(tree) for name, tree in state.params.items() if name.endswith("_classifier")
+    )
+    # More than the elements, since layouts are padded, above all those of images of 3 channels.
+    own = (
+        _bytes(state) - 2 * classifiers / 2 + _bytes(aot.abstract_batch(case.config)) / 4
+    ) / 2**30
+    assert own - 0.001 < line["memory_gib"]["arguments"] < 2 * own
+    assert line["memory_gib"]["arguments"] <= line["memory_gib"]["peak"] < 1
+    gradients = (_bytes(state.params) - classifiers / 2) / 1e6
+    assert gradients < line["collectives"]["all-reduce"]["mb"] < 1.3 * gradients
+    # A quarter of what one CPU device computes for the same batch.
+    run = Run.create(case.config, num_identities=512, num_images=160)
+    step = make_train_step(run, make_mesh(jax.devices()[:1]))
+    compiled = step.lower(state, aot.abstract_batch(case.config)).compile()
+    one = aot.analyse(compiled, images=16)["tflop"]
+    assert line["tflop"] == pytest.approx(one / 4, rel=0.1)
+    assert line["loops_of_unknown_length"] == 0
+    assert line["images_per_second_at_most"] > 1000
+
+
+@needs_libtpu
+def test_a_step_that_does_not_fit_is_a_measurement():
+    done = _command(
+        "--topology=v5e:1x1", "--batch=16", "--identities=300000000",
+        "--config.model.pose_branches=False",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (line,) = map(json.loads, done.stdout.splitlines())
+    assert line["fits"] is False
+    assert "15.75G" in line["compiler"]
+
+
+@needs_libtpu
+def test_what_the_command_refuses():
+    done = _command("--topology=v5e:3x3", "--batch=16")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "--topology=v5e:3x3: " in done.stderr and "Traceback" not in done.stderr
+    done = _command("--topology=v5e:4x4", "--batch=24")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "which 16 devices cannot share evenly" in done.stderr
+    assert "Traceback" not in done.stderr
