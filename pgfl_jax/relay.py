@@ -41,11 +41,11 @@ class Relay:
 
     def lines(self, line: bytes) -> list[bytes]:
         """What to write when ``line`` is read."""
+        if self._fatal or NOISE.match(line):
+            return []
         if line.startswith(OWN_ERROR):
             self._told, self._held = True, []
             return [line]
-        if self._fatal or NOISE.match(line):
-            return []
         if FATAL in line:
             self._fatal, self._held = True, []
             return [] if self._told else [self._message]
