@@ -44,6 +44,7 @@ _LOST_SIGNS = ("Gloo", "NCCL", "nccl", "oordination", "Barrier", "heartbeat", "U
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE")
 _LISTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 
+_joined_as: Place | None = None
 _relay: subprocess.Popen | None = None
 
 
@@ -176,10 +177,11 @@ def start(
         UserError: the arguments are incomplete or wrong, the others do not come, or this looks like
             one of several processes and JAX knows no way to join them.
     """
-    place = _place(coordinator, num_processes, process_id, timeout)
-    if place is not None:
-        _join_others(place, timeout)
-    return place is not None
+    global _joined_as
+    _joined_as = _place(coordinator, num_processes, process_id, timeout)
+    if _joined_as is not None:
+        _join_others(_joined_as, timeout)
+    return _joined_as is not None
 
 
 @contextlib.contextmanager
@@ -198,17 +200,15 @@ def joined(
         process_id: as of :func:`start`.
         timeout: as of :func:`start`.
     """
-    place = _place(coordinator, num_processes, process_id, timeout)
-    if place is None:
-        yield
-        return
     try:
-        _join_others(place, timeout)
+        start(coordinator, num_processes, process_id, timeout=timeout)
         yield
     except SystemExit:
         raise
     except BaseException as error:
-        _end(place, error)
+        if _joined_as is None:
+            raise
+        _end(_joined_as, error)
 
 
 def _place(
@@ -260,7 +260,9 @@ def _detected(timeout: float) -> Place | None:
         _check_alone()
         return None
     # The only one is alone: it takes all accelerators of its machine.
-    return None if count == 1 else Place(coordinator, count, number, devices and tuple(devices))
+    if count == 1:
+        return None
+    return Place(coordinator, count, number, tuple(devices) if devices else None)
 
 
 def _check_alone() -> None:

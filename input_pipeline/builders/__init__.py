@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from input_pipeline.catalog import DataError
 from pgfl_jax.command_line import writable_folder
 from pgfl_jax.errors import UserError
-from pgfl_jax.processes import is_primary
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -73,6 +72,8 @@ def prepared_builder(name: str, data_dir: str, manual_dir: str = "") -> "tfds.co
     if not builder.data_path.exists():  # written elsewhere, and renamed when complete
         _check_source(builder, name, data_dir, manual_dir)
         writable_folder(Path(data_dir), "config.data.data_dir")
+        from pgfl_jax.processes import is_primary  # late, as it imports JAX
+
         if is_primary():
             print(f"preparing {builder.info.full_name} in {data_dir}", file=sys.stderr, flush=True)
         _prepare(builder, manual_dir)

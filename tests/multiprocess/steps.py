@@ -1,7 +1,7 @@
 """Some training steps on the tiny set, as process of several or alone; dumps what they computed.
 
 Run: ``python tests/multiprocess/steps.py OUT.npz DATA_DIR [COORDINATOR NUM_PROCESSES PROCESS_ID]``.
-In double precision, but for the losses over identities, which the model computes in single precision.
+In double precision, but for the identity losses, which the model computes in single precision.
 """
 
 import itertools
