@@ -22,9 +22,9 @@ pytestmark = pytest.mark.multiprocess
 
 STEPS = 40
 LOST = "another process of the run has ended, or cannot be reached any more"
-# 16 queries in batches of 24: the second process has 4 of them and 8 rows that fill up.
+# 16 queries and 48 gallery images in batches of 40: the second process has rows that fill up alone.
 # Without the teachers, which test_steps.py trains, it compiles in less than half the time.
-OPTIONS = {"eval.batch_size": 24, "train.checkpoint_every": 5, "model.pose_branches": False}
+OPTIONS = {"eval.batch_size": 40, "train.checkpoint_every": 5, "model.pose_branches": False}
 
 
 def _start(workdir, data_dir, **changes):
@@ -79,7 +79,6 @@ def test_process_0_alone_prints_and_writes(undisturbed):
     logged = [line["step"] for line in _history(workdir)]
     assert logged == sorted([*range(0, STEPS + 1, 5), 20, STEPS])
     assert json.loads((workdir / "manifest.json").read_text())["processes"] == 2
-    assert [path.name for path in (folder / "data").iterdir()] == ["synthetic_occluded_reid"]
     versions = (folder / "data" / "synthetic_occluded_reid" / "tiny").iterdir()
     assert [path.name.count("incomplete") for path in versions] == [0]
 
@@ -89,7 +88,7 @@ def test_the_evaluation_is_that_of_one_process(undisturbed, tmp_path):
     config = _config(folder / "data")
     workdir = shutil.copytree(folder / "run", tmp_path / "run")
     data = evaluation_data(config)
-    assert {len(split.filenames) % 24 != 0 for split in data.splits.values()} == {True}
+    assert {len(split.filenames) % 40 != 0 for split in data.splits.values()} == {True}
     results = evaluate_checkpoint(config, workdir, data)
     assert len(results) == 2
     for result in results:
