@@ -28,7 +28,9 @@ class Classifier(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, features: Float[Array, "batch channels"]) -> Float[Array, "batch columns"]:
+    def __call__(
+        self, features: Float[Array, "batch channels"]
+    ) -> Float[Array, "batch columns"]:
         """Classify (B, D): float32 logits (B, N, rounded up), -inf beyond N."""
         columns = -(-self.num_identities // CLASS_MULTIPLE) * CLASS_MULTIPLE
 
