@@ -1,6 +1,7 @@
 """Command line: ``python main.py --config=configs/X.py --workdir=DIR [--mode=train|evaluate]``."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -8,30 +9,51 @@ from ml_collections import config_flags
 from pgfl_jax.command_line import run, writable_folder
 from pgfl_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from pgfl_jax.config import Config
+
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/default.py.")
 flags.DEFINE_string("workdir", None, "Folder of the run; a run found there is continued.")
 flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+# Of a run in several processes, where no cluster tells them (docs/scaling.md).
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, the same in all processes.")
+flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+flags.DEFINE_float("start_timeout", 300.0, "Seconds to wait at the start for other processes.")
 
 
 def main(argv: list[str]) -> None:
-    """Check the configuration, open the data, and train or evaluate."""
+    """Check the configuration, join the other processes, if any, and work."""
     if argv[1:] or not FLAGS.workdir:
         raise UserError(f"--workdir must be given, and no bare arguments ({argv[1:]})")
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Orbax tells of every file that it writes
     # Imported late: the processes that render the synthetic data set import this file too.
     from pgfl_jax.config import parse_config
+    from pgfl_jax.processes import joined
 
     config = parse_config(FLAGS.config)
+    place = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
+    with joined(*place, timeout=FLAGS.start_timeout):
+        work(config)
 
+
+def work(config: "Config") -> None:
+    """Open the data, and train or evaluate."""
     import jax
 
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+    from pgfl_jax import processes
+    from pgfl_jax.reporting.manifest import common_facts
+
+    processes.agree(common_facts(config))
     config.check_devices(jax.device_count())  # before any data is prepared
     workdir = writable_folder(Path(FLAGS.workdir), "--workdir")
+    processes.check_shared(workdir)
 
     from input_pipeline.dataset import evaluation_data, training_data  # before TensorFlow
     from pgfl_jax.evaluate import evaluate_checkpoint
@@ -41,10 +63,15 @@ def main(argv: list[str]) -> None:
 
     tf.config.set_visible_devices([], "GPU")  # they are JAX's
 
-    if FLAGS.mode == "train":
-        train(config, workdir, training_data(config), evaluation_data(config))
+    training = training_data(config) if FLAGS.mode == "train" else None
+    evaluation = evaluation_data(config)
+    described = training.description if training else {}
+    named = {f"training data ({name})": value for name, value in described.items()}
+    processes.agree(named | evaluation.facts())
+    if training:
+        train(config, workdir, training, evaluation)
     else:
-        evaluate_checkpoint(config, workdir, evaluation_data(config))
+        evaluate_checkpoint(config, workdir, evaluation)
 
 
 if __name__ == "__main__":

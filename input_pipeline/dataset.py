@@ -24,6 +24,7 @@ from input_pipeline.pipeline import evaluation_batches, train_batches
 from input_pipeline.poses.cache import PoseCache, read_poses
 from pgfl_jax.config import Config
 from pgfl_jax.evaluate import EvaluationData, EvaluationSplit, Protocol
+from pgfl_jax.processes import is_primary
 from pgfl_jax.train import TrainingData
 
 _REHEARSED = 4  # queries of each protocol
@@ -193,7 +194,7 @@ def stored_warnings(builder: Any) -> list[str]:
 
 def _report(findings: Findings) -> None:
     """Print the warnings, once for all processes; raise the errors."""
-    for warning in findings.warnings if jax.process_index() == 0 else ():
+    for warning in findings.warnings if is_primary() else ():
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     findings.raise_errors()
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from pgfl_jax.errors import UserError
+from pgfl_jax.processes import peer_lost
 from pgfl_jax.sharding import state_shardings
 from pgfl_jax.train_state import TrainState
 
@@ -133,5 +134,8 @@ def open_checkpoints(workdir: Path) -> Iterator[Checkpoints]:
     checkpoints = Checkpoints(workdir)
     try:
         yield checkpoints
-    finally:
-        checkpoints.close()
+    except BaseException as error:
+        if not peer_lost(error):  # else a save in progress would wait for the process that ended
+            checkpoints.close()
+        raise
+    checkpoints.close()

@@ -17,6 +17,7 @@ from pgfl_jax.config import Config, Embedding, EvalConfig
 from pgfl_jax.errors import UserError
 from pgfl_jax.metrics import RetrievalMetrics, bootstrap_interval, evaluate_retrieval
 from pgfl_jax.models import PGFL, main_branch, normalise
+from pgfl_jax.processes import is_primary
 from pgfl_jax.reporting.manifest import read_run
 from pgfl_jax.reporting.writers import embedding_label, score_table, write_json
 from pgfl_jax.run import Run
@@ -81,6 +82,18 @@ class EvaluationData:
     def decides(self) -> str:
         """What chooses the best step, for the manifest."""
         return f"{self.protocols[0].query} in {self.protocols[0].gallery}"
+
+    def facts(self) -> dict[str, Any]:
+        """What must be equal in all processes, by the name that an error gives it."""
+        splits = {
+            f"evaluation data {name}": [
+                [str(filename) for filename in split.filenames],
+                split.identities.tolist(),
+                split.cameras.tolist(),
+            ]
+            for name, split in self.splits.items()
+        }
+        return {"protocols": [dataclasses.astuple(p) for p in self.protocols]} | splits
 
 
 def make_embed(model: PGFL, mesh: Mesh, names: Sequence[Embedding]) -> EmbedFn:
@@ -254,11 +267,16 @@ class Evaluator:
             evaluate(self._embed, state, few, config.eval, self._mesh, seed=config.seed)
 
     def __call__(self, state: TrainState) -> list[dict[str, Any]]:
-        """Evaluate, print and write; returns the results as :func:`evaluate` does."""
+        """Evaluate, print and write; returns the results as :func:`evaluate` does.
+
+        Of several processes the first one prints and writes.
+        """
         config = self._run.config
         results = evaluate(
             self._embed, state, self._data, config.eval, self._mesh, seed=config.seed
         )
+        if not is_primary():
+            return results
         for result in results:
             name = result["protocol"]
             if (label := embedding_label(result)) != "main":

@@ -14,6 +14,7 @@ from pgfl_jax.checkpoint import open_checkpoints
 from pgfl_jax.config import Config, ConfigError
 from pgfl_jax.errors import UserError
 from pgfl_jax.evaluate import EvaluationData, Evaluator
+from pgfl_jax.processes import is_primary, of_primary
 from pgfl_jax.reporting.manifest import read_run, write_run
 from pgfl_jax.reporting.writers import (
     MetricWriter,
@@ -109,12 +110,13 @@ def train(
             _check_deciding(manifest, evaluation, workdir)
             state = checkpoints.restore(run.abstract_state(), mesh, start)
             if start == run.num_steps:
-                print(f"{workdir} is finished; evaluating it again", flush=True)
+                _say(f"{workdir} is finished; evaluating it again")
                 evaluator(state)
                 return state
-            print(f"resuming from step {start} of {run.num_steps} in {workdir}", flush=True)
+            _say(f"resuming from step {start} of {run.num_steps} in {workdir}")
         evaluator.rehearse(state)  # nothing should be found out hours later
-        write_run(workdir, config, training.facts() | {"best_by": evaluation.decides})
+        if is_primary():
+            write_run(workdir, config, training.facts() | {"best_by": evaluation.decides})
         with (
             _Log(workdir, restored, run, training.filenames) as log,
             _Trace(config, workdir) as trace,
@@ -136,7 +138,7 @@ def train(
                 state, metrics = train_step(state, batch)
                 trace.after(step + 1, metrics)
                 log.add(step + 1, metrics, indices)
-        print(f"best step {checkpoints.best}, newest step {run.num_steps}; see {workdir}/results")
+        _say(f"best step {checkpoints.best}, newest step {run.num_steps}; see {workdir}/results")
     return state
 
 
@@ -180,12 +182,18 @@ class _Trace:
         if step == self._last and self._running:
             jax.block_until_ready(metrics)
             self._stop()
-            print(f"profile of steps {self._first} to {step} in {self._folder}", flush=True)
+            _say(f"profile of steps {self._first} to {step} in {self._folder}")
 
     def _stop(self) -> None:
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
+
+
+def _say(line: str) -> None:
+    """Print a line, once for all processes."""
+    if is_primary():
+        print(line, flush=True)
 
 
 def _check_deciding(manifest: Mapping[str, Any], evaluation: EvaluationData, workdir: Path) -> None:
@@ -207,7 +215,7 @@ class _Log:
     def __init__(
         self, workdir: Path, restored: int | None, run: Run, filenames: np.ndarray
     ) -> None:
-        self._writer = MetricWriter(workdir, restored)
+        self._writer = MetricWriter(workdir, restored) if is_primary() else None
         self._run = run
         self._filenames = filenames
         self._pending: list[tuple[int, Metrics, np.ndarray]] = []
@@ -218,7 +226,8 @@ class _Log:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._writer.close()
+        if self._writer:
+            self._writer.close()
 
     def restart_clock(self) -> None:
         """Do not count what happened since the last step as training time."""
@@ -259,8 +268,9 @@ class _Log:
             pace = f"{rates['images_per_second']:.0f} images/s | ETA {duration(seconds_left)}"
         else:
             pace = "compiled"  # the only step since the last line was the one that compiles
-        print(progress_line(step, self._run.num_steps, means, pace), flush=True)
-        self._writer.write(step, means | rates)
+        _say(progress_line(step, self._run.num_steps, means, pace))
+        if self._writer:
+            self._writer.write(step, means | rates)
         self.restart_clock()
 
     def evaluation(self, results: list[dict[str, Any]]) -> float:
@@ -270,8 +280,10 @@ class _Log:
             prefix = f"{result['protocol']}/{embedding_label(result)}"
             values[f"{prefix}/mAP"] = result["mAP"]
             values[f"{prefix}/rank1"] = result["cmc"]["1"]
-        self._writer.write(results[0]["step"], values)
-        return results[0]["mAP"]
+        if self._writer:
+            self._writer.write(results[0]["step"], values)
+        # Every process has ranked for itself; one score must choose the best step.
+        return of_primary(results[0]["mAP"])
 
 
 def _check_finite(

@@ -28,6 +28,8 @@ FREE_OPTIONS = (
     "eval.",
 )
 
+SOURCES = ("pgfl_jax", "input_pipeline")
+
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -41,6 +43,24 @@ PACKAGES = (
     "clu",
     "ml_collections",
 )
+
+
+# Options of the machine that a process runs on.
+LOCAL_OPTIONS = ("data.data_dir", "data.manual_dir", "data.memory_gib", "data.pose.files")
+
+
+def common_facts(config: Config) -> dict[str, Any]:
+    """What must be equal in all processes of a run, by the name that an error gives it."""
+    options = config.flat_options().items()
+    root = Path(__file__).parents[2]
+    sources = sorted(path for name in SOURCES for path in (root / name).rglob("*.py"))
+    return {
+        **{f"config.{name}": value for name, value in options if name not in LOCAL_OPTIONS},
+        **{f"the version of {name}": _version(name) for name in PACKAGES},
+        "the program's source code": [
+            [str(path.relative_to(root)), path.read_text(encoding="utf-8")] for path in sources
+        ],
+    }
 
 
 def write_run(workdir: Path, config: Config, facts: Mapping[str, Any]) -> None:

@@ -1,0 +1,91 @@
+"""Some training steps on the tiny set, as process of several or alone; dumps what they computed.
+
+Run: ``python tests/multiprocess/steps.py OUT.npz DATA_DIR [COORDINATOR NUM_PROCESSES PROCESS_ID]``.
+In double precision, but for the identity losses, which the model computes in single precision.
+"""
+
+import itertools
+import sys
+
+import jax
+
+jax.config.update("jax_enable_x64", True)
+
+import jax.numpy as jnp
+import numpy as np
+
+from configs import synthetic_tiny
+from pgfl_jax.config import parse_config
+from pgfl_jax.losses import mine_hardest
+from pgfl_jax.processes import joined
+from pgfl_jax.run import Run
+from pgfl_jax.sharding import make_mesh, replicated, shard_batch
+from pgfl_jax.train_step import make_train_step
+
+STEPS = {1: 10, 2: 3}  # by the size of the mesh's axis "model"
+
+
+def _double(tree):
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
+
+
+def _steps(data_dir, model):
+    """What the first steps on a mesh of so many ``model`` devices compute, by name."""
+    from input_pipeline.dataset import training_data
+
+    values = synthetic_tiny.get_config()
+    values.data.data_dir = data_dir
+    values.mesh.model = model
+    # Plain SGD: its update is the gradient, whereas Adam's blows the rounding of tiny ones up.
+    values.optim.name, values.optim.learning_rate = "sgd", 0.01
+    config = parse_config(values)
+    training = training_data(config)
+    run = Run.create(
+        config, num_identities=training.num_identities, num_images=len(training.filenames)
+    )
+    mesh = make_mesh(model=model)
+    state = _double(run.init_state(mesh))
+    train_step = make_train_step(run, mesh)
+
+    def mine(state, batch):
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        outputs, _ = run.model.apply(
+            variables, batch["images"], train=True, mutable=["batch_stats"]
+        )
+        return mine_hardest(outputs.main.embedding, outputs.main.embedding, batch["labels"])
+
+    mine = jax.jit(mine, out_shardings=replicated(mesh))
+    dumped = {}
+    for step, batch in enumerate(itertools.islice(training.batches(0), STEPS[model])):
+        for name in ("indices", "images"):
+            dumped[f"slice/{step}/{name}"] = batch[name]
+        inputs = {name: value for name, value in batch.items() if name != "indices"}
+        global_batch = _double(shard_batch(inputs, mesh))
+        if model == 1:
+            for i, mined in enumerate(jax.tree.leaves(mine(state, global_batch))):
+                dumped[f"mined/{step}/{i}"] = np.asarray(mined)
+        state, metrics = train_step(state, global_batch)
+        dumped |= {f"losses/{step}/{name}": np.asarray(v) for name, v in metrics.items()}
+    gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+    leaves = jax.tree_util.tree_leaves_with_path(gather((state.params, state.batch_stats)))
+    dumped |= {f"state/{jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in leaves}
+    kernel = state.params["main_classifier"]["kernel"]
+    dumped["shard of the classifier"] = np.asarray(kernel.addressable_shards[0].data.shape)
+    return dumped
+
+
+def main(out, data_dir, coordinator=None, num_processes=1, process_id=None):
+    place = coordinator, int(num_processes), None if process_id is None else int(process_id)
+    with joined(*place, timeout=120):
+        dumped = {
+            f"model {model}/{name}": value
+            for model in STEPS
+            for name, value in _steps(data_dir, model).items()
+        }
+        np.savez(out, **dumped)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,143 @@
+"""Whole runs of two processes: who writes, what is scored, what a killed process costs."""
+
+import json
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import synthetic_tiny
+from input_pipeline.dataset import evaluation_data
+from pgfl_jax.checkpoint import open_checkpoints
+from pgfl_jax.config import parse_config
+from pgfl_jax.evaluate import evaluate_checkpoint
+from pgfl_jax.run import Run
+from pgfl_jax.sharding import make_mesh
+from tests.multiprocess.launching import finish, free_port, train, two
+
+pytestmark = pytest.mark.multiprocess
+
+STEPS = 40
+LOST = "another process of the run has ended, or cannot be reached any more"
+# 16 queries and 48 gallery images in batches of 40: the second process has rows that fill up alone.
+# Without the teachers, which test_steps.py trains, it compiles in less than half the time.
+OPTIONS = {"eval.batch_size": 40, "train.checkpoint_every": 5, "model.pose_branches": False}
+
+
+def _start(workdir, data_dir, **changes):
+    options = {**OPTIONS, "data.data_dir": data_dir, **changes}
+    flags = [f"--config.{name}={value}" for name, value in options.items()]
+    return [train(workdir, *flags, *place) for place in two(free_port())]
+
+
+def _config(data_dir):
+    values = synthetic_tiny.get_config()
+    values.update_from_flattened_dict({**OPTIONS, "data.data_dir": str(data_dir)})
+    return parse_config(values)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run of two processes that both find the data set not prepared."""
+    folder = tmp_path_factory.mktemp("two")
+    return folder, finish(_start(folder / "run", folder / "data"))
+
+
+def _state(workdir, config):
+    run = Run.create(config, num_identities=16, num_images=128)
+    with open_checkpoints(workdir) as checkpoints:
+        assert checkpoints.newest == STEPS
+        return checkpoints.restore(run.abstract_state(), make_mesh(), STEPS)
+
+
+def _history(workdir):
+    """metrics.jsonl without the timings."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("images_per_second", None)
+    return lines
+
+
+def test_process_0_alone_prints_and_writes(undisturbed):
+    folder, ((code0, out0, err0), (code1, out1, err1)) = undisturbed
+    assert (code0, code1) == (0, 0), err0 + err1
+    assert (out1, err1) == ("", "")
+    assert err0.count("preparing ") == 1 and err0.count("\n") == 1, err0
+    lines = out0.splitlines()
+    assert lines[0] == "evaluation at step 0"
+    steps = [line.split("|")[0] for line in lines if line.startswith("step ")]
+    assert steps == [f"step {step:2d}/{STEPS} " for step in range(5, 41, 5)]
+    assert lines[-1].startswith("best step ")
+    workdir = folder / "run"
+    assert {path.name for path in workdir.iterdir()} == {
+        "config.json", "manifest.json", "checkpoints", "metrics", "metrics.jsonl", "results",
+    }  # fmt: skip
+    assert len(list((workdir / "metrics").iterdir())) == 1
+    logged = [line["step"] for line in _history(workdir)]
+    assert logged == sorted([*range(0, STEPS + 1, 5), 20, STEPS])
+    assert json.loads((workdir / "manifest.json").read_text())["processes"] == 2
+    versions = (folder / "data" / "synthetic_occluded_reid" / "tiny").iterdir()
+    assert [path.name.count("incomplete") for path in versions] == [0]
+
+
+def test_the_evaluation_is_that_of_one_process(undisturbed, tmp_path):
+    folder, _ = undisturbed
+    config = _config(folder / "data")
+    workdir = shutil.copytree(folder / "run", tmp_path / "run")
+    data = evaluation_data(config)
+    assert {len(split.filenames) % 40 != 0 for split in data.splits.values()} == {True}
+    results = evaluate_checkpoint(config, workdir, data)
+    assert len(results) == 2
+    for result in results:
+        path = folder / "run" / "results" / f"{result['protocol']}.json"
+        stored = json.loads(path.read_text())
+        assert stored["step"] == result["step"] == STEPS
+        assert stored["num_query"] == result["num_query"] == 16
+        for name in ("mAP", "mINP"):
+            assert stored[name] == pytest.approx(result[name], abs=1e-6)
+        assert stored["cmc"] == pytest.approx(result["cmc"], abs=1e-6)
+
+
+def _newest(workdir):
+    names = [path.name for path in (workdir / "checkpoints").glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=-1)
+
+
+def _kill(processes, number, workdir, step):
+    """Kill one of the processes when ``step`` is saved; what the other one says and when."""
+    deadline = time.monotonic() + 300
+    while _newest(workdir) < step and time.monotonic() < deadline:
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+    killed = time.monotonic()
+    processes[number].kill()
+    outcome = finish(processes)
+    assert outcome[number][0] == -signal.SIGKILL
+    return outcome[1 - number], time.monotonic() - killed
+
+
+def test_a_killed_process_ends_the_other_and_loses_nothing(undisturbed, tmp_path):
+    folder, _ = undisturbed
+    data_dir, workdir = folder / "data", tmp_path / "run"
+    for number, step in ((1, 10), (0, 25)):
+        processes = _start(workdir, data_dir)
+        (code, _, err), seconds = _kill(processes, number, workdir, step)
+        assert code != 0
+        assert err.startswith(f"error in process {1 - number}: {LOST}"), err
+        assert err.count("\n") == 1, err
+        assert seconds < 60
+        assert step <= _newest(workdir) < STEPS
+    (code, out, err), (other, _, _) = finish(_start(workdir, data_dir))
+    assert (code, other) == (0, 0), err
+    resumed = int(out.removeprefix("resuming from step ").split()[0])
+    assert 25 <= resumed < STEPS
+    config = _config(data_dir)
+    states = [_state(path, config) for path in (folder / "run", workdir)]
+    leaves = [jax.tree.leaves(jax.device_get(state)) for state in states]
+    assert len(leaves[0]) == len(leaves[1]) > 50
+    for a, b in zip(*leaves, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert _history(workdir) == _history(folder / "run")

@@ -1,0 +1,68 @@
+"""The same training on one process with four devices and on two processes with two each."""
+
+import numpy as np
+import pytest
+
+from tests.multiprocess.launching import finish, free_port, spawn
+
+pytestmark = pytest.mark.multiprocess
+
+
+@pytest.fixture(scope="module")
+def dumps(tiny_data_dir, tmp_path_factory):
+    """What one process computes, and what each of two does."""
+    folder = tmp_path_factory.mktemp("steps")
+
+    def start(name, devices, *place):
+        command = ["tests/multiprocess/steps.py", folder / f"{name}.npz", tiny_data_dir, *place]
+        return spawn(command, JAX_NUM_CPU_DEVICES=str(devices), TF_CPP_MIN_LOG_LEVEL="3")
+
+    address = f"localhost:{free_port()}"
+    for processes in (
+        [start("alone", 4)],
+        [start(f"both{i}", 2, address, 2, i) for i in range(2)],
+    ):
+        for code, _, err in finish(processes, timeout=600):
+            assert code == 0, err
+    return [dict(np.load(folder / f"{name}.npz")) for name in ("alone", "both0", "both1")]
+
+
+def _named(dump, kind):
+    return {name: value for name, value in dump.items() if name.split("/")[1] == kind}
+
+
+def test_the_slices_are_the_batch(dumps):
+    alone, *both = (_named(dump, "slice") for dump in dumps)
+    assert len(alone) == 2 * (10 + 3)
+    for name, batch in alone.items():
+        assert len(batch) == 2 * len(both[0][name]) == 16
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in both]), batch)
+
+
+def test_the_hardest_triplets_are_those_of_the_whole_batch(dumps):
+    alone, *both = (_named(dump, "mined") for dump in dumps)
+    assert len(alone) >= 2 * 10
+    for part in both:
+        for name, mined in alone.items():
+            np.testing.assert_array_equal(part[name], mined)
+
+
+@pytest.mark.parametrize("model", [1, 2])
+def test_losses_and_parameters_are_the_same(dumps, model):
+    for kind, least in (("losses", 10), ("state", 50)):
+        alone, *both = (_named(dump, kind) for dump in dumps)
+        for name in (names := [name for name in alone if name.startswith(f"model {model}/")]):
+            # The identity losses are in float32, of 6e-8 relative precision; a few roundings of it
+            # reach the parameters by way of the gradient. The rest is in float64.
+            tolerance = 1e-6 * max(np.abs(alone[name]).max(), 0.01)
+            for part in both:
+                np.testing.assert_allclose(part[name], alone[name], rtol=0, atol=tolerance)
+        assert len(names) >= least
+    states = [value for name, value in _named(dumps[0], "losses").items() if name.endswith("total")]
+    assert np.ptp([float(value) for value in states]) > 0.1  # something was learnt
+
+
+def test_the_classifiers_are_split_within_a_process(dumps):
+    for dump in dumps:
+        assert dump["model 1/shard of the classifier"].tolist() == [192, 128]
+        assert dump["model 2/shard of the classifier"].tolist() == [192, 64]
