@@ -2,12 +2,14 @@ import dataclasses
 
 import pytest
 
-from configs import default, synthetic_benchmark, synthetic_demo, synthetic_tiny
+from configs import default, large_batch, synthetic_benchmark, synthetic_demo, synthetic_tiny
 from input_pipeline import keypoints
 from pgfl_jax.config import NUM_PARTS, ConfigError, parse_config
 
 
-@pytest.mark.parametrize("module", [default, synthetic_benchmark, synthetic_demo, synthetic_tiny])
+@pytest.mark.parametrize(
+    "module", [default, large_batch, synthetic_benchmark, synthetic_demo, synthetic_tiny]
+)
 def test_every_shipped_configuration_is_valid_and_reaches_the_dataclasses(module):
     values = module.get_config()
     config = parse_config(values)
@@ -41,6 +43,15 @@ def test_a_map_cell_is_the_backbones_stride():
         ("seed", 2**32, "must lie in [0, 2**32)"),
         ("loss.interaction", 1.0, "must be 0 with config.loss.interaction_variant=off"),
         ("train.log_every", 0, "must be above 0"),
+        ("train.accumulation", 3, "must divide data.identities_per_batch, 16, and leave 2"),
+        ("train.accumulation", 16, "must divide data.identities_per_batch, 16, and leave 2"),
+        ("train.accumulation", 0, "must divide data.identities_per_batch"),
+        ("mesh.model", 3, "must divide 128"),
+        ("mesh.data", 0, "must be above 0, or -1"),
+        ("optim.ema_decay", 1.0, "must lie in [0, 1)"),
+        ("optim.clip_norm", -1.0, "must not be negative"),
+        ("profile", (5,), "must be empty or (first, last)"),
+        ("profile", (5, 4), "must be empty or (first, last)"),
         ("eval.embeddings", ("foreground",), "must begin with main"),
         ("eval.occlusion_bins", (0.5, 0.2), "must rise"),
     ],
@@ -79,6 +90,35 @@ def test_teachers_need_the_pose_branches():
     values.eval.embeddings = ("main", "parts")
     with pytest.raises(ConfigError, match=r"only main is trained"):
         parse_config(values)
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "devices", "message"),
+    [
+        (4, 2, 8, None),
+        (-1, 4, 8, None),
+        (4, 2, 4, r"config\.mesh\.data = 4: times model, 2, must be the number of devices, 4"),
+        (-1, 8, 4, r"config\.mesh\.data = -1: with model = 8: 4 devices cannot form such a mesh"),
+    ],
+)
+def test_the_mesh_must_take_all_devices(data, model, devices, message):
+    values = default.get_config()
+    values.mesh.data, values.mesh.model = data, model
+    config = parse_config(values)
+    if message is None:
+        config.check_devices(devices)
+    else:
+        with pytest.raises(ConfigError, match=message):
+            config.check_devices(devices)
+
+
+def test_every_part_of_a_batch_must_be_divisible_by_the_devices():
+    values = default.get_config()
+    values.train.accumulation = 8
+    config = parse_config(values)
+    config.check_devices(8)
+    with pytest.raises(ConfigError, match=r"a batch of 64 in 8 parts, which 16 devices cannot"):
+        config.check_devices(16)
 
 
 def test_a_batch_must_be_divisible_by_the_devices():

@@ -1,13 +1,17 @@
 """What the large-batch recipe is made of: accumulation, bfloat16, rematerialisation, averages."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from input_pipeline.dataset import evaluation_data, training_data
 from pgfl_jax.models.backbones import BACKBONES
 from pgfl_jax.run import Run
 from pgfl_jax.sharding import make_mesh, shard_batch
+from pgfl_jax.train import train
 from pgfl_jax.train_step import accumulated, loss_and_gradients, make_train_step
 
 ONE = jax.devices()[:1]
@@ -131,3 +135,26 @@ def test_the_step_keeps_the_average_and_the_evaluation_takes_it(tiny_config):
     assert averaged.batch_stats is state.average.batch_stats
     with pytest.raises(ValueError, match=r"ema_decay is 0"):
         _run(tiny_config()).init_state(mesh).averaged()
+
+
+def test_a_run_scores_its_average_too_and_leaves_the_profile_that_was_asked_for(
+    tiny_config, tmp_path
+):
+    config = tiny_config(
+        **{"train.epochs": 1.25, "optim.ema_decay": 0.9, "optim.clip_norm": 1.0, "profile": (3, 4)}
+    )
+    training, evaluation = training_data(config), evaluation_data(config)
+    train(config, tmp_path, training, evaluation, devices=ONE)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for protocol in ("occluded", "holistic"):
+        scores = {}
+        for name, parameters in ((protocol, "trained"), (f"{protocol}.average", "average")):
+            result = json.loads((tmp_path / "results" / f"{name}.json").read_text())
+            assert (result["parameters"], result["step"]) == (parameters, 10)
+            scores[parameters] = result["mAP"]
+        assert lines[-1][f"{protocol}/main/mAP"] == scores["trained"]
+        assert lines[-1][f"{protocol}/main.average/mAP"] == scores["average"]
+        # Ten steps on, the two are not the same network; at the start they were.
+        assert scores["average"] != scores["trained"]
+        assert lines[0][f"{protocol}/main/mAP"] == lines[0][f"{protocol}/main.average/mAP"]

@@ -126,6 +126,17 @@ def test_the_processes_slices_make_up_the_batch(catalog, processes, given):
         assert_equal(batch, {k: np.concatenate([part[k] for part in parts]) for k in batch})
 
 
+def test_the_processes_share_each_part_of_a_batch(catalog):
+    (whole,) = train(catalog, 1)
+    slices = [
+        next(iter(train(catalog, 1, parts=2, process_index=i, process_count=2))) for i in (0, 1)
+    ]
+    for name, rows in whole.items():
+        # Of 8 rows in two parts, process 0 takes 0 and 1 of the first, 4 and 5 of the second.
+        np.testing.assert_array_equal(slices[0][name], rows[[0, 1, 4, 5]])
+        np.testing.assert_array_equal(slices[1][name], rows[[2, 3, 6, 7]])
+
+
 def test_the_same_image_is_augmented_anew_each_time(catalog):
     seen = {}
     for batch in train(catalog, 20):
