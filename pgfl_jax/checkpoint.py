@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Checkpoints:
         """
         self._directory = (workdir / "checkpoints").absolute()
         self._read_only = read_only
+        self._saving = False
         self._damaged: dict[int, str] = {}
         if read_only:
             self._damaged = _examine(self._directory)
@@ -97,7 +98,10 @@ class Checkpoints:
                 },
                 options=options,
             )
-        except ValueError as error:  # a score that is no JSON
+        except ValueError as error:
+            if not self._damaged:
+                raise
+            # A score that is no JSON, most likely.
             raise CheckpointError(self._explain("cannot be opened")) from error
 
     @property
@@ -130,6 +134,7 @@ class Checkpoints:
             unlogged: terms of the last steps, which a resumed run has still to log.
         """
         self.wait()
+        self._saving = True
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
@@ -178,8 +183,14 @@ class Checkpoints:
         args = ocp.args.Composite(unlogged=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args)["unlogged"]
 
+    def check(self) -> None:
+        """Raise the error of a save that has failed in the background."""
+        if self._saving and not self._manager.is_saving_in_progress():
+            self.wait()
+
     def wait(self) -> None:
         """Wait until the last save is on disk."""
+        self._saving = False
         self._manager.wait_until_finished()
         self._delete()
 
@@ -274,12 +285,15 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> Iterator[Chec
         CheckpointError: every checkpoint is damaged.
         DiskFullError: something written meanwhile, in the background too, found no room.
     """
+    shown = sys.unraisablehook
+    sys.unraisablehook = _quiet(shown)
     try:
         checkpoints = Checkpoints(workdir, read_only=read_only)
         try:
             yield checkpoints
         finally:
             checkpoints.close()
+        sys.unraisablehook = shown
     except Exception as error:
         reason = full_disk(error)
         if reason is None:
@@ -289,3 +303,17 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> Iterator[Chec
         raise DiskFullError(
             f"{workdir}: {reason}; {kept}; free space, then the same command goes on"
         ) from error
+
+
+def _quiet(shown: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """What shows errors that nobody can catch, but for arrays that fail after the first one has.
+
+    The first is raised. The others find that the event loop they report to has ended with it, until
+    the process ends.
+    """
+
+    def show(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            shown(unraisable)
+
+    return show

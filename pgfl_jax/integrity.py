@@ -30,10 +30,13 @@ def damage(folder: Path) -> str | None:
     except (ValueError, AttributeError):  # no JSON, or no object
         return f"{DIGESTS} is unreadable"
     for path, name, digest in files:
-        if not path.is_file():
+        try:
+            if _sha256(path) != digest:
+                return f"{name} is not as it was written"
+        except FileNotFoundError:
             return f"{name} is missing"
-        if _sha256(path) != digest:
-            return f"{name} is not as it was written"
+        except OSError as error:  # of a bad disk
+            return f"{name} cannot be read: {error.strerror}"
     return None
 
 

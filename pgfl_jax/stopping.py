@@ -1,5 +1,7 @@
 """Stopping a training from outside, without losing a step."""
 
+import contextlib
+import os
 import signal
 import threading
 from types import FrameType
@@ -49,7 +51,9 @@ class StopSignal:
         first = self._received is None
         self._received = number
         if number == signal.SIGINT and first:
-            print("stopping after this step; once more to stop at once", flush=True)
+            # Not print, which may be what the signal interrupts, and must not be entered twice.
+            with contextlib.suppress(OSError):
+                os.write(1, b"stopping after this step; once more to stop at once\n")
         elif number == signal.SIGINT:
             self._restore()
             signal.raise_signal(number)

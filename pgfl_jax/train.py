@@ -135,6 +135,7 @@ def train(
                     log.restart_clock()
                 if last or stopped:
                     break
+                checkpoints.check()
                 batch = dict(next(batches))
                 indices = batch.pop("indices")
                 state, metrics = train_step(state, shard_batch(batch, mesh))

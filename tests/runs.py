@@ -18,17 +18,31 @@ from pgfl_jax.sharding import make_mesh
 ROOT = Path(__file__).parent.parent
 
 
-def start(data_dir, workdir, *options, **popen):
+def start(data_dir, workdir, *options, **how):
     """Train on the tiny set by ``main.py``: 120 steps unless ``options`` say otherwise."""
     return launch(
         "main.py", "--config=configs/synthetic_tiny.py", f"--workdir={workdir}",
         f"--config.data.data_dir={data_dir}", "--config.train.epochs=15.0",
-        "--config.train.eval_every=60", *options, **popen,
+        "--config.train.eval_every=60", *options, **how,
     )  # fmt: skip
 
 
-def launch(*command, env=None, **popen):
-    """Start a program of the repository; ``env`` is added to the environment."""
+# No preexec_fn, which would fork a process that has JAX's threads.
+LIMITED = """
+import os, resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+def launch(*command, env=None, file_size=None):
+    """Start a program of the repository.
+
+    ``env`` is added to the environment; no file may grow beyond ``file_size`` bytes.
+    """
+    if file_size is not None:
+        command = "-c", LIMITED, file_size, *command
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
@@ -36,7 +50,6 @@ def launch(*command, env=None, **popen):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | (env or {}),
-        **popen,
     )
 
 

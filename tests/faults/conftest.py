@@ -20,11 +20,11 @@ def compiled_once(tmp_path_factory):
 def drive(compiled_once):
     """Starts the small training that needs no TensorFlow: 40 steps, saved every 20."""
 
-    def start(workdir, *options, **popen):
+    def start(workdir, *options, env=None, **how):
         return launch(
             "-m", "tests.faults.driver", f"--workdir={workdir}", "--config.train.epochs=5.0",
             "--config.train.checkpoint_every=20", *options,
-            env=compiled_once | popen.pop("env", {}), **popen,
+            env=compiled_once | (env or {}), **how,
         )  # fmt: skip
 
     return start

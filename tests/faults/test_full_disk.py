@@ -27,7 +27,7 @@ class Disk:
     """A tmpfs on ``path`` that others fill up."""
 
     def __init__(self, path):
-        self.path, self.reason, self.popen = path, "no space left on device", {}
+        self.path, self.reason, self.how = path, "no space left on device", {}
         self._mount()
 
     def _mount(self):
@@ -54,10 +54,10 @@ class Limit:
         self.free()
 
     def shrink(self, left):
-        self.popen = {"preexec_fn": _limit(left)}
+        self.how = {"file_size": left}
 
     def free(self):
-        self.popen = {}
+        self.how = {}
 
     def close(self):
         pass
@@ -80,16 +80,6 @@ def disk(request, tmp_path):
     made.close()
 
 
-def _limit(size):
-    """For ``preexec_fn``: no file may grow beyond ``size``."""
-
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    return limit
-
-
 def _assert_told(finished, workdir, step, reason):
     code, _, err = finished
     assert code == 1 and err.count("\n") == 1, err
@@ -104,7 +94,7 @@ def test_a_full_disk_costs_nothing_but_time(drive, undisturbed, disk):
     # The larger, the later: at the start, in a log, in the background while step 20 is saved.
     for room in (0, PAGE, 2 * PAGE, 4 * PAGE, 32 * PAGE, MIB):
         disk.shrink(room)
-        _assert_told(finish(drive(workdir, **disk.popen)), workdir, 3, disk.reason)
+        _assert_told(finish(drive(workdir, **disk.how)), workdir, 3, disk.reason)
         assert steps(workdir) == [0, 3]
         leaves(workdir, 3)
     disk.free()
@@ -116,7 +106,7 @@ def test_a_full_disk_costs_nothing_but_time(drive, undisturbed, disk):
 def test_a_disk_that_is_full_before_the_first_save(drive, undisturbed, disk):
     workdir = disk.path / "run"
     disk.shrink(MIB)
-    _assert_told(finish(drive(workdir, **disk.popen)), workdir, None, disk.reason)
+    _assert_told(finish(drive(workdir, **disk.how)), workdir, None, disk.reason)
     disk.free()
     code, _, err = finish(drive(workdir))
     assert code == 0 and err.endswith("holds a run, but no checkpoint; it begins anew\n")
@@ -125,7 +115,7 @@ def test_a_disk_that_is_full_before_the_first_save(drive, undisturbed, disk):
 
 def test_through_the_command_line(tiny_data_dir, tmp_path):
     short = "--config.train.epochs=2.5", "--config.train.eval_every=10"
-    finished = finish(start(tiny_data_dir, tmp_path, *short, preexec_fn=_limit(MIB)))
+    finished = finish(start(tiny_data_dir, tmp_path, *short, file_size=MIB))
     _assert_told(finished, tmp_path, None, "file too large")
 
 
