@@ -81,8 +81,9 @@ def steps(workdir):
 
 def leaves(workdir, step):
     """The arrays of a checkpoint of the tiny configuration, by name."""
-    config = parse_config(synthetic_tiny.get_config())
-    run = Run.create(config, num_identities=16, num_images=128)
+    values = synthetic_tiny.get_config()
+    values.optim.name = json.loads((workdir / "config.json").read_text())["optim.name"]
+    run = Run.create(parse_config(values), num_identities=16, num_images=128)
     with open_checkpoints(workdir, read_only=True) as checkpoints:
         state = checkpoints.restore(run.abstract_state(), make_mesh(jax.devices()[:1]), step)
     found = {
