@@ -1,6 +1,7 @@
 """A run that goes on with other devices or another configuration, and one that meets a NaN."""
 
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -26,26 +27,32 @@ SGD = "--config.optim.name=sgd", "--config.optim.learning_rate=0.01"
 
 
 def test_on_other_devices_it_goes_on(drive, tmp_path):
-    straight, moved = tmp_path / "straight", tmp_path / "moved"
-    assert finish(drive(straight, *SGD))[0] == 0
-    for count, step in ((1, 8), (4, 25), (1, None)):
+    def go_on(workdir, devices, step=None):
         options = _stop_after(step) if step else ()
-        code, out, err = finish(drive(moved, *SGD, *options, **_devices(count)))
+        code, out, err = finish(drive(workdir, *SGD, *options, **_devices(devices)))
         assert (code, err) == (0, "")
-        manifest = json.loads((moved / "manifest.json").read_text())
-        assert len(manifest["devices"]) == count
-    assert "resuming from step 25 of 40" in out
-    ours, theirs, before = leaves(moved, STEPS), leaves(straight, STEPS), leaves(straight, 20)
+        manifest = json.loads((workdir / "manifest.json").read_text())
+        assert len(manifest["devices"]) == devices
+        return out
+
+    stayed, moved = tmp_path / "stayed", tmp_path / "moved"
+    go_on(stayed, 1, 25)
+    shutil.copytree(stayed, moved)
+    for workdir, devices in ((stayed, 1), (moved, 4)):
+        assert "resuming from step 25 of 40" in go_on(workdir, devices, 27)
+    # Compared at once: hard triplets and ReLUs amplify rounding from step to step.
+    before, theirs, ours = leaves(stayed, 25), leaves(stayed, 27), leaves(moved, 27)
     different = 0
     for name in ours:
-        # Far less than 20 steps have changed; a lost or repeated one would be a twentieth of it.
+        # Of two steps; a lost one would be a half of it.
         change = np.abs(theirs[name] - before[name]).max()
         error = np.abs(ours[name] - theirs[name]).max()
-        assert error <= 1e-3 * change + 1e-6, f"{name}: {error:.1e}, changed by {change:.1e}"
+        assert error <= 1e-2 * change + 1e-6, f"{name}: {error:.1e}, changed by {change:.1e}"
         different += error > 0
     assert different > 10  # sums in another order, so it did run on four devices
-    for a, b in zip(history(moved), history(straight), strict=True):
-        assert a == pytest.approx(b, rel=1e-3)
+    assert "resuming from step 27 of 40" in go_on(moved, 1)
+    assert steps(moved)[-1] == STEPS
+    assert [line["step"] for line in history(moved)] == [0, 10, 20, 20, 30, 40, 40]
 
 
 REFUSED = {
