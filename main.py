@@ -28,7 +28,9 @@ def main(argv: list[str]) -> None:
     if argv[1:] or not FLAGS.workdir:
         raise UserError(f"--workdir must be given, and no bare arguments ({argv[1:]})")
     if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.ERROR)  # Orbax tells of every file that it writes
+        # Orbax tells of every file that it writes, and shows a traceback of the errors that it
+        # raises, too.
+        logging.set_verbosity(logging.FATAL)
     # Imported late: the processes that render the synthetic data set import this file too.
     from pgfl_jax.config import parse_config
     from pgfl_jax.processes import joined

@@ -1,7 +1,10 @@
 """Saving and restoring the training state with Orbax."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import itertools
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +14,65 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from pgfl_jax.errors import UserError
-from pgfl_jax.processes import peer_lost
+from pgfl_jax.errors import DiskFullError, UserError, full_disk
+from pgfl_jax.integrity import damage, seal
+from pgfl_jax.processes import barrier, is_primary, on_all, peer_lost
 from pgfl_jax.sharding import state_shardings
 from pgfl_jax.train_state import TrainState
 
 SCORE = "score"
+SET_ASIDE = "damaged_checkpoints"
+_DELETED = "deleted"
 
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be used; the message says why and what to do."""
 
 
-class Checkpoints:
-    """The checkpoints of one run: the newest and the best are kept.
+class _SealedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """Notes the digests of a checkpoint's files before it gets its final name."""
 
-    A checkpoint appears under its final name only when it is whole, so a killed process leaves the
-    one before it intact.
+    async def finalize(self) -> None:
+        if self.get_final().name.isdecimal():  # the whole, not one of its items
+            # Orbax has notes of its own still to write at the top; none is needed to restore.
+            seal(Path(self.get()))
+        await super().finalize()
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest two and the best are kept.
+
+    A checkpoint appears under its final name only when it is whole and loses that name before it
+    is deleted, so a killed process leaves no half of one. Its files are compared with the digests
+    noted when it was saved; one that is damaged is never restored.
     """
 
-    def __init__(self, workdir: Path) -> None:
-        """Open ``workdir/checkpoints``, making it if it is not there."""
+    def __init__(self, workdir: Path, *, read_only: bool = False) -> None:
+        """Open ``workdir/checkpoints``, making it if it is not there.
+
+        Damaged checkpoints are moved to ``workdir/damaged_checkpoints``, so that training goes on
+        from the one before.
+
+        Args:
+            workdir: the run's folder.
+            read_only: change nothing; a training may be running.
+
+        Raises:
+            CheckpointError: every checkpoint is damaged.
+        """
+        self._directory = (workdir / "checkpoints").absolute()
+        self._read_only = read_only
+        self._saving = False
+        self._damaged: dict[int, str] = {}
+        if read_only:
+            self._damaged = _examine(self._directory)
+        else:
+            _set_damaged_aside(self._directory)
+            self._delete()
+            barrier("checkpoints examined")
         policy = AnyPreservationPolicy(
             [
-                LatestN(1),
+                LatestN(2),
                 BestN(
                     get_metric_fn=lambda metrics: metrics[SCORE],
                     n=1,
@@ -42,14 +80,29 @@ class Checkpoints:
                 ),
             ]
         )
-        self._directory = (workdir / "checkpoints").absolute()
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            item_handlers={"state": ocp.StandardCheckpointHandler()},
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy, best_fn=lambda metrics: metrics[SCORE]
-            ),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            best_fn=lambda metrics: metrics[SCORE],
+            temporary_path_class=_SealedPath,
+            read_only=read_only,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            todelete_subdir=None if read_only else _DELETED,
         )
+        try:
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                item_handlers={
+                    "state": ocp.StandardCheckpointHandler(),
+                    "unlogged": ocp.JsonCheckpointHandler(),
+                },
+                options=options,
+            )
+        except ValueError as error:
+            if not self._damaged:
+                raise
+            # A score that is no JSON, most likely.
+            raise CheckpointError(self._explain("cannot be opened")) from error
 
     @property
     def newest(self) -> int | None:
@@ -58,19 +111,35 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """Step of the checkpoint with the highest score, or None."""
+        """Step of the checkpoint with the highest score, or None.
+
+        Raises:
+            CheckpointError: a damaged one may have been the best.
+        """
+        if self._damaged:
+            raise CheckpointError(self._explain("which step is the best cannot be told"))
         return self._manager.best_step()
 
-    def save(self, state: TrainState, score: float | None) -> None:
+    def save(
+        self,
+        state: TrainState,
+        score: float | None,
+        unlogged: Sequence[Mapping[str, float]] = (),
+    ) -> None:
         """Save in the background under the state's step.
 
         Args:
             state: what to save.
             score: the evaluation's score at this step; None where there was no evaluation.
+            unlogged: terms of the last steps, which a resumed run has still to log.
         """
+        self.wait()
+        self._saving = True
         self._manager.save(
             int(state.step),
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), unlogged=ocp.args.JsonSave(list(unlogged))
+            ),
             metrics=None if score is None else {SCORE: float(score)},
         )
 
@@ -85,18 +154,17 @@ class Checkpoints:
         Raises:
             CheckpointError: the checkpoint holds another architecture, or is damaged.
         """
-        damaged = (
-            f"{self._directory}/{step}: the checkpoint is damaged; delete this folder to go on "
-            "from the one before, if there is one"
-        )
+        folder = self._directory / str(step)
+        if step in self._damaged:
+            raise CheckpointError(self._explain(f"step {step} cannot be restored"))
         try:
             stored = self._manager.item_metadata(step)["state"].tree["params"]
         except Exception as error:
-            raise CheckpointError(damaged) from error
+            raise CheckpointError(f"{folder}: {_UNREADABLE}") from error
         # Compared here, since Orbax would name the first difference in its own terms only.
         if mismatch := _first_mismatch(flatten_dict(stored, sep="/"), abstract.params):
             raise CheckpointError(
-                f"{self._directory}/{step}: another architecture ({mismatch}); use the "
+                f"{folder}: another architecture ({mismatch}); use the "
                 "configuration that it was trained with, or another --workdir"
             )
         target = jax.tree.map(
@@ -107,13 +175,90 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         try:
             return self._manager.restore(step, args=args)["state"]
-        except Exception as error:  # of any kind: it depends on what is missing
-            raise CheckpointError(damaged) from error
+        except Exception as error:
+            raise CheckpointError(f"{folder}: {_UNREADABLE}") from error
+
+    def unlogged(self, step: int) -> list[dict[str, float]]:
+        """What was given to :meth:`save`, of a step that has been restored."""
+        args = ocp.args.Composite(unlogged=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args)["unlogged"]
+
+    def check(self) -> None:
+        """Raise the error of a save that has failed in the background."""
+        if self._saving and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the last save is on disk."""
+        self._saving = False
+        self._manager.wait_until_finished()
+        self._delete()
 
     def close(self) -> None:
         """Wait for the last save and release the files."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def _delete(self) -> None:
+        """Delete what Orbax has moved out of the way: a deletion may be interrupted."""
+        if is_primary() and not self._read_only:
+            shutil.rmtree(self._directory / _DELETED, ignore_errors=True)
+
+    def _explain(self, consequence: str) -> str:
+        return (
+            f"{self._directory}: {consequence}: {_list(self._damaged)}; training goes on from the "
+            "checkpoint before and moves the damaged one aside"
+        )
+
+
+_UNREADABLE = (
+    "the checkpoint is as it was saved, but cannot be read; use the version of the program that "
+    "wrote it, or another --workdir"
+)
+
+
+def _steps(directory: Path) -> list[int]:
+    """The steps of the checkpoints that are there, in their order."""
+    paths = directory.iterdir() if directory.is_dir() else ()
+    return sorted(int(path.name) for path in paths if path.name.isdecimal())
+
+
+def _examine(directory: Path) -> dict[int, str]:
+    """The steps of damaged checkpoints, with what is wrong about each."""
+    found = {step: damage(directory / str(step)) for step in _steps(directory)}
+    # A training that is running may have deleted one meanwhile.
+    return {step: wrong for step, wrong in found.items() if wrong and step in _steps(directory)}
+
+
+def _list(damaged: Mapping[int, str]) -> str:
+    return ", ".join(f"{step} is damaged ({wrong})" for step, wrong in damaged.items())
+
+
+def _free(path: Path) -> Path:
+    """``path``, or with .2, .3 … at its end if there is something already."""
+    names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([path], names) if not name.exists())
+
+
+def _set_damaged_aside(directory: Path) -> None:
+    """Move damaged checkpoints out of the way, as long as a sound one is left."""
+    damaged = _examine(directory) if is_primary() else {}
+    if not on_all(not damaged or len(damaged) < len(_steps(directory))):
+        raise CheckpointError(
+            f"{directory}: no checkpoint is sound: {_list(damaged)}; put a copy back, or begin "
+            "anew in another --workdir"
+        )
+    for step, wrong in damaged.items():
+        target = _free(directory.with_name(SET_ASIDE) / str(step))
+        target.parent.mkdir(exist_ok=True)
+        (directory / str(step)).rename(target)
+        print(
+            f"warning: checkpoint {step} is damaged ({wrong}); moved to {target}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _first_mismatch(stored: Mapping[str, Any], params: Any) -> str | None:
@@ -129,13 +274,49 @@ def _first_mismatch(stored: Mapping[str, Any], params: Any) -> str | None:
 
 
 @contextlib.contextmanager
-def open_checkpoints(workdir: Path) -> Iterator[Checkpoints]:
-    """Checkpoints that are waited for and closed, also when training stops with an error."""
-    checkpoints = Checkpoints(workdir)
+def open_checkpoints(workdir: Path, *, read_only: bool = False) -> Iterator[Checkpoints]:
+    """Checkpoints that are waited for and closed, also when training stops with an error.
+
+    Args:
+        workdir: the run's folder.
+        read_only: change nothing; a training may be running.
+
+    Raises:
+        CheckpointError: every checkpoint is damaged.
+        DiskFullError: something written meanwhile, in the background too, found no room.
+    """
+    shown = sys.unraisablehook
+    sys.unraisablehook = _quiet(shown)
     try:
-        yield checkpoints
-    except BaseException as error:
-        if not peer_lost(error):  # else a save in progress would wait for the process that ended
-            checkpoints.close()
-        raise
-    checkpoints.close()
+        checkpoints = Checkpoints(workdir, read_only=read_only)
+        try:
+            yield checkpoints
+        except BaseException as error:
+            if not peer_lost(error):  # else a save in progress would wait for the process that ended
+                checkpoints.close()
+            raise
+        checkpoints.close()
+        sys.unraisablehook = shown
+    except Exception as error:
+        reason = full_disk(error)
+        if reason is None:
+            raise
+        steps = _steps(workdir / "checkpoints")
+        kept = f"the checkpoint of step {steps[-1]} is intact" if steps else "nothing was saved yet"
+        raise DiskFullError(
+            f"{workdir}: {reason}; {kept}; free space, then the same command goes on"
+        ) from error
+
+
+def _quiet(shown: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """What shows errors that nobody can catch, but for arrays that fail after the first one has.
+
+    The first is raised. The others find that the event loop they report to has ended with it, until
+    the process ends.
+    """
+
+    def show(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            shown(unraisable)
+
+    return show

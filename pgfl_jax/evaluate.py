@@ -346,7 +346,7 @@ def evaluate_checkpoint(
 
     Raises:
         ConfigError: the run was made with another configuration.
-        CheckpointError: there is no checkpoint.
+        CheckpointError: there is no checkpoint, or it is damaged.
     """
     mesh = make_mesh(model=config.mesh.model)
     choice = config.eval.checkpoint
@@ -358,7 +358,7 @@ def evaluate_checkpoint(
     run = Run.create(
         config, num_identities=manifest["num_identities"], num_images=manifest["num_images"]
     )
-    with open_checkpoints(workdir) as checkpoints:
+    with open_checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoints.best if choice == "best" else checkpoints.newest
         if step is None:
             raise CheckpointError(f"{workdir}/checkpoints: no checkpoint; train first")

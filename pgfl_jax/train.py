@@ -1,6 +1,7 @@
 """The training loop."""
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from pgfl_jax.reporting.writers import (
 )
 from pgfl_jax.run import Run
 from pgfl_jax.sharding import make_mesh, shard_batch
+from pgfl_jax.stopping import StopSignal
 from pgfl_jax.train_state import TrainState
 from pgfl_jax.train_step import Metrics, make_train_step
 
@@ -74,7 +76,8 @@ def train(
 
     The order within a turn is fixed: evaluate the state, save it, take the batch of this step,
     step, log. So a checkpoint holds all there is to know, and the batch depends on the step alone:
-    a killed and resumed run repeats the undisturbed one.
+    a killed and resumed run repeats the undisturbed one. A SIGTERM or a Ctrl-C ends the turn with
+    a save.
 
     Args:
         config: the configuration.
@@ -84,12 +87,14 @@ def train(
         devices: default: all of them.
 
     Returns:
-        The final state.
+        The final state, or the saved one if training was stopped by SIGTERM.
 
     Raises:
         ConfigError: the workdir holds a run of another configuration or on other data, or the
             batch cannot be split over the devices.
         CheckpointError: the checkpoint cannot be used.
+        DiskFullError: something could not be written; the last checkpoint stays.
+        KeyboardInterrupt: training was stopped by Ctrl-C, and saved.
         NonFiniteLossError: a loss became NaN or infinite; the last checkpoint stays.
     """
     mesh = make_mesh(devices, model=config.mesh.model)
@@ -104,11 +109,13 @@ def train(
         start = restored or 0
         batches = _prefetch(training.batches(start), mesh, config.train.accumulation)
         if restored is None:
-            state = run.init_state(mesh)
+            _warn_of_lost_checkpoints(workdir)
+            state, unlogged = run.init_state(mesh), []
         else:
             manifest = read_run(workdir, config, training.description)
             _check_deciding(manifest, evaluation, workdir)
             state = checkpoints.restore(run.abstract_state(), mesh, start)
+            unlogged = checkpoints.unlogged(start)
             if start == run.num_steps:
                 _say(f"{workdir} is finished; evaluating it again")
                 evaluator(state)
@@ -118,27 +125,37 @@ def train(
         if is_primary():
             write_run(workdir, config, training.facts() | {"best_by": evaluation.decides})
         with (
-            _Log(workdir, restored, run, training.filenames) as log,
+            _Log(workdir, restored, unlogged, run, training.filenames) as log,
             _Trace(config, workdir) as trace,
+            StopSignal() as stop,
         ):
             for step in range(start, run.num_steps + 1):
                 last = step == run.num_steps
+                stopped = not last and stop.requested(step)
                 evaluation_due = step % config.train.eval_every == 0 or last
                 save_due = step % config.train.checkpoint_every == 0 or evaluation_due
                 # What was restored has been evaluated and saved already.
-                if save_due and step != restored:
-                    log.flush()
+                if (save_due or stopped) and step != restored:
+                    if save_due:
+                        log.flush()
+                    unlogged = log.unlogged()  # steps of which a resumed run writes the line
                     score = log.evaluation(evaluator(state)) if evaluation_due else None
-                    checkpoints.save(state, score)
+                    checkpoints.save(state, score, unlogged)
                     log.restart_clock()
-                if last:
+                if last or stopped:
                     break
+                checkpoints.check()
                 batch, indices = next(batches)
                 trace.before(step + 1)
                 state, metrics = train_step(state, batch)
                 trace.after(step + 1, metrics)
                 log.add(step + 1, metrics, indices)
-        _say(f"best step {checkpoints.best}, newest step {run.num_steps}; see {workdir}/results")
+            checkpoints.wait()  # a second signal must not break it
+        if stopped:
+            _say(f"stopped at step {step} and saved; the same command goes on")
+            stop.interrupt()
+        else:
+            _say(f"best step {checkpoints.best}, newest step {step}; see {workdir}/results")
     return state
 
 
@@ -196,6 +213,16 @@ def _say(line: str) -> None:
         print(line, flush=True)
 
 
+def _warn_of_lost_checkpoints(workdir: Path) -> None:
+    """A folder with a run but without a checkpoint is not what its user takes it for."""
+    if is_primary() and (workdir / "manifest.json").exists():
+        print(
+            f"warning: {workdir} holds a run, but no checkpoint; it begins anew",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def _check_deciding(manifest: Mapping[str, Any], evaluation: EvaluationData, workdir: Path) -> None:
     """Steps chosen by different test sets cannot be compared."""
     if manifest["best_by"] != evaluation.decides:
@@ -213,12 +240,21 @@ class _Log:
     """
 
     def __init__(
-        self, workdir: Path, restored: int | None, run: Run, filenames: np.ndarray
+        self,
+        workdir: Path,
+        restored: int | None,
+        unlogged: Sequence[Mapping[str, float]],
+        run: Run,
+        filenames: np.ndarray,
     ) -> None:
         self._writer = MetricWriter(workdir, restored) if is_primary() else None
         self._run = run
         self._filenames = filenames
-        self._pending: list[tuple[int, Metrics, np.ndarray]] = []
+        # The steps before the restored one; their images have been found to be sound.
+        self._pending: list[tuple[int, Mapping[str, Any], np.ndarray]] = [
+            (step, {name: np.float32(value) for name, value in terms.items()}, np.arange(0))
+            for step, terms in enumerate(unlogged, (restored or 0) - len(unlogged) + 1)
+        ]
         self._compiled = False
         self.restart_clock()
 
@@ -245,6 +281,21 @@ class _Log:
         if step % self._run.config.train.log_every == 0:
             self.flush()
 
+    def unlogged(self) -> list[dict[str, float]]:
+        """The terms of the steps of which no line has been written yet.
+
+        Raises:
+            NonFiniteLossError: a term of one of the steps is NaN or infinite.
+        """
+        values = self._fetch()
+        return [{name: float(value) for name, value in terms.items()} for terms in values]
+
+    def _fetch(self) -> Sequence[Mapping[str, np.ndarray]]:
+        values = jax.device_get([metrics for _, metrics, _ in self._pending])
+        for (step, _, indices), terms in zip(self._pending, values, strict=True):
+            _check_finite(step, terms, indices, self._filenames)
+        return values
+
     def flush(self) -> None:
         """Fetch, check, print and write what is pending.
 
@@ -253,12 +304,10 @@ class _Log:
         """
         if not self._pending:
             return
-        steps, metrics, indices = zip(*self._pending, strict=True)
-        values = jax.device_get(metrics)
+        values = self._fetch()
         seconds = time.perf_counter() - self._started
+        step = self._pending[-1][0]
         self._pending = []
-        _check_finite(steps, values, indices, self._filenames)
-        step = steps[-1]
         means = {name: float(np.mean([value[name] for value in values])) for name in values[0]}
         rates = {"learning_rate": float(self._run.schedule(step - 1))}
         if self._timed_steps:
@@ -287,17 +336,12 @@ class _Log:
 
 
 def _check_finite(
-    steps: Sequence[int],
-    values: Sequence[Mapping[str, np.ndarray]],
-    indices: Sequence[np.ndarray],
-    filenames: np.ndarray,
+    step: int, terms: Mapping[str, np.ndarray], indices: np.ndarray, filenames: np.ndarray
 ) -> None:
-    for step, terms, batch in zip(steps, values, indices, strict=True):
-        broken = [name for name, value in terms.items() if not np.isfinite(value)]
-        if broken:
-            files = ", ".join(sorted({str(filenames[i]) for i in batch}))
-            raise NonFiniteLossError(
-                f"step {step}: {', '.join(broken)} not finite; the last checkpoint is intact. "
-                "Lower config.optim.learning_rate in a new --workdir, or look at the images of the "
-                f"batch: {files}"
-            )
+    if broken := [name for name, value in terms.items() if not np.isfinite(value)]:
+        files = ", ".join(sorted({str(filenames[i]) for i in indices}))
+        raise NonFiniteLossError(
+            f"step {step}: {', '.join(broken)} not finite; the last checkpoint is intact. "
+            "Lower config.optim.learning_rate in a new --workdir, or look at the images of the "
+            f"batch: {files}"
+        )

@@ -12,16 +12,16 @@ def _run(config):
     return Run.create(config, num_identities=4, num_images=64)
 
 
-def test_the_newest_and_the_best_are_kept(tiny_config, tmp_path):
+def test_the_newest_two_and_the_best_are_kept(tiny_config, tmp_path):
     run, mesh = _run(tiny_config()), make_mesh()
     state = run.init_state(mesh)
     with open_checkpoints(tmp_path) as checkpoints:
         assert checkpoints.newest is None and checkpoints.best is None
-        for step, score in ((0, 0.1), (10, None), (20, 0.5), (30, 0.3), (40, None)):
+        for step, score in ((0, 0.1), (10, None), (20, 0.5), (30, 0.3), (40, None), (50, None)):
             checkpoints.save(state.replace(step=jnp.asarray(step)), score)
-    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [20, 40]
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [20, 40, 50]
     with open_checkpoints(tmp_path) as checkpoints:
-        assert (checkpoints.best, checkpoints.newest) == (20, 40)
+        assert (checkpoints.best, checkpoints.newest) == (20, 50)
 
 
 @pytest.mark.parametrize("devices", [1, 8])

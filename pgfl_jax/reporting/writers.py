@@ -44,14 +44,20 @@ class MetricWriter:
 
     def close(self) -> None:
         """Flush and close both files."""
-        self._file.close()
-        self._summary.close()
+        try:
+            self._file.close()
+        finally:
+            self._summary.close()
 
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file beside and rename it, so that nobody ever sees half of it."""
     beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
+    try:
+        beside.write_text(text, encoding="utf-8")
+    except OSError as error:  # a full disk; the system does not say of which file
+        beside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     beside.replace(path)
 
 

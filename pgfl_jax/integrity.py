@@ -1,0 +1,45 @@
+"""Whether the files of a folder are still those that were written."""
+
+import hashlib
+import json
+from pathlib import Path
+
+DIGESTS = "digests.json"
+
+
+def seal(folder: Path) -> None:
+    """Write ``digests.json``: the SHA-256 of every file in the folders below ``folder``.
+
+    Files that lie in ``folder`` itself are left out.
+    """
+    digests = {
+        path.relative_to(folder).as_posix(): _sha256(path)
+        for path in sorted(folder.glob("*/**/*"))
+        if path.is_file()
+    }
+    (folder / DIGESTS).write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, the first file only; None if nothing is."""
+    try:
+        digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
+        files = [(folder / name, name, digest) for name, digest in digests.items()]
+    except FileNotFoundError:
+        return f"{DIGESTS} is missing"
+    except (ValueError, AttributeError):  # no JSON, or no object
+        return f"{DIGESTS} is unreadable"
+    for path, name, digest in files:
+        try:
+            if _sha256(path) != digest:
+                return f"{name} is not as it was written"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:  # of a bad disk
+            return f"{name} cannot be read: {error.strerror}"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,113 @@
+"""A run that goes on with other devices or another configuration, and one that meets a NaN."""
+
+import json
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from tests.faults.conftest import STEPS
+from tests.runs import assert_same_end, finish, history, leaves, start, steps
+
+pytestmark = pytest.mark.faults
+
+
+def _devices(count):
+    return {"env": {"JAX_NUM_CPU_DEVICES": str(count)}}
+
+
+def _stop_after(step):
+    return f"--signal_at={step - 1}", f"--signal={signal.SIGTERM}"
+
+
+# Adam divides a gradient by its own size: rounding of a tiny one moves its parameter by up to the
+# learning rate. Plain gradient descent passes rounding on as it is.
+SGD = "--config.optim.name=sgd", "--config.optim.learning_rate=0.01"
+
+
+def test_on_other_devices_it_goes_on(drive, tmp_path):
+    def go_on(workdir, devices, step=None):
+        options = _stop_after(step) if step else ()
+        code, out, err = finish(drive(workdir, *SGD, *options, **_devices(devices)))
+        assert (code, err) == (0, "")
+        manifest = json.loads((workdir / "manifest.json").read_text())
+        assert len(manifest["devices"]) == devices
+        return out
+
+    stayed, moved = tmp_path / "stayed", tmp_path / "moved"
+    go_on(stayed, 1, 25)
+    shutil.copytree(stayed, moved)
+    for workdir, devices in ((stayed, 1), (moved, 4)):
+        assert "resuming from step 25 of 40" in go_on(workdir, devices, 27)
+    # Compared at once: hard triplets and ReLUs amplify rounding from step to step.
+    before, theirs, ours = leaves(stayed, 25), leaves(stayed, 27), leaves(moved, 27)
+    different = 0
+    for name in ours:
+        # Of two steps; a lost one would be a half of it.
+        change = np.abs(theirs[name] - before[name]).max()
+        error = np.abs(ours[name] - theirs[name]).max()
+        assert error <= 1e-2 * change + 1e-6, f"{name}: {error:.1e}, changed by {change:.1e}"
+        different += error > 0
+    assert different > 10  # sums in another order, so it did run on four devices
+    assert "resuming from step 27 of 40" in go_on(moved, 1)
+    assert steps(moved)[-1] == STEPS
+    assert [line["step"] for line in history(moved)] == [0, 10, 20, 20, 30, 40, 40]
+
+
+REFUSED = {
+    "--config.data.identities_per_batch=2": ("data.identities_per_batch = 2", "4"),
+    "--config.model.backbone=resnet18": ("model.backbone = 'resnet18'", "'resnet8'"),
+    "--config.model.pose_branches=False": ("model.pose_branches = False", "True"),
+}
+
+
+@pytest.mark.parametrize("option", REFUSED)
+def test_another_batch_or_network_is_refused(drive, undisturbed, option):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
+    code, _, err = finish(drive(undisturbed, option))
+    given, stored = REFUSED[option]
+    wanted = "use that value to go on with it, or another --workdir"
+    reason = f"config.{given}: {undisturbed} holds a run with {stored}; {wanted}"
+    assert (code, err) == (1, f"error: {reason}\n")
+    after = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
+    folders = {undisturbed / "checkpoints"}
+    assert {p: t for p, t in after.items() if p not in folders} == {
+        p: t for p, t in before.items() if p not in folders
+    }
+
+
+def test_another_batch_is_refused_by_the_command_line(tiny_data_dir, tmp_path):
+    short = ("--config.train.epochs=1.25",)  # 10 steps
+    assert finish(start(tiny_data_dir, tmp_path, *short))[0] == 0
+    code, _, err = finish(
+        start(tiny_data_dir, tmp_path, *short, "--config.data.identities_per_batch=2")
+    )
+    assert code == 1 and err.startswith("error: config.data.identities_per_batch = 2: ")
+    assert err.count("\n") == 1 and f"{tmp_path} holds a run with 4; use that value" in err
+
+
+def test_a_nan_leaves_the_checkpoint_before_it(drive, undisturbed, tmp_path):
+    code, _, err = finish(drive(tmp_path, "--nan=26"))
+    assert code == 1 and err.count("\n") == 1
+    assert err.startswith("error: step 27: ")
+    terms = err.removeprefix("error: step 27: ").split(" not finite")[0].split(", ")
+    assert {"id_main", "triplet_main", "total", "gradient_norm"} <= set(terms)
+    assert "the last checkpoint is intact" in err
+    files = err.rstrip().split("the images of the batch: ")[1].split(", ")
+    # 16 names a step, of 128: step 27, the 26 before it have used 416, three rounds and 32.
+    assert files == [f"train_{i}.jpg" for i in range(32, 48)]
+    assert steps(tmp_path) == [0, 20]
+    right = leaves(undisturbed, 20)
+    for name, leaf in leaves(tmp_path, 20).items():
+        np.testing.assert_array_equal(leaf, right[name], err_msg=name)
+    # Without the NaN the same command goes on.
+    code, out, err = finish(drive(tmp_path))
+    assert (code, err) == (0, "") and "resuming from step 20" in out
+    assert_same_end(tmp_path, undisturbed, STEPS)
+
+
+def test_a_nan_is_not_saved_by_a_stop(drive, tmp_path):
+    code, _, err = finish(drive(tmp_path, "--nan=26", "--signal_at=27", "--signal=15"))
+    assert code == 1 and err.startswith("error: step 27: ")
+    assert steps(tmp_path) == [0, 20]

@@ -1,0 +1,105 @@
+"""Runs in processes of their own, and what they leave behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from configs import synthetic_tiny
+from pgfl_jax.checkpoint import open_checkpoints
+from pgfl_jax.config import parse_config
+from pgfl_jax.run import Run
+from pgfl_jax.sharding import make_mesh
+
+ROOT = Path(__file__).parent.parent
+
+
+def start(data_dir, workdir, *options, **how):
+    """Train on the tiny set by ``main.py``: 120 steps unless ``options`` say otherwise."""
+    return launch(
+        "main.py", "--config=configs/synthetic_tiny.py", f"--workdir={workdir}",
+        f"--config.data.data_dir={data_dir}", "--config.train.epochs=15.0",
+        "--config.train.eval_every=60", *options, **how,
+    )  # fmt: skip
+
+
+# No preexec_fn, which would fork a process that has JAX's threads.
+LIMITED = """
+import os, resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+def launch(*command, env=None, file_size=None):
+    """Start a program of the repository.
+
+    ``env`` is added to the environment; no file may grow beyond ``file_size`` bytes.
+    """
+    if file_size is not None:
+        command = "-c", LIMITED, file_size, *command
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | (env or {}),
+    )
+
+
+def finish(process):
+    """Exit status, standard output and standard error."""
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def history(workdir):
+    """metrics.jsonl without the timings."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("images_per_second", None)
+    return lines
+
+
+def results(workdir):
+    """Every result without its timing."""
+    found = {path.name: json.loads(path.read_text()) for path in (workdir / "results").iterdir()}
+    return {name: value | {"seconds": 0} for name, value in found.items()}
+
+
+def steps(workdir):
+    """The steps of the checkpoints that are there."""
+    folder = workdir / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+
+def leaves(workdir, step):
+    """The arrays of a checkpoint of the tiny configuration, by name."""
+    values = synthetic_tiny.get_config()
+    values.optim.name = json.loads((workdir / "config.json").read_text())["optim.name"]
+    run = Run.create(parse_config(values), num_identities=16, num_images=128)
+    with open_checkpoints(workdir, read_only=True) as checkpoints:
+        state = checkpoints.restore(run.abstract_state(), make_mesh(jax.devices()[:1]), step)
+    found = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state))
+    }
+    assert len(found) > 50 and found[".step"] == step
+    return found
+
+
+def assert_same_end(workdir, undisturbed, step):
+    """Parameters, optimizer, statistics, metrics and results are the same, bit for bit."""
+    assert steps(workdir)[-1] == steps(undisturbed)[-1] == step
+    ours, theirs = leaves(workdir, step), leaves(undisturbed, step)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    assert history(workdir) == history(undisturbed)
+    assert results(workdir) == results(undisturbed)

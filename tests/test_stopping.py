@@ -1,0 +1,54 @@
+"""What hears a signal, and for how long."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from pgfl_jax.stopping import SIGNALS, StopSignal
+
+
+def _handlers():
+    return [signal.getsignal(number) for number in SIGNALS]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_asks_to_stop_and_the_handlers_come_back(number, capfd):
+    before = _handlers()
+    with StopSignal() as stop:
+        assert all(a != b for a, b in zip(_handlers(), before, strict=True))
+        assert not stop.requested(1)
+        os.kill(os.getpid(), number)
+        assert stop.requested(2) and stop.requested(3)
+    assert _handlers() == before
+    said = "stopping after this step; once more to stop at once\n"
+    assert capfd.readouterr().out == (said if number == signal.SIGINT else "")
+    if number == signal.SIGINT:
+        with pytest.raises(KeyboardInterrupt):
+            stop.interrupt()
+    else:
+        stop.interrupt()
+
+
+def test_a_second_interrupt_does_what_it_did_before():
+    before = _handlers()
+    with pytest.raises(KeyboardInterrupt), StopSignal() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # schedulers repeat themselves
+        assert stop.requested(1)
+        signal.raise_signal(signal.SIGINT)
+    assert _handlers() == before
+
+
+def test_only_the_main_thread_hears():
+    before, seen = _handlers(), []
+
+    def train():
+        with StopSignal() as stop:
+            seen.append((_handlers() == before, stop.requested(1)))
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert seen == [(True, False)]
