@@ -27,7 +27,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The tables of docs/scaling.md; hours, for the training step is compiled for fifteen sets of chips.
+# The tables of docs/scaling.md; half an hour, for the training step is compiled fifteen times.
 # After an interruption: make scaling OPTIONS=--keep
 scaling: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tpu]'

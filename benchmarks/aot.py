@@ -6,13 +6,16 @@ Compiles the step of a configuration for a TPU topology on a machine that has no
 libtpu, runs on the CPU (``pip install -e '.[tpu]'``). Any option goes as for main.py:
 ``--config=configs/X.py --config.mesh.model=8``. One JSON line per measurement; a step that does not
 fit the chips' memory is a measurement, too. ``--table`` measures 1 to 256 chips with 64 images
-each, and rewrites the tables of docs/scaling.md; hours, for a step takes minutes to compile.
+each, and rewrites the tables of docs/scaling.md.
 
 What the figures are, all for one chip and one step:
 
 - memory: the compiler's assignment of main memory, of which it keeps 0.25 GiB for itself. Arguments
   (state and batch), outputs, what of the outputs takes the place of donated arguments (aliased),
   temporaries, the program, and the peak.
+The compiler is told not to look for the fastest schedule: a step then takes a minute or two in
+place of six and more, and the figures stay the same (docs/scaling.md).
+
 - tflop: convolutions and matrix products as compiled, loops as often as they turn.
 - hbm_gb: read from and written to main memory, an estimate: operands and results of every operation
   that the chip runs, whole, save those that the compiler keeps in vector memory.
@@ -75,6 +78,8 @@ ENVIRONMENT = {
     "TPU_STDERR_LOG_LEVEL": "3",
 }
 
+EFFORT = -1.0  # see the module's docstring
+
 TABLE_TOPOLOGIES = {"1x1": 1, "2x2": 4, "4x4": 16, "8x8": 64, "16x16": 256}
 IMAGES_PER_CHIP = 64
 MANY_IDENTITIES = 200_000
@@ -122,7 +127,7 @@ def measure(case: Case) -> dict[str, Any]:
     started = time.perf_counter()
     compiled = None
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile({"exec_time_optimization_effort": EFFORT})
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -150,10 +155,11 @@ def topology_devices(topology: str) -> list[Any]:
 
 def abstract_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a global batch, as the input pipeline makes it."""
-    data, size = config.data, config.data.batch_size
+    data, parts = config.data, config.train.accumulation
+    rows = (data.batch_size,) if parts == 1 else (parts, data.batch_size // parts)
 
     def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((size, *shape), dtype)
+        return jax.ShapeDtypeStruct((*rows, *shape), dtype)
 
     return {
         "images": array(data.height, data.width, 3),
@@ -402,7 +408,7 @@ def _say(message: str) -> None:
 
 def define_flags() -> None:
     """Flags of the command line."""
-    config_flags.DEFINE_config_file("config", "configs/default.py", "Configuration file.")
+    config_flags.DEFINE_config_file("config", "configs/large_batch.py", "Configuration file.")
     flags.DEFINE_string("topology", None, "Chips, as in v5e:16x16.")
     flags.DEFINE_integer("batch", 0, "Images of a step, over all chips; 0: the configuration's.")
     flags.DEFINE_integer("identities", 751, "Number of classes; 751 are Market-1501's.")

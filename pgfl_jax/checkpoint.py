@@ -292,7 +292,9 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> Iterator[Chec
         try:
             yield checkpoints
         except BaseException as error:
-            if not peer_lost(error):  # else a save in progress would wait for the process that ended
+            if not peer_lost(
+                error
+            ):  # else a save in progress would wait for the process that ended
                 checkpoints.close()
             raise
         checkpoints.close()
