@@ -39,6 +39,13 @@ class _SealedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
         await super().finalize()
 
 
+class _Manager(ocp.CheckpointManager):
+    """Leaves SIGTERM to :mod:`pgfl_jax.stopping`, which saves and asks at steps of its own."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run: the newest two and the best are kept.
 
@@ -90,7 +97,7 @@ class Checkpoints:
             todelete_subdir=None if read_only else _DELETED,
         )
         try:
-            self._manager = ocp.CheckpointManager(
+            self._manager = _Manager(
                 self._directory,
                 item_handlers={
                     "state": ocp.StandardCheckpointHandler(),
@@ -160,7 +167,7 @@ class Checkpoints:
         try:
             stored = self._manager.item_metadata(step)["state"].tree["params"]
         except Exception as error:
-            raise CheckpointError(f"{folder}: {_UNREADABLE}") from error
+            raise _unreadable(folder, error) from error
         # Compared here, since Orbax would name the first difference in its own terms only.
         if mismatch := _first_mismatch(flatten_dict(stored, sep="/"), abstract.params):
             raise CheckpointError(
@@ -176,7 +183,7 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=args)["state"]
         except Exception as error:
-            raise CheckpointError(f"{folder}: {_UNREADABLE}") from error
+            raise _unreadable(folder, error) from error
 
     def unlogged(self, step: int) -> list[dict[str, float]]:
         """What was given to :meth:`save`, of a step that has been restored."""
@@ -213,10 +220,13 @@ class Checkpoints:
         )
 
 
-_UNREADABLE = (
-    "the checkpoint is as it was saved, but cannot be read; use the version of the program that "
-    "wrote it, or another --workdir"
-)
+def _unreadable(folder: Path, error: Exception) -> CheckpointError:
+    """The error of a checkpoint that is as it was saved, and all the same cannot be restored."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return CheckpointError(
+        f"{folder}: the checkpoint is as it was saved, but cannot be read ({reason}); use the "
+        "version of the program that wrote it, or another --workdir"
+    )
 
 
 def _steps(directory: Path) -> list[int]:
@@ -247,8 +257,8 @@ def _set_damaged_aside(directory: Path) -> None:
     damaged = _examine(directory) if is_primary() else {}
     if not on_all(not damaged or len(damaged) < len(_steps(directory))):
         raise CheckpointError(
-            f"{directory}: no checkpoint is sound: {_list(damaged)}; put a copy back, or begin "
-            "anew in another --workdir"
+            f"{directory}: no checkpoint is sound: {_list(damaged) or 'see process 0'}; put a "
+            "copy back, or begin anew in another --workdir"
         )
     for step, wrong in damaged.items():
         target = _free(directory.with_name(SET_ASIDE) / str(step))

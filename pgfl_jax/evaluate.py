@@ -17,7 +17,7 @@ from pgfl_jax.config import Config, Embedding, EvalConfig
 from pgfl_jax.errors import UserError
 from pgfl_jax.metrics import RetrievalMetrics, bootstrap_interval, evaluate_retrieval
 from pgfl_jax.models import PGFL, main_branch, normalise
-from pgfl_jax.processes import is_primary
+from pgfl_jax.processes import agreed_step, is_primary
 from pgfl_jax.reporting.manifest import read_run
 from pgfl_jax.reporting.writers import embedding_label, score_table, write_json
 from pgfl_jax.run import Run
@@ -359,7 +359,7 @@ def evaluate_checkpoint(
         config, num_identities=manifest["num_identities"], num_images=manifest["num_images"]
     )
     with open_checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.best if choice == "best" else checkpoints.newest
+        step = agreed_step(checkpoints.best if choice == "best" else checkpoints.newest)
         if step is None:
             raise CheckpointError(f"{workdir}/checkpoints: no checkpoint; train first")
         state = checkpoints.restore(run.abstract_state(), mesh, step)

@@ -26,7 +26,7 @@ def damage(folder: Path) -> str | None:
         digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
         files = [(folder / name, name, digest) for name, digest in digests.items()]
     except FileNotFoundError:
-        return f"{DIGESTS} is missing"
+        return f"{DIGESTS} is missing, as in those of older versions"
     except (ValueError, AttributeError):  # no JSON, or no object
         return f"{DIGESTS} is unreadable"
     for path, name, digest in files:

@@ -74,6 +74,12 @@ def of_primary(value: float) -> float:
     return float(np.frombuffer(received.tobytes(), np.float64)[0])
 
 
+def agreed_step(step: int | None) -> int | None:
+    """The step that process 0 sees in a folder that may change meanwhile; all of them must ask."""
+    agreed = int(of_primary(-1 if step is None else step))
+    return None if agreed < 0 else agreed
+
+
 def agree(facts: Mapping[str, Any]) -> None:
     """Make sure that all processes are about to compute the same; all of them must ask.
 
@@ -243,13 +249,17 @@ def _place(
 
 def _detected(timeout: float) -> Place | None:
     """Where the environment says that this process stands; None if it says nothing of others."""
-    from jax._src import distributed  # noqa: F401 - makes the kinds of clusters known
-    from jax._src.clusters import ClusterEnv
-
     try:
+        # Not public, but what jax.distributed.initialize() does; another version may differ.
+        from jax._src import distributed  # noqa: F401 - makes the kinds of clusters known
+        from jax._src.clusters import ClusterEnv
+
         coordinator, count, number, devices = ClusterEnv.auto_detect_unset_distributed_params(
             os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, int(timeout)
         )
+    except (ImportError, AttributeError, TypeError):
+        _check_alone()
+        return None
     except Exception as error:  # of any kind: it depends on the cluster
         raise UserError(
             f"the cluster of this machine cannot be asked for the processes of the run ({error}); "
@@ -328,17 +338,17 @@ def _end(place: Place, error: BaseException) -> None:
     in the middle of a step.
     """
     status = 1
-    if peer_lost(error):
-        print(_prefixed(place, _LOST), file=sys.stderr)
-    elif isinstance(error, UserError | OSError):
+    if isinstance(error, UserError | OSError):  # also where another process was lost by it
         print(_prefixed(place, " ".join(str(error).split())), file=sys.stderr)
+    elif peer_lost(error):
+        print(_prefixed(place, _LOST), file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):
         print(_prefixed(place, "interrupted; started again, all processes go on from the newest "
                         "checkpoint, if any"), file=sys.stderr)  # fmt: skip
         status = 130
     else:
+        print(_prefixed(place, f"{type(error).__name__}, see below"), file=sys.stderr)
         traceback.print_exception(error)
-        print(_prefixed(place, f"{type(error).__name__}, see above"), file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     if place.process_id == 0:

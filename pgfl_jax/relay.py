@@ -24,7 +24,9 @@ FATAL = b"Terminating process because the JAX distributed service detected fatal
 OMEN = re.compile(
     rb"^[EW]\d{4} \S+ +\d+ (coordination_service(_agent)?|preemption_sync_manager)\.cc:"
 )
-NOISE = re.compile(rb"^\[Gloo\] Rank \d+ is connected to ")
+NOISE = re.compile(
+    rb"^\[Gloo\] Rank \d+ is connected to |.*preemption_notifier\.cc:\d+\] SIGTERM caught"
+)
 PATIENCE = 5.0  # seconds from the first omen to the end
 
 

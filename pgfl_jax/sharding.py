@@ -55,8 +55,8 @@ def state_shardings(state: Tree, mesh: Mesh) -> Tree:
 
 
 def constrain(values: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
-    """Tell the compiler how an intermediate result is split; nothing where no mesh is set."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Tell the compiler how an intermediate result is split; nothing outside a mesh of ours."""
+    if not set(AXES) <= set(jax.sharding.get_abstract_mesh().axis_names):
         return values
     return jax.lax.with_sharding_constraint(values, PartitionSpec(*axes))
 

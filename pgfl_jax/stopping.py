@@ -55,8 +55,9 @@ class StopSignal:
             with contextlib.suppress(OSError):
                 os.write(1, b"stopping after this step; once more to stop at once\n")
         elif number == signal.SIGINT:
+            before = self._before[number]
             self._restore()
-            signal.raise_signal(number)
+            before(number, frame)  # with this frame, by which it tells where it was heard
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

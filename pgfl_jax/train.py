@@ -1,6 +1,7 @@
 """The training loop."""
 
 import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from pgfl_jax.checkpoint import open_checkpoints
 from pgfl_jax.config import Config, ConfigError
 from pgfl_jax.errors import UserError
 from pgfl_jax.evaluate import EvaluationData, Evaluator
-from pgfl_jax.processes import is_primary, of_primary
+from pgfl_jax.processes import agreed_step, is_primary, of_primary
 from pgfl_jax.reporting.manifest import read_run, write_run
 from pgfl_jax.reporting.writers import (
     MetricWriter,
@@ -94,7 +95,7 @@ def train(
             batch cannot be split over the devices.
         CheckpointError: the checkpoint cannot be used.
         DiskFullError: something could not be written; the last checkpoint stays.
-        KeyboardInterrupt: training was stopped by Ctrl-C, and saved.
+        KeyboardInterrupt: training was stopped by Ctrl-C, and saved if this is the only process.
         NonFiniteLossError: a loss became NaN or infinite; the last checkpoint stays.
     """
     mesh = make_mesh(devices, model=config.mesh.model)
@@ -105,9 +106,10 @@ def train(
     train_step = make_train_step(run, mesh)
     evaluator = Evaluator(run, mesh, evaluation, workdir)
     with open_checkpoints(workdir) as checkpoints:
-        restored = checkpoints.newest
+        restored = agreed_step(checkpoints.newest)
         start = restored or 0
-        batches = _prefetch(training.batches(start), mesh, config.train.accumulation)
+        needed = itertools.islice(training.batches(start), run.num_steps - start)
+        batches = _prefetch(needed, mesh, config.train.accumulation)
         if restored is None:
             _warn_of_lost_checkpoints(workdir)
             state, unlogged = run.init_state(mesh), []
@@ -180,6 +182,9 @@ class _Trace:
     def __init__(self, config: Config, workdir: Path) -> None:
         self._first, self._last = config.profile or (0, 0)
         self._folder = workdir / "profile"
+        if jax.process_count() > 1:
+            # JAX names the files by machine, and there may be several processes on it.
+            self._folder /= f"process_{jax.process_index()}"
         self._running = False
 
     def __enter__(self) -> "_Trace":
@@ -189,8 +194,8 @@ class _Trace:
         self._stop()
 
     def before(self, step: int) -> None:
-        """Start before the first step to be traced."""
-        if step == self._first:
+        """Start before the first step to be traced, or with what a resumed run has left of them."""
+        if self._first <= step <= self._last and not self._running:
             jax.profiler.start_trace(self._folder)
             self._running = True
 
@@ -199,12 +204,12 @@ class _Trace:
         if step == self._last and self._running:
             jax.block_until_ready(metrics)
             self._stop()
-            _say(f"profile of steps {self._first} to {step} in {self._folder}")
 
     def _stop(self) -> None:
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
+            _say(f"profile in {self._folder}")
 
 
 def _say(line: str) -> None:

@@ -82,7 +82,9 @@ def steps(workdir):
 def leaves(workdir, step):
     """The arrays of a checkpoint of the tiny configuration, by name."""
     values = synthetic_tiny.get_config()
-    values.optim.name = json.loads((workdir / "config.json").read_text())["optim.name"]
+    stored = json.loads((workdir / "config.json").read_text())
+    for name in ("optim.name", "model.pose_branches"):
+        values.update_from_flattened_dict({name: stored[name]})
     run = Run.create(parse_config(values), num_identities=16, num_images=128)
     with open_checkpoints(workdir, read_only=True) as checkpoints:
         state = checkpoints.restore(run.abstract_state(), make_mesh(jax.devices()[:1]), step)

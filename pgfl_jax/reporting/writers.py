@@ -1,6 +1,7 @@
 """Where the numbers of a training run go."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class MetricWriter:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file beside and rename it, so that nobody ever sees half of it."""
-    beside = path.with_name(path.name + ".tmp")
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # others may write it, too
     try:
         beside.write_text(text, encoding="utf-8")
     except OSError as error:  # a full disk; the system does not say of which file

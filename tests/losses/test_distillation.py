@@ -100,3 +100,19 @@ def test_bfloat16_is_computed_in_float32(rng, loss):
     wide = loss(student.astype(jnp.float32), teacher.astype(jnp.float32), jnp.ones(3))
     assert loss(student, teacher, jnp.ones(3)).dtype == jnp.float32
     assert loss(student, teacher, jnp.ones(3)) == wide
+
+
+def test_columns_that_fill_up_change_nothing(rng, x64):
+    student, teacher = (jnp.asarray(rng.normal(size=(3, 5))) for _ in range(2))
+    has_pose = jnp.array([1.0, 0.0, 1.0])
+
+    def loss(x, columns):
+        x, y = (
+            jnp.pad(logits, ((0, 0), (0, columns)), constant_values=-jnp.inf)
+            for logits in (x, teacher)
+        )
+        return logit_distillation(x, y, has_pose, temperature=4.0)
+
+    plain, filled = (jax.value_and_grad(loss)(student, columns) for columns in (0, 123))
+    np.testing.assert_allclose(filled[0], plain[0], rtol=1e-14)
+    np.testing.assert_allclose(filled[1], plain[1], rtol=1e-14)

@@ -1,7 +1,7 @@
 """Some training steps on the tiny set, as process of several or alone; dumps what they computed.
 
 Run: ``python tests/multiprocess/steps.py OUT.npz DATA_DIR [COORDINATOR NUM_PROCESSES PROCESS_ID]``.
-In double precision, but for the identity losses, which the model computes in single precision.
+In double precision.
 """
 
 import itertools
@@ -39,7 +39,7 @@ def _steps(data_dir, model):
     values.data.data_dir = data_dir
     values.mesh.model = model
     # Plain SGD: its update is the gradient, whereas Adam's blows the rounding of tiny ones up.
-    values.optim.name, values.optim.learning_rate = "sgd", 0.01
+    values.optim.name, values.optim.learning_rate = "sgd", 1e-3
     config = parse_config(values)
     training = training_data(config)
     run = Run.create(

@@ -1,22 +1,19 @@
 """Whole runs of two processes: who writes, what is scored, what a killed process costs."""
 
 import json
+import re
 import shutil
 import signal
 import time
 
-import jax
-import numpy as np
 import pytest
 
 from configs import synthetic_tiny
 from input_pipeline.dataset import evaluation_data
-from pgfl_jax.checkpoint import open_checkpoints
 from pgfl_jax.config import parse_config
 from pgfl_jax.evaluate import evaluate_checkpoint
-from pgfl_jax.run import Run
-from pgfl_jax.sharding import make_mesh
 from tests.multiprocess.launching import finish, free_port, train, two
+from tests.runs import assert_same_end, history, steps
 
 pytestmark = pytest.mark.multiprocess
 
@@ -46,21 +43,6 @@ def undisturbed(tmp_path_factory):
     return folder, finish(_start(folder / "run", folder / "data"))
 
 
-def _state(workdir, config):
-    run = Run.create(config, num_identities=16, num_images=128)
-    with open_checkpoints(workdir) as checkpoints:
-        assert checkpoints.newest == STEPS
-        return checkpoints.restore(run.abstract_state(), make_mesh(), STEPS)
-
-
-def _history(workdir):
-    """metrics.jsonl without the timings."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.pop("images_per_second", None)
-    return lines
-
-
 def test_process_0_alone_prints_and_writes(undisturbed):
     folder, ((code0, out0, err0), (code1, out1, err1)) = undisturbed
     assert (code0, code1) == (0, 0), err0 + err1
@@ -68,15 +50,15 @@ def test_process_0_alone_prints_and_writes(undisturbed):
     assert err0.count("preparing ") == 1 and err0.count("\n") == 1, err0
     lines = out0.splitlines()
     assert lines[0] == "evaluation at step 0"
-    steps = [line.split("|")[0] for line in lines if line.startswith("step ")]
-    assert steps == [f"step {step:2d}/{STEPS} " for step in range(5, 41, 5)]
+    shown = [line.split("|")[0] for line in lines if line.startswith("step ")]
+    assert shown == [f"step {step:2d}/{STEPS} " for step in range(5, 41, 5)]
     assert lines[-1].startswith("best step ")
     workdir = folder / "run"
     assert {path.name for path in workdir.iterdir()} == {
         "config.json", "manifest.json", "checkpoints", "metrics", "metrics.jsonl", "results",
     }  # fmt: skip
     assert len(list((workdir / "metrics").iterdir())) == 1
-    logged = [line["step"] for line in _history(workdir)]
+    logged = [line["step"] for line in history(workdir)]
     assert logged == sorted([*range(0, STEPS + 1, 5), 20, STEPS])
     assert json.loads((workdir / "manifest.json").read_text())["processes"] == 2
     versions = (folder / "data" / "synthetic_occluded_reid" / "tiny").iterdir()
@@ -102,16 +84,19 @@ def test_the_evaluation_is_that_of_one_process(undisturbed, tmp_path):
 
 
 def _newest(workdir):
-    names = [path.name for path in (workdir / "checkpoints").glob("*")]
-    return max((int(name) for name in names if name.isdigit()), default=-1)
+    return max(steps(workdir), default=-1) if (workdir / "checkpoints").exists() else -1
 
 
-def _kill(processes, number, workdir, step):
-    """Kill one of the processes when ``step`` is saved; what the other one says and when."""
+def _await_step(processes, workdir, step):
     deadline = time.monotonic() + 300
     while _newest(workdir) < step and time.monotonic() < deadline:
         assert all(process.poll() is None for process in processes)
         time.sleep(0.01)
+
+
+def _kill(processes, number, workdir, step):
+    """Kill one of the processes when ``step`` is saved; what the other one says and when."""
+    _await_step(processes, workdir, step)
     killed = time.monotonic()
     processes[number].kill()
     outcome = finish(processes)
@@ -119,10 +104,10 @@ def _kill(processes, number, workdir, step):
     return outcome[1 - number], time.monotonic() - killed
 
 
-def test_a_killed_process_ends_the_other_and_loses_nothing(undisturbed, tmp_path):
+def test_what_ends_a_process_loses_nothing(undisturbed, tmp_path):
     folder, _ = undisturbed
     data_dir, workdir = folder / "data", tmp_path / "run"
-    for number, step in ((1, 10), (0, 25)):
+    for number, step in ((1, 5), (0, 15)):
         processes = _start(workdir, data_dir)
         (code, _, err), seconds = _kill(processes, number, workdir, step)
         assert code != 0
@@ -130,14 +115,15 @@ def test_a_killed_process_ends_the_other_and_loses_nothing(undisturbed, tmp_path
         assert err.count("\n") == 1, err
         assert seconds < 60
         assert step <= _newest(workdir) < STEPS
+    # SIGTERM reaches one of them only; both stop at one step.
+    processes = _start(workdir, data_dir)
+    _await_step(processes, workdir, 25)
+    processes[1].send_signal(signal.SIGTERM)
+    (code, out, err), (other, other_out, other_err) = finish(processes)
+    assert (code, other, err, other_out, other_err) == (0, 0, "", "", "")
+    stopped = int(re.search(r"^stopped at step (\d+) and saved", out, re.MULTILINE)[1])
+    assert stopped == _newest(workdir) >= 25
     (code, out, err), (other, _, _) = finish(_start(workdir, data_dir))
     assert (code, other) == (0, 0), err
-    resumed = int(out.removeprefix("resuming from step ").split()[0])
-    assert 25 <= resumed < STEPS
-    config = _config(data_dir)
-    states = [_state(path, config) for path in (folder / "run", workdir)]
-    leaves = [jax.tree.leaves(jax.device_get(state)) for state in states]
-    assert len(leaves[0]) == len(leaves[1]) > 50
-    for a, b in zip(*leaves, strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert _history(workdir) == _history(folder / "run")
+    assert out.startswith(f"resuming from step {stopped} of {STEPS}")
+    assert_same_end(workdir, folder / "run", STEPS)
