@@ -76,7 +76,7 @@ def of_primary(value: float) -> float:
 
 def agreed_step(step: int | None) -> int | None:
     """The step that process 0 sees in a folder that may change meanwhile; all of them must ask."""
-    agreed = int(of_primary(-1 if step is None else step))
+    agreed = int(of_primary(-1.0 if step is None else float(step)))
     return None if agreed < 0 else agreed
 
 

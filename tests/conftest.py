@@ -40,3 +40,12 @@ def tiny_config(tiny_data_dir):
         return parse_config(values)
 
     return make
+
+
+# What takes minutes starts first, or a worker would end up alone with it.
+LONG = ("test_difficulty.py", "test_killed.py", "test_train.py", "test_run.py", "test_steps.py",
+        "test_sharding.py", "test_damaged_checkpoints.py", "test_full_disk.py")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))

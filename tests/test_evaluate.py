@@ -48,7 +48,7 @@ def _read_images(state, batch):
     return {"main": batch["images"]}
 
 
-STATE = TrainState(step=7, params={}, batch_stats={}, opt_state=())
+STATE = TrainState(step=7, params={}, batch_stats={}, opt_state=(), average=None)
 
 
 def test_a_hand_made_ranking_gets_its_scores(tiny_config):

@@ -22,7 +22,7 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_dict("config", synthetic_tiny.get_config())
 flags.DEFINE_string("workdir", None, "Folder of the run.")
 flags.DEFINE_integer("nan", -1, "The images of this step's batch are NaN.")
-flags.DEFINE_integer("signal_at", -1, "While this step's batch is made, signals are sent …")
+flags.DEFINE_integer("signal_at", -1, "In this step, counted from 0, signals are sent …")
 flags.DEFINE_multi_integer("signal", [], "… of these numbers.")
 
 
@@ -66,7 +66,7 @@ def training_data(config):
             values = batch(config, step)
             if step == FLAGS.nan:
                 values["images"][...] = np.nan
-            if step == FLAGS.signal_at:
+            if step == FLAGS.signal_at + 1:  # made while the step before it is taken
                 for number in FLAGS.signal:
                     os.kill(os.getpid(), number)
                     time.sleep(0.1)
