@@ -40,7 +40,8 @@ def test_durations():
 def test_the_score_table_is_in_percent():
     result = {
         "protocol": "occluded", "embedding": "main", "parameters": "trained", "mAP": 0.2674,
-        "mINP": 0.1, "cmc": {"1": 0.3, "5": 0.5}, "ci95": {"mAP": [0.24, 0.29]}, "num_valid_queries": 400,
+        "mINP": 0.1, "cmc": {"1": 0.3, "5": 0.5}, "ci95": {"mAP": [0.24, 0.29]},
+        "num_valid_queries": 400,
     }  # fmt: skip
     row = score_table([result]).splitlines()[1].split()
     assert row == ["occluded", "main", "26.7", "(24.0–29.0)", "30.0", "50.0", "10.0", "400"]
