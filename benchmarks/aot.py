@@ -13,8 +13,8 @@ What the figures are, all for one chip and one step:
 - memory: the compiler's assignment of main memory, of which it keeps 0.25 GiB for itself. Arguments
   (state and batch), outputs, what of the outputs takes the place of donated arguments (aliased),
   temporaries, the program, and the peak.
-The compiler is told not to look for the fastest schedule: a step then takes a minute or two in
-place of six and more, and the figures stay the same (docs/scaling.md).
+The compiler is told not to spend time on the fastest program: a step then takes a minute or two in
+place of seven and more. docs/scaling.md says what that changes.
 
 - tflop: convolutions and matrix products as compiled, loops as often as they turn.
 - hbm_gb: read from and written to main memory, an estimate: operands and results of every operation
