@@ -57,6 +57,7 @@ from configs import default
 from pgfl_jax.command_line import run as run_command_line
 from pgfl_jax.config import NUM_PARTS, Config, parse_config
 from pgfl_jax.errors import UserError
+from pgfl_jax.reporting.writers import replace_text
 from pgfl_jax.run import Run
 from pgfl_jax.sharding import make_mesh
 from pgfl_jax.train_step import make_train_step
@@ -383,7 +384,7 @@ def write_table(cases: list[Case], store: Path, page: Path, *, keep: bool) -> No
             lines[place] = measured(case)
             _write_store(store, list(filter(None, lines)))
         print(json.dumps(lines[place]), flush=True)
-    _replace(page, rewritten(page, tables(list(filter(None, lines)))))
+    replace_text(page, rewritten(page, tables(list(filter(None, lines)))))
 
 
 def _find(case: Case, lines: list[dict]) -> dict | None:
@@ -393,13 +394,7 @@ def _find(case: Case, lines: list[dict]) -> dict | None:
 
 def _write_store(store: Path, lines: list[dict]) -> None:
     store.parent.mkdir(parents=True, exist_ok=True)
-    _replace(store, "[\n" + ",\n".join(map(json.dumps, lines)) + "\n]\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    beside = path.with_name(f"{path.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    replace_text(store, "[\n" + ",\n".join(map(json.dumps, lines)) + "\n]\n")
 
 
 def _say(message: str) -> None:
