@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,8 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> Iterator[Chec
         reason = full_disk(error)
         if reason is None:
             raise
+        # Orbax began with more files than it then awaited, and lets them go when Python ends.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         steps = _steps(workdir / "checkpoints")
         kept = f"the checkpoint of step {steps[-1]} is intact" if steps else "nothing was saved yet"
         raise DiskFullError(

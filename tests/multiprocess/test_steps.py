@@ -15,7 +15,7 @@ def dumps(tiny_data_dir, tmp_path_factory):
 
     def start(name, devices, *place):
         command = ["tests/multiprocess/steps.py", folder / f"{name}.npz", tiny_data_dir, *place]
-        return spawn(command, JAX_NUM_CPU_DEVICES=str(devices), TF_CPP_MIN_LOG_LEVEL="3")
+        return spawn(command, JAX_NUM_CPU_DEVICES=str(devices))
 
     address = f"localhost:{free_port()}"
     for processes in (
