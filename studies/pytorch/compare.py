@@ -15,7 +15,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import torch
 
 from pgfl_jax.config import Config
@@ -131,9 +130,7 @@ def make_twin(run: Run, variables: Mapping[str, Any]) -> models.PGFL:
 
 def initial_state(run: Run, variables: Mapping[str, Any]) -> TrainState:
     """The state of step 0."""
-    params, batch_stats = jax.tree.map(
-        jnp.array, (variables["params"], variables["batch_stats"])
-    )
+    params, batch_stats = jax.tree.map(jnp.array, (variables["params"], variables["batch_stats"]))
     average = None
     if run.config.optim.ema_decay:
         average = jax.tree.map(jnp.array, Average(params, batch_stats))
@@ -280,9 +277,7 @@ class Moment(NamedTuple):
     average: Arrays
 
 
-def flax_training(
-    run: Run, variables: Mapping[str, Any], batches: list[Batch]
-) -> Iterator[Moment]:
+def flax_training(run: Run, variables: Mapping[str, Any], batches: list[Batch]) -> Iterator[Moment]:
     """Train by pgfl_jax's own compiled step."""
     with jax.enable_x64(batches[0]["images"].dtype == np.float64):
         step = make_train_step(run, make_mesh(jax.devices()[:1]))

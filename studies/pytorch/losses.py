@@ -194,9 +194,7 @@ def total_loss(
             add_branch(name, teacher, has_pose)
             feature = feature_kd(main.neck, teacher.neck, has_pose)
             add(f"kd_feature_{name}", config.feature_kd, feature, scale)
-            logit = logit_kd(
-                main.logits, teacher.logits, has_pose, temperature=config.temperature
-            )
+            logit = logit_kd(main.logits, teacher.logits, has_pose, temperature=config.temperature)
             add(f"kd_logit_{name}", config.logit_kd, logit, scale)
     total = sum(weights[name] * value for name, value in terms.items())
     return total, terms | {"total": total}

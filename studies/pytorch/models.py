@@ -159,9 +159,7 @@ class ResNet(nn.Module):
 
 BACKBONES = MappingProxyType[str, Callable[[], ResNet]](
     {
-        "resnet8": lambda: ResNet(
-            BasicBlock, (1, 1, 1), (48, 96, 192), (1, 2, 1), patch_stem=True
-        ),
+        "resnet8": lambda: ResNet(BasicBlock, (1, 1, 1), (48, 96, 192), (1, 2, 1), patch_stem=True),
         "resnet18": lambda: ResNet(BasicBlock, (2, 2, 2, 2)),
         "resnet34": lambda: ResNet(BasicBlock, (3, 4, 6, 3)),
         "resnet50": lambda: ResNet(Bottleneck, (3, 4, 6, 3)),
@@ -325,9 +323,9 @@ def pose_mask(visibility: Tensor) -> Tensor:
 def initialise(model: PGFL) -> None:
     """The initial distributions of the Flax network; PyTorch's own defaults are others.
 
-    Convolutions: N(0, 2 / fan-out), classifiers: N(0, 0.001²); norms are 1 and 0 already. The fan-out
-    of a k x k convolution is k²·outputs. The patch stem is a matrix product there, whose fan-out
-    is the outputs alone.
+    Convolutions: N(0, 2 / fan-out), classifiers: N(0, 0.001²); norms are 1 and 0 already. The
+    fan-out of a k x k convolution is k²·outputs. The patch stem is a matrix product there, whose
+    fan-out is the outputs alone.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
