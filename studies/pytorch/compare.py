@@ -16,7 +16,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import torch
 
 from pgfl_jax.config import Config
@@ -138,7 +137,7 @@ def flax_step(run: Run, variables: Mapping[str, Any], batch: Batch, *, step: int
         terms,
         to_arrays({"params": gradients}, identities),
         to_arrays({"batch_stats": statistics}, identities),
-        to_arrays({"params": optax.apply_updates(variables["params"], updates)}, identities),
+        to_arrays({"params": jax.tree.map(np.add, variables["params"], updates)}, identities),
         to_arrays({"params": updates}, identities),
     )
 

@@ -41,14 +41,17 @@ def _figures(part):
     return found
 
 
-def test_losses_and_their_variants(drawn_batches):
+def test_losses_and_their_variants(drawn_batches, monkeypatch):
+    """`make parity` takes the rest of the programs, which take long to compile."""
+    few = {name: parity.VARIANTS[name] for name in list(parity.VARIANTS)[:2]}
+    monkeypatch.setattr(parity, "VARIANTS", few)
     found = _figures(parity.variants)
-    assert len(found.figures) == 4 * (4 + len(parity.VARIANTS))
+    assert len(found.figures) == 4 * (4 + len(few))
     assert [figure for figure in found.figures if not figure.ok] == []
 
 
 def test_optimizers(drawn_batches, monkeypatch):
-    few = {name: parity.OPTIMIZERS[name] for name in list(parity.OPTIMIZERS)[1:3]}
+    few = {name: parity.OPTIMIZERS[name] for name in list(parity.OPTIMIZERS)[1:2]}
     monkeypatch.setattr(parity, "OPTIMIZERS", few)
     found = _figures(parity.optimizers)
     assert len(found.figures) == 4 * len(few)
