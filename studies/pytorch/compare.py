@@ -5,6 +5,7 @@ are dictionaries of equal keys. Nothing here judges; studies/pytorch/parity.py d
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -43,7 +44,8 @@ class Step(NamedTuple):
         terms: every loss term.
         gradients: of every parameter.
         statistics: running statistics after the step.
-        updates: what one step of the optimizer adds to every parameter.
+        parameters: every parameter after one step of the optimizer, from its initial state.
+        updates: what that step added to them.
     """
 
     outputs: Arrays
@@ -52,35 +54,8 @@ class Step(NamedTuple):
     terms: Arrays
     gradients: Arrays
     statistics: Arrays
+    parameters: Arrays
     updates: Arrays
-
-
-def draw_variables(run: Run, seed: int, dtype: Any) -> dict[str, Any]:
-    """Weights at which nothing is trivially 0 or 1, and logits are of order 1; float64 inside.
-
-    The initial values would hide differences: scales are 1, biases 0, and logits nearly equal.
-    """
-    rng = np.random.default_rng(seed)
-    state = run.abstract_state()
-
-    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        name, owner = path[-1].key, path[-2].key
-        noise = rng.normal(size=leaf.shape)
-        if name == "power":
-            value = np.asarray(3.0)
-        elif owner.endswith("_classifier"):
-            real = np.arange(leaf.shape[1]) < run.model.num_identities
-            value = 1.5 / math.sqrt(leaf.shape[0]) * noise * real
-        elif name == "kernel":
-            value = math.sqrt(2 / math.prod((*leaf.shape[:-2], leaf.shape[-1]))) * noise
-        elif name in ("scale", "var"):
-            value = 1 + 0.2 * np.clip(noise, -3, 3)
-        else:
-            value = 0.1 * noise
-        return value.astype(dtype)
-
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    return jax.tree_util.tree_map_with_path(draw, variables)
 
 
 def torch_name(path: str) -> str:
@@ -141,11 +116,10 @@ def initial_state(run: Run, variables: Mapping[str, Any]) -> TrainState:
 
 def flax_step(run: Run, variables: Mapping[str, Any], batch: Batch, *, step: int = 0) -> Step:
     """One step by pgfl_jax, as it were ``step`` (which the warm-ups go by)."""
-    double = batch["images"].dtype == np.float64
-    with jax.enable_x64(double):
+    with jax.enable_x64(batch["images"].dtype == np.float64):
         state = initial_state(run, variables)
         state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32))
-        found = jax.device_get(jax.jit(lambda *args: _flax_step(run, *args))(state, dict(batch)))
+        found = jax.device_get(_flax_step(run, state, dict(batch)))
     outputs, captured, triplets, terms, gradients, statistics, updates = found
     layers = {
         torch_name("/".join(key.key for key in keys[:-2])): value
@@ -163,10 +137,12 @@ def flax_step(run: Run, variables: Mapping[str, Any], batch: Batch, *, step: int
         terms,
         to_arrays({"params": gradients}, identities),
         to_arrays({"batch_stats": statistics}, identities),
+        to_arrays({"params": jax.tree.map(np.add, variables["params"], updates)}, identities),
         to_arrays({"params": updates}, identities),
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _flax_step(run: Run, state: TrainState, batch: Mapping[str, jax.Array]) -> tuple:
     gradients, statistics, terms = loss_and_gradients(run, state, batch)
     updates, _ = run.optimizer.update(gradients, state.opt_state, state.params)
@@ -229,18 +205,9 @@ def twin_step(run: Run, variables: Mapping[str, Any], batch: Batch, *, step: int
     config = run.config
     epoch = step / run.steps_per_epoch
     outputs, terms = backward(twin, tensors, config.loss, epoch=epoch)
-    before = {name: value.detach().clone() for name, value in twin.named_parameters()}
     gradients = {name: value.grad.numpy().copy() for name, value in twin.named_parameters()}
-    optimizer = make_optimizer(config.optim, twin)
-    schedule = learning_rate_schedule(
-        config.optim,
-        batch_size=config.data.batch_size,
-        num_steps=run.num_steps,
-        steps_per_epoch=run.steps_per_epoch,
-    )
-    for group in optimizer.param_groups:
-        group["lr"] = schedule(0)  # the optimizer's own first step
-    optimizer.step()
+    statistics = _statistics(twin.state_dict())
+    updates = _updates(run, twin)
     triplets = {}
     for name, anchors, candidates, mask in _mined(outputs, models.pose_mask(tensors["visibility"])):
         between = losses.distances(anchors, candidates)
@@ -254,9 +221,36 @@ def twin_step(run: Run, variables: Mapping[str, Any], batch: Batch, *, step: int
         triplets,
         {name: value.numpy() for name, value in terms.items()},
         gradients,
-        _statistics(twin.state_dict()),
-        {name: (value.detach() - before[name]).numpy() for name, value in twin.named_parameters()},
+        statistics,
+        {name: value.detach().numpy() for name, value in twin.named_parameters()},
+        updates,
     )
+
+
+def _updates(run: Run, twin: models.PGFL) -> Arrays:
+    """Take the first step of a fresh optimizer; what it adds to every parameter."""
+    before = {name: value.detach().clone() for name, value in twin.named_parameters()}
+    optimizer = make_optimizer(run.config.optim, twin)
+    schedule = learning_rate_schedule(
+        run.config.optim,
+        batch_size=run.config.data.batch_size,
+        num_steps=run.num_steps,
+        steps_per_epoch=run.steps_per_epoch,
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = schedule(0)
+    optimizer.step()
+    return {
+        name: (value.detach() - before[name]).numpy() for name, value in twin.named_parameters()
+    }
+
+
+def twin_updates(run: Run, variables: Mapping[str, Any], gradients: Arrays) -> Arrays:
+    """What the first step of PyTorch's optimizer adds to every parameter, of given gradients."""
+    twin = make_twin(run, variables)
+    for name, value in twin.named_parameters():
+        value.grad = torch.tensor(gradients[name])
+    return _updates(run, twin)
 
 
 def _channels_last(maps: torch.Tensor) -> np.ndarray:

@@ -284,7 +284,9 @@ class PGFL(nn.Module):
             visibility: (B, G) in [0, 1].
         """
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):
-            features = self.trunk(images.permute(0, 3, 1, 2))
+            # Contiguous, for PyTorch's BatchNorm of channels-last maps adds up the values one after
+            # the other, and loses one or two digits by that.
+            features = self.trunk(images.permute(0, 3, 1, 2).contiguous())
         pooled = features.to(images.dtype)
         main = self._branch(self.main_pooling(pooled), self.main_neck, "main", None)
         if part_maps is None or visibility is None or not self.pose_branches:

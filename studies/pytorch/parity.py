@@ -36,13 +36,14 @@ from studies.pytorch.compare import (
     Step,
     cast,
     differences,
-    draw_variables,
     flax_step,
     flax_training,
     real_batches,
     twin_step,
     twin_training,
+    twin_updates,
 )
+from studies.pytorch.drawn import draw_variables
 
 FLAGS = flags.FLAGS
 IDENTITIES, IMAGES = 16, 64  # the classifier, and what makes an epoch: 8 steps of 8 images
@@ -72,25 +73,27 @@ ALL_ON = {
     "data.identities_per_batch": 4,
     "data.images_per_identity": 2,
 }
+MINED, SAME_GRADIENTS = "mined triplets that differ", "the step alone, from equal gradients"
 MID_RAMP = 5  # the step that single steps are taken for: of distillation's ramp about a third
 
+# Few programs, for each takes longer to compile than to run.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "all losses": {},
-    "soft margin": {"loss.soft_margin": True},
-    "cosine alignment": {"loss.alignment_variant": "cosine"},
-    "cross-branch triplet": {"loss.interaction_variant": "cross_triplet"},
-    "cross-branch triplet, soft margin": {
-        "loss.interaction_variant": "cross_triplet",
+    "soft margin, cross-branch triplet, no label smoothing, temperature 1": {
         "loss.soft_margin": True,
+        "loss.interaction_variant": "cross_triplet",
+        "loss.smoothing": 0.0,
+        "loss.temperature": 1.0,
     },
-    "shared classifier": {
+    "hard margin, cross-branch triplet, cosine alignment, GeM": {
+        "loss.interaction_variant": "cross_triplet",
+        "loss.alignment_variant": "cosine",
+        "model.pooling": "gem",
+    },
+    "shared classifier, distillation at once": {
         "loss.interaction_variant": "shared_classifier",
         "loss.interaction": 0.0,
+        "loss.kd_ramp": 0.0,
     },
-    "GeM pooling": {"model.pooling": "gem"},
-    "no label smoothing, temperature 1": {"loss.smoothing": 0.0, "loss.temperature": 1.0},
-    "distillation at once": {"loss.kd_ramp": 0.0},
-    "distillation not yet": {"loss.kd_start": 1.0},
     "main branch alone": {
         "model.pose_branches": False,
         "loss.interaction_variant": "off",
@@ -98,18 +101,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "adam, step schedule, clipping": {"optim.clip_norm": 1.0},
-    "adamw, cosine schedule": {"optim.name": "adamw", "optim.schedule": "cosine"},
-    "sgd, cosine schedule, linear scaling": {
+    "adamw, cosine": {"optim.name": "adamw", "optim.schedule": "cosine"},
+    "sgd, cosine, linear scaling, clipping": {
         "optim.name": "sgd",
         "optim.learning_rate": 0.05,
         "optim.schedule": "cosine",
         "optim.scaling": "linear",
+        "optim.clip_norm": 1.0,
     },
-    "lars, no warm-up": {
+    "lars, milestones without warm-up": {
         "optim.name": "lars",
         "optim.learning_rate": 1.0,
         "optim.warmup_epochs": 0.0,
+        "optim.milestones": (0.25, 0.5),
     },
     "lamb, root scaling": {"optim.name": "lamb", "optim.scaling": "sqrt"},
 }
@@ -120,6 +124,7 @@ class Figure(NamedTuple):
 
     Attributes:
         section: what was run.
+        case: which of several in the section; empty where there is one.
         name: what was compared.
         value: the largest difference found.
         bound: what it may be at most.
@@ -127,6 +132,7 @@ class Figure(NamedTuple):
     """
 
     section: str
+    case: str
     name: str
     value: float
     bound: float
@@ -146,11 +152,13 @@ class Parity:
     curves: dict[str, dict[str, list[float]]] = dataclasses.field(default_factory=dict)
     labels: list[str] = dataclasses.field(default_factory=list)
 
-    def worst(self, section: str, name: str, found: dict[str, float], bound: float) -> None:
+    def worst(
+        self, section: str, name: str, found: dict[str, float], bound: float, case: str = ""
+    ) -> None:
         """Add the largest of some differences."""
         # NaN counts as the largest of all.
         where = max(found, key=lambda key: math.inf if math.isnan(found[key]) else found[key])
-        self.figures.append(Figure(section, name, found[where], bound, where))
+        self.figures.append(Figure(section, case, name, found[where], bound, where))
 
     def curve(self, panel: str, name: str, values: list[float]) -> None:
         """Add a curve to the plot."""
@@ -183,13 +191,16 @@ def compare_steps(parity: Parity, section: str, found: Step, truth: Step) -> Non
     for name, group in _groups(found):
         parity.worst(section, name, differences(group, expected[name]), FORWARD)
     parity.worst(section, "loss terms", differences(found.terms, truth.terms), FORWARD)
-    parity.worst(section, "mined triplets that differ", _mined_otherwise(found, truth), 0)
+    parity.worst(section, MINED, _mined_otherwise(found, truth), 0)
     gradients = differences(found.gradients, truth.gradients)
     parity.worst(section, "gradients", gradients, GRADIENT)
     statistics = differences(found.statistics, truth.statistics)
     parity.worst(section, "running statistics", statistics, FORWARD)
+    stepped = differences(found.parameters, truth.parameters)
+    parity.worst(section, "parameters after a step of Adam", stepped, GRADIENT)
+    # Where a gradient is smaller than Adam's ε, 1e-8, the step divides its rounding error by ε.
     updates = differences(found.updates, truth.updates)
-    parity.worst(section, "step of the optimizer", updates, GRADIENT)
+    parity.worst(section, "the step alone", updates, TRAINING)
 
 
 def _mined_otherwise(found: Step, truth: Step) -> dict[str, float]:
@@ -199,37 +210,41 @@ def _mined_otherwise(found: Step, truth: Step) -> dict[str, float]:
 
 
 def one_step(parity: Parity, data_dir: str) -> None:
-    """ResNet-50 at 256x128: one step in float64, float32 and bfloat16."""
+    """ResNet-50 at 256x128: one step in float64 and in float32."""
     changes = {"data.height": 256, "data.width": 128, "model.backbone": "resnet50"}
     config = make_config(data_dir, **changes)
     (batch,) = real_batches(config, 1)
-    run = make_run(config)
     section = f"ResNet-50, 256x128, {len(batch['labels'])} images, one step, float64"
     _say(section)
+    run = make_run(config)
     variables = draw_variables(run, 0, np.float64)
     found = flax_step(run, variables, batch, step=MID_RAMP)
     truth = twin_step(run, variables, batch, step=MID_RAMP)
     compare_steps(parity, section, found, truth)
+    updates = twin_updates(run, variables, found.gradients)
+    parity.worst(section, SAME_GRADIENTS, differences(found.updates, updates), GRADIENT)
     parity.labels = list(truth.layers)
     parity.curve("layers", "float64", _values(found.layers, truth.layers))
     parity.curve("gradients", "float64", _values(found.gradients, truth.gradients))
     del found
-    variables = draw_variables(run, 0, np.float32)
+    section = "The same in float32: distance from float64"
+    ours, theirs = compare_precisions(parity, section, "float32", config, batch, truth)
+    for name, step in (("JAX", ours), ("PyTorch", theirs)):
+        parity.curve("layers", f"float32, {name}", _values(step.layers, truth.layers))
+        parity.curve("gradients", f"float32, {name}", _values(step.gradients, truth.gradients))
+
+
+def precisions(parity: Parity, data_dir: str) -> None:
+    """A small network in float32 and bfloat16, where less of the difference is chaos."""
+    changes = {"data.images_per_identity": 4}
+    config = make_config(data_dir, **changes)
+    (batch,) = real_batches(config, 1)
+    run = make_run(config)
+    truth = twin_step(run, draw_variables(run, 0, np.float64), batch, step=MID_RAMP)
     for dtype in UNIT:
-        section = f"the same in {dtype}: distance from float64"
-        _say(section)
-        run = make_run(make_config(data_dir, **changes, **{"model.dtype": dtype}))
-        single = cast(batch, np.float32)
-        ours = flax_step(run, variables, single, step=MID_RAMP)
-        theirs = twin_step(run, variables, single, step=MID_RAMP)
-        compare_precisions(parity, section, dtype, ours, theirs, truth)
-        parity.curve("layers", f"{dtype}, JAX", _values(ours.layers, truth.layers))
-        parity.curve("layers", f"{dtype}, PyTorch", _values(theirs.layers, truth.layers))
-        if dtype == "float32":
-            parity.curve("gradients", "float32, JAX", _values(ours.gradients, truth.gradients))
-            theirs_ = _values(theirs.gradients, truth.gradients)
-            parity.curve("gradients", "float32, PyTorch", theirs_)
-        del ours, theirs
+        section = f"resnet8, 64x32, 16 images, one step, {dtype}: distance from float64"
+        config = make_config(data_dir, **changes, **{"model.dtype": dtype})
+        compare_precisions(parity, section, dtype, config, batch, truth)
 
 
 def _values(found: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> list[float]:
@@ -237,42 +252,72 @@ def _values(found: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> list[
 
 
 def compare_precisions(
-    parity: Parity, section: str, dtype: str, ours: Step, theirs: Step, truth: Step
-) -> None:
-    """Add the figures of a lower precision.
+    parity: Parity, section: str, dtype: str, config: Config, batch: Batch, truth: Step
+) -> tuple[Step, Step]:
+    """Add the figures of one step in a lower precision.
 
     Each framework is compared with the float64 result, which is PyTorch's. How far a network is
     from it depends on the network, so that PyTorch itself, whose operations round as often, gives
     the measure of what may be lost.
+
+    Returns:
+        The step by JAX and by PyTorch.
     """
-    groups = {name: group for name, group in _groups(truth)} | {"loss terms": truth.terms}
-    mine, other = (dict(_groups(step)) | {"loss terms": step.terms} for step in (ours, theirs))
-    if dtype == "float32":
-        groups |= {"gradients": truth.gradients, "step of the optimizer": truth.updates}
-        mine |= {"gradients": ours.gradients, "step of the optimizer": ours.updates}
-        other |= {"gradients": theirs.gradients, "step of the optimizer": theirs.updates}
-    for name, expected in groups.items():
-        reference = max(differences(other[name], expected).values())
-        bound = RATIO * reference + UNITS * UNIT[dtype]
-        parity.worst(section, name, differences(mine[name], expected), bound)
-    if dtype == "float32":
-        name = "mined triplets that differ"
-        parity.worst(section, name, _mined_otherwise(ours, truth), 0)
-
-
-def training(parity: Parity, data_dir: str) -> None:
-    """Twenty steps with L2 decay, warm-up and milestone, running statistics and averages."""
-    config = make_config(data_dir, **{"model.backbone": "resnet50"})
-    batches = real_batches(config, STEPS)
-    section = f"ResNet-50, 64x32, {len(batches[0]['labels'])} images, {STEPS} steps, float64"
     _say(section)
-    curves = compare_trainings(parity, section, config, batches, TRAINING)
-    for name, values in curves.items():
+    run = make_run(config)
+    variables = draw_variables(run, 0, np.float32)
+    single = cast(batch, np.float32)
+    ours = flax_step(run, variables, single, step=MID_RAMP)
+    theirs = twin_step(run, variables, single, step=MID_RAMP)
+    expected, mine, other = (_all_groups(step) for step in (truth, ours, theirs))
+    for name, group in expected.items():
+        reference = max(differences(other[name], group).values())
+        bound = RATIO * reference + UNITS * UNIT[dtype]
+        parity.worst(section, name, differences(mine[name], group), bound)
+    if dtype == "float32":
+        parity.worst(section, MINED, _mined_otherwise(ours, truth), 0)
+    return ours, theirs
+
+
+def _all_groups(step: Step) -> dict[str, dict[str, np.ndarray]]:
+    """The forward pass, the losses and the gradients, one figure each."""
+    return dict(_groups(step)) | {"loss terms": step.terms, "gradients": step.gradients}
+
+
+def training(parity: Parity, data_dir: str, backbone: str = "resnet8") -> None:
+    """Twenty steps with L2 decay, warm-up and milestone, clipping, statistics and averages."""
+    config = make_config(data_dir, **{"model.backbone": backbone, "optim.clip_norm": 10.0})
+    batches = real_batches(config, STEPS)
+    section = f"{backbone}, 64x32, {len(batches[0]['labels'])} images, {STEPS} steps, float64"
+    _say(section)
+    for name, values in compare_trainings(parity, section, config, batches, TRAINING).items():
         parity.curve("steps", name, values)
+    section = section.replace("float64", "float32: distance from float64 at the end")
+    _say(section)
+    run, singles = make_run(config), [cast(batch, np.float32) for batch in batches]
+    variables = draw_variables(run, 0, np.float32)
+    *_, ours = flax_training(run, variables, singles)
+    *_, theirs = twin_training(run, variables, singles, num_images=IMAGES)
+    variables = draw_variables(run, 0, np.float64)
+    *_, truth = twin_training(run, variables, batches, num_images=IMAGES)
+    for name, expected in truth._asdict().items():
+        reference = max(differences(getattr(theirs, name), expected).values())
+        bound = RATIO * reference + UNITS * UNIT["float32"]
+        parity.worst(section, name, differences(getattr(ours, name), expected), bound)
+
+
+def training_resnet50(parity: Parity, data_dir: str) -> None:
+    """The same by ResNet-50, which takes minutes: float64 convolutions of XLA on CPUs are slow."""
+    training(parity, data_dir, "resnet50")
 
 
 def compare_trainings(
-    parity: Parity, section: str, config: Config, batches: list[Batch], bound: float
+    parity: Parity,
+    section: str,
+    config: Config,
+    batches: list[Batch],
+    bound: float,
+    case: str = "",
 ) -> dict[str, list[float]]:
     """Add the figures of a training in float64, which count after every step.
 
@@ -292,55 +337,68 @@ def compare_trainings(
     )
     for step, (found, truth) in enumerate(zip(*sides, strict=True), 1):
         for name, expected in truth._asdict().items():
-            if expected:
-                apart = differences(getattr(found, name), expected)
-                where = max(apart, key=lambda key: apart[key])
-                worst.setdefault(name, {})[f"{where}, step {step}"] = apart[where]
-                curves.setdefault(name, []).append(apart[where])
-        _progress(f"step {step} of {len(batches)}")
+            apart = differences(getattr(found, name), expected)
+            where = max(apart, key=lambda key: apart[key])
+            worst.setdefault(name, {})[f"{where}, step {step}"] = apart[where]
+            curves.setdefault(name, []).append(apart[where])
     for name, found_ in worst.items():
-        parity.worst(section, name, found_, bound)
+        parity.worst(section, name, found_, bound, case)
     return curves
 
 
 def variants(parity: Parity, data_dir: str) -> None:
-    """Every variant of every loss, and every optimizer, on a small network in float64."""
-    changes = {"data.images_per_identity": 4}
-    batches = real_batches(make_config(data_dir, **changes), 5)
-    section = "ResNet-8, 64x32, 16 images, one step, float64"
-    _say(section)
-    for name, variant in VARIANTS.items():
-        _progress(name)
-        config = make_config(data_dir, **changes, **variant)
-        compare_variant(parity, f"{section}: {name}", config, batches[0])
-    name = "no image has a pose"
-    _progress(name)
-    blank = {key: np.zeros_like(batches[0][key]) for key in ("part_maps", "visibility")}
+    """Every variant of every loss, on a small network in float64."""
+    changes = {"data.images_per_identity": 4, "loss.kd_start": 0.5}
     config = make_config(data_dir, **changes)
-    compare_variant(parity, f"{section}: {name}", config, batches[0] | blank)
-    section = "ResNet-8, 64x32, 16 images, 5 steps, float64"
+    (batch,) = real_batches(config, 1)
+    blank = {key: np.zeros_like(batch[key]) for key in ("part_maps", "visibility")}
+    section = "resnet8, 64x32, 16 images, one step, float64"
+    _say(section)
+    run = make_run(config)
+    compare_variant(parity, section, "all losses, distillation in its warm-up", run, batch)
+    compare_variant(parity, section, "all losses, distillation not yet", run, batch, step=1)
+    compare_variant(parity, section, "all losses, distillation in full", run, batch, step=20)
+    compare_variant(parity, section, "all losses, no image has a pose", run, batch | blank)
+    for name, variant in VARIANTS.items():
+        run = make_run(make_config(data_dir, **changes, **variant))
+        compare_variant(parity, section, name, run, batch)
+
+
+def compare_variant(
+    parity: Parity, section: str, case: str, run: Run, batch: Batch, *, step: int = MID_RAMP
+) -> None:
+    """Add the figures of one step of a variant."""
+    _say(f"  {case}")
+    variables = draw_variables(run, 1, np.float64)
+    found = flax_step(run, variables, batch, step=step)
+    truth = twin_step(run, variables, batch, step=step)
+    forward = differences(found.outputs, truth.outputs)
+    parity.worst(section, "forward", forward, FORWARD, case)
+    parity.worst(section, "loss terms", differences(found.terms, truth.terms), FORWARD, case)
+    parity.worst(section, "triplets", _mined_otherwise(found, truth), 0, case)
+    gradients = differences(found.gradients, truth.gradients)
+    parity.worst(section, "gradients", gradients, GRADIENT, case)
+
+
+def optimizers(parity: Parity, data_dir: str) -> None:
+    """Every optimizer and schedule, on the main branch of a small network in float64."""
+    changes = {"data.images_per_identity": 4} | VARIANTS["main branch alone"]
+    batches = real_batches(make_config(data_dir, **changes), 5)
+    section = "resnet8, main branch, 64x32, 16 images, 5 steps, float64"
     _say(section)
     for name, variant in OPTIMIZERS.items():
-        config = make_config(data_dir, **changes, **variant)
-        compare_trainings(parity, f"{section}: {name}", config, batches, GRADIENT)
-
-
-def compare_variant(parity: Parity, section: str, config: Config, batch: Batch) -> None:
-    """Add the figures of one step of a variant."""
-    run = make_run(config)
-    variables = draw_variables(run, 1, np.float64)
-    found = flax_step(run, variables, batch, step=MID_RAMP)
-    truth = twin_step(run, variables, batch, step=MID_RAMP)
-    parity.worst(section, "forward", differences(found.outputs, truth.outputs), FORWARD)
-    parity.worst(section, "loss terms", differences(found.terms, truth.terms), FORWARD)
-    parity.worst(section, "mined triplets that differ", _mined_otherwise(found, truth), 0)
-    parity.worst(section, "gradients", differences(found.gradients, truth.gradients), GRADIENT)
+        _say(f"  {name}")
+        config = make_config(data_dir, **changes | variant)
+        compare_trainings(parity, section, config, batches, GRADIENT, name)
 
 
 PARTS: dict[str, Callable[[Parity, str], None]] = {
     "variants": variants,
-    "one_step": one_step,
+    "precisions": precisions,
+    "optimizers": optimizers,
     "training": training,
+    "one_step": one_step,
+    "training_resnet50": training_resnet50,
 }
 
 
@@ -370,18 +428,33 @@ def write_report(parity: Parity, out: Path, seconds: float) -> int:
 
 
 def markdown(figures: list[Figure]) -> str:
-    """The table, a heading for each section."""
+    """A table for each section; one with several cases has a row for each."""
     lines: list[str] = []
-    section = None
-    for figure in figures:
-        if figure.section != section:
-            section = figure.section
-            lines += ["", f"**{section}**", ""]
+    for section in dict.fromkeys(figure.section for figure in figures):
+        group = [figure for figure in figures if figure.section == section]
+        lines += ["", f"**{section}**", ""]
+        if not group[0].case:
             lines += ["| compared | largest difference | bound | | at |", "|---|---:|---:|---|---|"]
-        value, bound = (f"{x:.1e}" if x else "0" for x in (figure.value, figure.bound))
-        verdict = "ok" if figure.ok else "FAILED"
-        lines.append(f"| {figure.name} | {value} | {bound} | {verdict} | {figure.where} |")
+            lines += [
+                f"| {x.name} | {_short(x.value)} | {_short(x.bound)} | {_verdict(x)} | {x.where} |"
+                for x in group
+            ]
+            continue
+        bounds = {figure.name: figure.bound for figure in group}
+        heads = [f"{name}, at most {_short(bound)}" for name, bound in bounds.items()]
+        lines += [f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
+        for case in dict.fromkeys(figure.case for figure in group):
+            cells = [f"{_short(x.value)} {_verdict(x)}" for x in group if x.case == case]
+            lines.append(f"| {case} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+    return f"{value:.1e}" if value else "0"
+
+
+def _verdict(figure: Figure) -> str:
+    return "ok" if figure.ok else "FAILED"
 
 
 def plot(parity: Parity, path: Path) -> None:
@@ -417,15 +490,12 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def _progress(message: str) -> None:
-    _say(f"  {message}")
-
-
 def define_flags() -> None:
     """Flags of the command line."""
     flags.DEFINE_string("out", ".cache/parity", "Folder of the report.")
     flags.DEFINE_string("data_dir", "data", "Where prepared data sets are kept.")
-    flags.DEFINE_multi_enum("part", list(PARTS), list(PARTS), "What to compare; may be repeated.")
+    standard = [name for name in PARTS if name != "training_resnet50"]
+    flags.DEFINE_multi_enum("part", standard, list(PARTS), "What to compare; may be repeated.")
 
 
 def main(argv: list[str]) -> int:
