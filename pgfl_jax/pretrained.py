@@ -400,7 +400,8 @@ def _depth(name: str) -> list[tuple[int, str]]:
 def _architecture(names: Iterable[str]) -> str:
     """What the layers of a trunk say about its kind."""
     names = set(names)
-    blocks = {match[1, 2] for name in names if (match := re.search(r"layer(\d+)\.(\d+)\.", name))}
+    layers = (re.search(r"layer(\d+)\.(\d+)\.", name) for name in names)
+    blocks = {match.groups() for match in layers if match}
     stages = sorted({stage for stage, _ in blocks})
     sizes = [sum(stage == of for of, _ in blocks) for stage in stages]
     kind = "bottleneck" if "trunk.layer1.0.conv3.weight" in names else "basic"

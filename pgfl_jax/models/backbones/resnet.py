@@ -192,7 +192,7 @@ class ResNet(nn.Module):
         x = nn.relu(_BatchNorm(use_running_average=not train, dtype=self.dtype, name="bn1")(x))
         if not self.patch_stem:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        block = self.block
+        block: Any = self.block
         if self.remat != "none":
             policy = REMAT_POLICIES[self.remat]
             block = nn.remat(block, policy=policy, static_argnums=(2,))  # train
