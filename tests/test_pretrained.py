@@ -27,7 +27,7 @@ from pgfl_jax.pretrained import (
 )
 from pgfl_jax.run import Run
 from pgfl_jax.sharding import make_mesh
-from tests.runs import finish, history, leaves, start
+from tests.runs import finish, leaves, start
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -472,9 +472,6 @@ def test_a_run_starts_from_a_file_and_does_not_need_it_any_more(tiny_data_dir, t
     path.unlink()
     code, out, err = finish(start(tiny_data_dir, workdir, *options))
     assert code == 0 and "is finished" in out, err
-    code, out, err = finish(start(tiny_data_dir, workdir, *options, "--mode=evaluate"))
-    assert code == 0, err
-    assert len(history(workdir)) >= 2
     code, _, err = finish(start(tmp_path / "none", tmp_path / "new", *options))
     assert code == 1 and err == f"error: {path}: no such file\n"
     assert not (tmp_path / "none").exists()  # no data were prepared
