@@ -56,6 +56,8 @@ def work(config: "Config") -> None:
     config.check_devices(jax.device_count())  # before any data is prepared
     workdir = writable_folder(Path(FLAGS.workdir), "--workdir")
     processes.check_shared(workdir)
+    if config.model.pretrained:
+        begin(config, workdir)
 
     from input_pipeline.dataset import evaluation_data, training_data  # before TensorFlow
     from pgfl_jax.evaluate import evaluate_checkpoint
@@ -74,6 +76,24 @@ def work(config: "Config") -> None:
         train(config, workdir, training, evaluation)
     else:
         evaluate_checkpoint(config, workdir, evaluation)
+
+
+def begin(config: "Config", workdir: Path) -> None:
+    """Look at the weights that a new run starts from; a resumed one needs them no more."""
+    from pgfl_jax import processes
+    from pgfl_jax.checkpoint import has_checkpoint
+    from pgfl_jax.integrity import sha256
+    from pgfl_jax.run import examine_pretrained
+
+    resumes = FLAGS.mode == "train" and has_checkpoint(workdir)
+    trained = FLAGS.mode == "evaluate" and config.eval.checkpoint != "untrained"
+    if resumes or trained:
+        return
+    report = examine_pretrained(config)
+    digest = sha256(Path(config.model.pretrained))
+    processes.agree({"the file of config.model.pretrained": digest})
+    if processes.is_primary():
+        print(f"{config.model.pretrained}: {report}", flush=True)
 
 
 if __name__ == "__main__":

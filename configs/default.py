@@ -62,8 +62,13 @@ def get_config() -> ConfigDict:
                 },
             },
             "model": {
-                # resnet8 (small images, CPU) · resnet18 · resnet34 · resnet50
+                # resnet8 (small images, CPU) · resnet18 · resnet34 · resnet50 ·
+                # resnet50_ibn_a
                 "backbone": "resnet50",
+                # PyTorch weights of that backbone, .pth or .safetensors, to start from; empty:
+                # random ones. They expect images normalised as data.mean and data.std say
+                # (docs/pretrained.md).
+                "pretrained": "",
                 # Pooling of the main branch: gap · gem
                 "pooling": "gap",
                 # False: the baseline, the main branch alone in training too.

@@ -17,7 +17,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from pgfl_jax.errors import DiskFullError, UserError, full_disk
 from pgfl_jax.integrity import damage, seal
-from pgfl_jax.processes import barrier, is_primary, on_all, peer_lost
+from pgfl_jax.processes import barrier, is_primary, of_primary, on_all, peer_lost
 from pgfl_jax.sharding import state_shardings
 from pgfl_jax.train_state import TrainState
 
@@ -219,6 +219,11 @@ class Checkpoints:
             f"{self._directory}: {consequence}: {_list(self._damaged)}; training goes on from the "
             "checkpoint before and moves the damaged one aside"
         )
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether ``workdir`` holds a checkpoint to go on from, as process 0 sees it."""
+    return bool(of_primary(float(bool(_steps(workdir / "checkpoints")))))
 
 
 def _unreadable(folder: Path, error: Exception) -> CheckpointError:

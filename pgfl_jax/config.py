@@ -20,7 +20,7 @@ from pgfl_jax.models.backbones import BACKBONES
 from pgfl_jax.models.classifier import CLASS_MULTIPLE
 
 NUM_PARTS = 8
-Backbone = Literal["resnet8", "resnet18", "resnet34", "resnet50"]
+Backbone = Literal["resnet8", "resnet18", "resnet34", "resnet50", "resnet50_ibn_a"]
 Embedding = Literal["main", "foreground", "parts"]
 
 
@@ -77,6 +77,7 @@ class ModelConfig:
     """The network."""
 
     backbone: Backbone
+    pretrained: str
     pooling: Literal["gap", "gem"]
     pose_branches: bool
     dtype: Literal["float32", "bfloat16"]

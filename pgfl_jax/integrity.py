@@ -13,7 +13,7 @@ def seal(folder: Path) -> None:
     Files that lie in ``folder`` itself are left out.
     """
     digests = {
-        path.relative_to(folder).as_posix(): _sha256(path)
+        path.relative_to(folder).as_posix(): sha256(path)
         for path in sorted(folder.glob("*/**/*"))
         if path.is_file()
     }
@@ -31,7 +31,7 @@ def damage(folder: Path) -> str | None:
         return f"{DIGESTS} is unreadable"
     for path, name, digest in files:
         try:
-            if _sha256(path) != digest:
+            if sha256(path) != digest:
                 return f"{name} is not as it was written"
         except FileNotFoundError:
             return f"{name} is missing"
@@ -40,6 +40,7 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

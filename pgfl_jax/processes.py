@@ -44,7 +44,6 @@ _LOST_SIGNS = ("Gloo", "NCCL", "nccl", "oordination", "Barrier", "heartbeat", "U
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE")
 _LISTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 
-_joined_as: Place | None = None
 _relay: subprocess.Popen | None = None
 
 
@@ -92,7 +91,8 @@ def agree(facts: Mapping[str, Any]) -> None:
     if jax.process_count() == 1:
         return
     names = sorted(facts)
-    if not on_all_equal(names):
+    rows = multihost_utils.process_allgather(_digest(names))
+    if (rows != rows[:1]).any():
         raise UserError(
             "the processes of the run compare different things; start all of them from the same "
             "version of the program, with the same --config"
@@ -111,12 +111,6 @@ def agree(facts: Mapping[str, Any]) -> None:
         f"the processes of the run differ in {', '.join(found[:5])}{more}; start all of them with "
         "the same program, options and data"
     )
-
-
-def on_all_equal(value: Any) -> bool:
-    """Whether all processes have the same value, fit for JSON; all of them must ask."""
-    rows = multihost_utils.process_allgather(_digest(value))
-    return bool((rows == rows[:1]).all())
 
 
 def check_shared(workdir: Path) -> None:
@@ -158,38 +152,6 @@ def peer_lost(error: BaseException) -> bool:
     return False
 
 
-def start(
-    coordinator: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-    *,
-    timeout: float = START_TIMEOUT,
-) -> bool:
-    """Join the other processes of the run, before any JAX backend starts.
-
-    Without arguments, those that the environment tells of: Slurm, Open MPI, Kubernetes and TPU
-    pods, as JAX finds them.
-
-    Args:
-        coordinator: ``HOST:PORT`` of process 0, where it waits for the others.
-        num_processes: how many they are; 1 alone: join nobody, whatever the environment says.
-        process_id: number of this process, from 0.
-        timeout: seconds to wait for the others.
-
-    Returns:
-        Whether there are others.
-
-    Raises:
-        UserError: the arguments are incomplete or wrong, the others do not come, or this looks like
-            one of several processes and JAX knows no way to join them.
-    """
-    global _joined_as
-    _joined_as = _place(coordinator, num_processes, process_id, timeout)
-    if _joined_as is not None:
-        _join_others(_joined_as, timeout)
-    return _joined_as is not None
-
-
 @contextlib.contextmanager
 def joined(
     coordinator: str | None,
@@ -198,23 +160,33 @@ def joined(
     *,
     timeout: float = START_TIMEOUT,
 ) -> Iterator[None]:
-    """:func:`start`, and let an error end the process at once where there are others.
+    """Join the other processes of the run, before any JAX backend starts.
+
+    Where there are others, an error in the context ends this process at once, with the line that
+    tells it. Without arguments they are those that the environment tells of: Slurm, Open MPI,
+    Kubernetes and TPU pods, as JAX finds them.
 
     Args:
-        coordinator: as of :func:`start`.
-        num_processes: as of :func:`start`.
-        process_id: as of :func:`start`.
-        timeout: as of :func:`start`.
+        coordinator: ``HOST:PORT`` of process 0, where it waits for the others.
+        num_processes: how many they are; 1 alone: join nobody, whatever the environment says.
+        process_id: number of this process, from 0.
+        timeout: seconds to wait for the others.
+
+    Raises:
+        UserError: the arguments are incomplete or wrong, or this looks like one of several
+            processes and JAX knows no way to join them.
     """
+    place = _place(coordinator, num_processes, process_id, timeout)
+    if place is None:
+        yield
+        return
     try:
-        start(coordinator, num_processes, process_id, timeout=timeout)
+        _join_others(place, timeout)
         yield
     except SystemExit:
         raise
     except BaseException as error:
-        if _joined_as is None:
-            raise
-        _end(_joined_as, error)
+        _end(place, error)
 
 
 def _place(

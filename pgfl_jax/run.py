@@ -1,17 +1,33 @@
 """What a configuration builds: the network, its optimizer, the length of the training."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from pgfl_jax.config import NUM_PARTS, Config
 from pgfl_jax.models import PGFL
 from pgfl_jax.optim import learning_rate_schedule, make_optimizer
-from pgfl_jax.sharding import state_shardings
+from pgfl_jax.pretrained import Report, load_backbone
+from pgfl_jax.sharding import replicated, state_shardings
 from pgfl_jax.train_state import Average, TrainState
+
+
+def examine_pretrained(config: Config) -> Report:
+    """Read the file of ``config.model.pretrained``, before anything is known of the data.
+
+    Raises:
+        PretrainedError: it cannot be used.
+    """
+    # The classifiers, whose size is that of the training set, take no part.
+    run = Run.create(config, num_identities=1, num_images=config.data.batch_size)
+    return run.read_pretrained()[1]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,15 +74,35 @@ class Run:
         return cls(config, model, optimizer, schedule, steps_per_epoch, num_steps)
 
     def init_state(self, mesh: Mesh) -> TrainState:
-        """A fresh state on the mesh, drawn from the config's seed: the same on any mesh."""
+        """A fresh state on the mesh, drawn from the config's seed: the same on any mesh.
+
+        The trunk is that of ``config.model.pretrained``, if any.
+
+        Raises:
+            PretrainedError: that file cannot be used.
+        """
         shardings = state_shardings(self.abstract_state(), mesh)
-        return jax.jit(self._init, out_shardings=shardings)()
+        taken = self.read_pretrained()[0] if self.config.model.pretrained else {}
+        init = jax.jit(self._init, in_shardings=replicated(mesh), out_shardings=shardings)
+        return init(taken)
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the state, without computing it."""
-        return jax.eval_shape(self._init)
+        return jax.eval_shape(self._init, {})
 
-    def _init(self) -> TrainState:
+    def read_pretrained(self) -> tuple[dict[str, np.ndarray], Report]:
+        """What ``config.model.pretrained`` puts in the place of random values, by path.
+
+        Raises:
+            PretrainedError: that file cannot be used.
+        """
+        abstract = self.abstract_state()
+        variables = {"params": abstract.params, "batch_stats": abstract.batch_stats}
+        loaded, report = load_backbone(self.config.model.pretrained, variables)
+        flat = flatten_dict(loaded, sep="/")
+        return {path: x for path, x in flat.items() if isinstance(x, np.ndarray)}, report
+
+    def _init(self, taken: Mapping[str, Array]) -> TrainState:
         data = self.config.data
         variables = self.model.init(
             jax.random.key(self.config.seed),
@@ -75,6 +111,9 @@ class Run:
             jnp.ones((2, NUM_PARTS)),
             train=True,
         )
+        flat = flatten_dict(variables, sep="/")
+        flat |= {path: x.astype(flat[path].dtype) for path, x in taken.items()}
+        variables = unflatten_dict(flat, sep="/")
         params, batch_stats = variables["params"], variables["batch_stats"]
         average = Average(params, batch_stats) if self.config.optim.ema_decay else None
         return TrainState(

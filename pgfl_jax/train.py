@@ -16,6 +16,7 @@ from pgfl_jax.checkpoint import open_checkpoints
 from pgfl_jax.config import Config, ConfigError
 from pgfl_jax.errors import UserError
 from pgfl_jax.evaluate import EvaluationData, Evaluator
+from pgfl_jax.integrity import sha256
 from pgfl_jax.processes import agreed_step, is_primary, of_primary
 from pgfl_jax.reporting.manifest import read_run, write_run
 from pgfl_jax.reporting.writers import (
@@ -97,6 +98,7 @@ def train(
         DiskFullError: something could not be written; the last checkpoint stays.
         KeyboardInterrupt: training was stopped by Ctrl-C, and saved if this is the only process.
         NonFiniteLossError: a loss became NaN or infinite; the last checkpoint stays.
+        PretrainedError: the weights to start from cannot be used.
     """
     mesh = make_mesh(devices, model=config.mesh.model)
     config.check_devices(mesh.size)
@@ -110,12 +112,16 @@ def train(
         start = restored or 0
         needed = itertools.islice(training.batches(start), run.num_steps - start)
         batches = _prefetch(needed, mesh, config.train.accumulation)
+        facts = training.facts() | {"best_by": evaluation.decides}
         if restored is None:
+            pretrained = config.model.pretrained
+            facts["pretrained_sha256"] = sha256(Path(pretrained)) if pretrained else None
             _warn_of_lost_checkpoints(workdir)
             state, unlogged = run.init_state(mesh), []
         else:
             manifest = read_run(workdir, config, training.description)
             _check_deciding(manifest, evaluation, workdir)
+            facts["pretrained_sha256"] = manifest.get("pretrained_sha256")
             state = checkpoints.restore(run.abstract_state(), mesh, start)
             unlogged = checkpoints.unlogged(start)
             if start == run.num_steps:
@@ -125,7 +131,7 @@ def train(
             _say(f"resuming from step {start} of {run.num_steps} in {workdir}")
         evaluator.rehearse(state)  # nothing should be found out hours later
         if is_primary():
-            write_run(workdir, config, training.facts() | {"best_by": evaluation.decides})
+            write_run(workdir, config, facts)
         with (
             _Log(workdir, restored, unlogged, run, training.filenames) as log,
             _Trace(config, workdir) as trace,

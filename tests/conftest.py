@@ -43,8 +43,9 @@ def tiny_config(tiny_data_dir):
 
 
 # What takes minutes starts first, or a worker would end up alone with it.
-LONG = ("test_difficulty.py", "test_killed.py", "test_train.py", "test_run.py", "test_steps.py",
-        "test_sharding.py", "test_damaged_checkpoints.py", "test_full_disk.py")  # fmt: skip
+LONG = ("test_killed.py", "test_train.py", "test_run.py", "test_steps.py",
+        "test_sharding.py", "test_damaged_checkpoints.py", "test_full_disk.py",
+        "test_pretrained.py")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

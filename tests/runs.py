@@ -19,11 +19,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def start(data_dir, workdir, *options, **how):
-    """Train on the tiny set by ``main.py``: 120 steps unless ``options`` say otherwise."""
+    """Train on the tiny set by ``main.py``: 40 steps unless ``options`` say otherwise."""
     return launch(
         "main.py", "--config=configs/synthetic_tiny.py", f"--workdir={workdir}",
-        f"--config.data.data_dir={data_dir}", "--config.train.epochs=15.0",
-        "--config.train.eval_every=60", *options, **how,
+        f"--config.data.data_dir={data_dir}", *options, **how,
     )  # fmt: skip
 
 
@@ -39,8 +38,11 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 def launch(*command, env=None, file_size=None):
     """Start a program of the repository.
 
-    ``env`` is added to the environment; no file may grow beyond ``file_size`` bytes.
+    ``env`` is added to the environment, which tells of no cluster; no file may grow beyond
+    ``file_size`` bytes.
     """
+    cluster = "SLURM_", "OMPI_", "PMI_", "JAX_COORDINATOR"
+    alone = {name: value for name, value in os.environ.items() if not name.startswith(cluster)}
     if file_size is not None:
         command = "-c", LIMITED, file_size, *command
     return subprocess.Popen(
@@ -49,7 +51,7 @@ def launch(*command, env=None, file_size=None):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=os.environ | (env or {}),
+        env=alone | (env or {}),
     )
 
 

@@ -1,7 +1,8 @@
 """The embedded set is hard in the right way: what is easy, what is learnt, what pose adds.
 
 A reduced set: all of the demo's training images, 35 of its test people, half of its schedule.
-The full figures stand in docs/results.md.
+The full figures stand in docs/results.md. The training takes five minutes of two cores; it is run
+by hand, ``pytest -m slow``, when the renderer or the network changes.
 """
 
 import json
@@ -84,6 +85,7 @@ def test_colours_alone_find_nobody(reduced):
         assert metrics.mean_ap < 0.20
 
 
+@pytest.mark.slow
 def test_what_is_learnt_and_what_pose_adds(reduced, tmp_path):
     untrained, baseline = _trained(reduced, tmp_path / "mb", **{"model.pose_branches": False})
     _, pgfl = _trained(

@@ -1,10 +1,8 @@
-"""The real entry point on the tiny set: what it writes, what a kill costs, what a NaN does."""
+"""The real entry point on the tiny set: what it writes, what it refuses, what a NaN does."""
 
 import dataclasses
 import itertools
 import json
-import signal
-import time
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +19,9 @@ from pgfl_jax.run import Run
 from pgfl_jax.sharding import make_mesh, shard_batch
 from pgfl_jax.train import NonFiniteLossError, train
 from pgfl_jax.train_step import make_train_step
-from tests.runs import assert_same_end, finish, history, start
+from tests.runs import finish, history, start
 
-STEPS = 120
+STEPS = 40
 ONE = jax.devices()[:1]  # eight virtual devices on two cores would only be slow
 
 
@@ -60,8 +58,8 @@ def test_a_run_leaves_what_the_design_promises(undisturbed):
     logged = [line["step"] for line in lines if "total" in line]
     evaluated = [line["step"] for line in lines if "occluded/main/mAP" in line]
     assert logged == list(range(10, STEPS + 1, 10))
-    assert evaluated == [0, 60, 120]
-    assert "step 120/120 | total " in out and "images/s | ETA 0:00" in out
+    assert evaluated == [0, 20, 40]
+    assert "step 40/40 | total " in out and "images/s | ETA 0:00" in out
 
 
 def _energy_on_parts(run, state, evaluation):
@@ -97,28 +95,6 @@ def test_the_pose_terms_move_the_channel_groups_onto_their_parts(tiny_config):
     # Images of people who were not trained on: what moved is where the groups look.
     assert moved[1.0] > 1.25
     assert moved[1.0] > 1.5 * moved[0.0]
-
-
-@pytest.mark.faults
-def test_sigkill_loses_nothing_but_time(undisturbed, tiny_data_dir, tmp_path):
-    for step in (30, 80):
-        process = start(tiny_data_dir, tmp_path)
-        deadline = time.monotonic() + 240
-        while not (tmp_path / "checkpoints" / str(step)).exists():
-            assert process.poll() is None, process.stderr.read()
-            if time.monotonic() > deadline:
-                break  # kill it all the same, and fail below
-            time.sleep(0.01)
-        process.kill()
-        assert finish(process)[0] == -signal.SIGKILL
-        newest = max(
-            int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal()
-        )
-        assert step <= newest < STEPS
-    code, out, err = finish(start(tiny_data_dir, tmp_path))
-    assert code == 0, err
-    assert f"resuming from step {newest} of {STEPS}" in out
-    assert_same_end(tmp_path, undisturbed[0], STEPS)
 
 
 def test_evaluate_mode_repeats_the_scores(undisturbed, tiny_data_dir, tmp_path):

@@ -31,11 +31,7 @@ def _flip(path):
     path.write_bytes(content)
 
 
-def _empty(path):
-    path.write_bytes(b"")
-
-
-HARMS = [_delete, _halve, _flip, _empty]
+HARMS = [_delete, _halve, _flip]
 
 
 def _copy(workdir, target):

@@ -23,8 +23,12 @@ PAGE = 4096  # the smallest that a tmpfs gives or takes
 KEPT = "free space, then the same command goes on\n"
 
 
+# ``rooms`` is what is left free. The larger, the later it is felt: at the start, in a log, in the
+# background while step 20 is saved.
 class Disk:
     """A tmpfs on ``path`` that others fill up."""
+
+    rooms = 0, 2 * PAGE, MIB
 
     def __init__(self, path):
         self.path, self.reason, self.how = path, "no space left on device", {}
@@ -48,6 +52,8 @@ class Disk:
 
 class Limit:
     """A limit on the size of every file; what it does is the system's word for it."""
+
+    rooms = PAGE, 4 * PAGE, 32 * PAGE
 
     def __init__(self, path):
         self.path, self.reason = path, "file too large"
@@ -91,8 +97,7 @@ def test_a_full_disk_costs_nothing_but_time(drive, undisturbed, disk):
     workdir = disk.path / "run"
     assert finish(drive(workdir, "--signal_at=2", f"--signal={signal.SIGTERM}"))[0] == 0
     assert steps(workdir) == [0, 3]
-    # The larger, the later: at the start, in a log, in the background while step 20 is saved.
-    for room in (0, PAGE, 2 * PAGE, 4 * PAGE, 32 * PAGE, MIB):
+    for room in disk.rooms:
         disk.shrink(room)
         _assert_told(finish(drive(workdir, **disk.how)), workdir, 3, disk.reason)
         assert steps(workdir) == [0, 3]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.faults.conftest import STEPS
-from tests.runs import assert_same_end, finish, history, leaves, start, steps
+from tests.runs import assert_same_end, finish, history, leaves, steps
 
 pytestmark = pytest.mark.faults
 
@@ -75,16 +75,6 @@ def test_another_batch_or_network_is_refused(drive, undisturbed, option):
     assert {p: t for p, t in after.items() if p not in folders} == {
         p: t for p, t in before.items() if p not in folders
     }
-
-
-def test_another_batch_is_refused_by_the_command_line(tiny_data_dir, tmp_path):
-    short = ("--config.train.epochs=1.25",)  # 10 steps
-    assert finish(start(tiny_data_dir, tmp_path, *short))[0] == 0
-    code, _, err = finish(
-        start(tiny_data_dir, tmp_path, *short, "--config.data.identities_per_batch=2")
-    )
-    assert code == 1 and err.startswith("error: config.data.identities_per_batch = 2: ")
-    assert err.count("\n") == 1 and f"{tmp_path} holds a run with 4; use that value" in err
 
 
 def test_a_nan_leaves_the_checkpoint_before_it(drive, undisturbed, tmp_path):

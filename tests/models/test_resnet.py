@@ -7,6 +7,8 @@ from pgfl_jax.models.backbones.resnet import BACKBONES, BasicBlock, Bottleneck, 
 
 # Parameters of torchvision's models without their classifier `fc`.
 TORCHVISION_PARAMETERS = {"resnet18": 11_176_512, "resnet34": 21_284_672, "resnet50": 23_508_032}
+# IBN-a gives half of the channels of a normalisation to another one, with as many parameters.
+TORCHVISION_PARAMETERS["resnet50_ibn_a"] = TORCHVISION_PARAMETERS["resnet50"]
 
 
 @pytest.mark.parametrize("name", sorted(TORCHVISION_PARAMETERS))

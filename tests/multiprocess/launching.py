@@ -1,12 +1,9 @@
 """Starting the processes of a run, as a user does."""
 
-import os
 import socket
 import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.runs import launch
 
 
 def free_port():
@@ -15,25 +12,10 @@ def free_port():
         return server.getsockname()[1]
 
 
-def environment(**changes):
-    """That of a plain machine, with one CPU device for each process."""
-    cluster = ("SLURM_", "OMPI_", "PMI_", "JAX_COORDINATOR")
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(cluster)}
-    return plain | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **changes}
-
-
-def spawn(command, **changes):
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=environment(**changes),
-    )  # fmt: skip
-
-
 def train(workdir, *options, **changes):
-    """Start ``main.py`` on the tiny set."""
+    """Start ``main.py`` on the tiny set, in a changed environment."""
     config = "--config=configs/synthetic_tiny.py"
-    return spawn(["main.py", config, f"--workdir={workdir}", *options], **changes)
+    return launch("main.py", config, f"--workdir={workdir}", *options, env=changes)
 
 
 def two(port):

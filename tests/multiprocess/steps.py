@@ -1,6 +1,6 @@
 """Some training steps on the tiny set, as process of several or alone; dumps what they computed.
 
-Run: ``python tests/multiprocess/steps.py OUT.npz DATA_DIR [COORDINATOR NUM_PROCESSES PROCESS_ID]``.
+Run: ``python -m tests.multiprocess.steps OUT.npz DATA_DIR [COORDINATOR NUM_PROCESSES PROCESS_ID]``.
 In double precision.
 """
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.multiprocess.launching import finish, free_port, spawn
+from tests.multiprocess.launching import finish, free_port
+from tests.runs import launch
 
 pytestmark = pytest.mark.multiprocess
 
@@ -14,8 +15,8 @@ def dumps(tiny_data_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("steps")
 
     def start(name, devices, *place):
-        command = ["tests/multiprocess/steps.py", folder / f"{name}.npz", tiny_data_dir, *place]
-        return spawn(command, JAX_NUM_CPU_DEVICES=str(devices))
+        command = "-m", "tests.multiprocess.steps", folder / f"{name}.npz", tiny_data_dir, *place
+        return launch(*command, env={"JAX_NUM_CPU_DEVICES": str(devices)})
 
     address = f"localhost:{free_port()}"
     for processes in (

@@ -3,7 +3,8 @@
 Module names follow torchvision (``conv1``, ``layer1_0/conv1``, ``downsample_conv``), so that
 weights convert by name. Reference: K. He et al., "Deep Residual Learning for Image Recognition",
 CVPR 2016; last stride 1 after H. Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person
-Re-Identification", CVPRW 2019.
+Re-Identification", CVPRW 2019; IBN-a after X. Pan et al., "Two at Once: Enhancing Learning and
+Generalization Capacities via IBN-Net", ECCV 2018.
 """
 
 import functools
@@ -13,6 +14,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -70,6 +72,25 @@ class Conv1x1(nn.Module):
 _BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
 
 
+class InstanceBatchNorm(nn.Module):
+    """IBN-a: the first half of the channels normalised by image, the rest over the batch."""
+
+    use_running_average: bool
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Features) -> Features:
+        """Normalise (B, h, w, C)."""
+        half = x.shape[-1] // 2
+        by_image = nn.InstanceNorm(
+            epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name="IN"
+        )
+        over_batch = _BatchNorm(
+            use_running_average=self.use_running_average, dtype=self.dtype, name="BN"
+        )
+        return jnp.concatenate([by_image(x[..., :half]), over_batch(x[..., half:])], axis=-1)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions; ResNet-18/34."""
 
@@ -88,11 +109,15 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 with the stride, 1x1 to four times the width; ResNet-50."""
+    """1x1, 3x3 with the stride, 1x1 to four times the width; ResNet-50.
+
+    With ``ibn`` an :class:`InstanceBatchNorm` follows the first convolution.
+    """
 
     width: int
     stride: int = 1
     dtype: DTypeLike | None = None
+    ibn: bool = False
     expansion = 4
 
     @nn.compact
@@ -100,7 +125,10 @@ class Bottleneck(nn.Module):
         """Map (B, h, w, C) to (B, h / stride, w / stride, 4 · width)."""
         norm = functools.partial(_BatchNorm, use_running_average=not train, dtype=self.dtype)
         y = _kept(Conv1x1(self.width, dtype=self.dtype, name="conv1")(x))
-        y = nn.relu(norm(name="bn1")(y))
+        first = (
+            InstanceBatchNorm(not train, self.dtype, name="bn1") if self.ibn else norm(name="bn1")
+        )
+        y = nn.relu(first(y))
         y = _kept(_conv(self.width, 3, self.stride, "conv2", self.dtype)(y))
         y = nn.relu(norm(name="bn2")(y))
         y = _kept(Conv1x1(self.width * self.expansion, dtype=self.dtype, name="conv3")(y))
@@ -129,6 +157,7 @@ class ResNet(nn.Module):
         strides: stride of each stage.
         patch_stem: embed 4x4 patches by one matrix product in place of the 7x7 convolution and
             max-pooling; far cheaper on small images and CPUs.
+        ibn_stages: the first stages, this many, have bottlenecks with :class:`InstanceBatchNorm`.
         dtype: in which convolutions and normalised values are computed; None: that of the
             parameters. Parameters and statistics stay as they are.
         remat: a name in `REMAT_POLICIES`, or ``none``: what the backward pass computes again.
@@ -139,6 +168,7 @@ class ResNet(nn.Module):
     widths: tuple[int, ...] = (64, 128, 256, 512)
     strides: tuple[int, ...] = (1, 2, 2, 1)
     patch_stem: bool = False
+    ibn_stages: int = 0
     dtype: DTypeLike | None = None
     remat: str = "none"
 
@@ -162,15 +192,16 @@ class ResNet(nn.Module):
         x = nn.relu(_BatchNorm(use_running_average=not train, dtype=self.dtype, name="bn1")(x))
         if not self.patch_stem:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        block = self.block
+        block: Any = self.block
         if self.remat != "none":
             policy = REMAT_POLICIES[self.remat]
             block = nn.remat(block, policy=policy, static_argnums=(2,))  # train
         stages = zip(self.stage_sizes, self.widths, self.strides, strict=True)
         for i, (size, width, stride) in enumerate(stages, start=1):
+            make = functools.partial(block, ibn=True) if i <= self.ibn_stages else block
             for j in range(size):
                 name = f"layer{i}_{j}"
-                x = block(width, stride if j == 0 else 1, self.dtype, name=name)(x, train)
+                x = make(width, stride if j == 0 else 1, self.dtype, name=name)(x, train)
         return x
 
     def _patches(self, images: Features) -> Output:
@@ -187,5 +218,6 @@ BACKBONES = MappingProxyType(
         "resnet18": ResNet(BasicBlock, (2, 2, 2, 2)),
         "resnet34": ResNet(BasicBlock, (3, 4, 6, 3)),
         "resnet50": ResNet(Bottleneck, (3, 4, 6, 3)),
+        "resnet50_ibn_a": ResNet(Bottleneck, (3, 4, 6, 3), ibn_stages=3),
     }
 )

@@ -1,0 +1,477 @@
+"""Weights to and from PyTorch, against networks written with its own modules.
+
+No published weights are at hand: the naming schemes are those that documents and issues show.
+"""
+
+import functools
+import json
+import os
+import pickle
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from pgfl_jax.models import PGFL
+from pgfl_jax.models.backbones import BACKBONES
+from pgfl_jax.pretrained import (
+    PretrainedError,
+    from_state_dict,
+    load_backbone,
+    read_state_dict,
+    save_state_dict,
+    to_state_dict,
+)
+from pgfl_jax.run import Run
+from pgfl_jax.sharding import make_mesh
+from tests.runs import finish, leaves, start
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
+
+SIZES = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+
+
+class IBN(torch.nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.IN = torch.nn.InstanceNorm2d(channels // 2, affine=True)
+        self.BN = torch.nn.BatchNorm2d(channels - channels // 2)
+
+    def forward(self, x):
+        n, bn = len(self.IN.weight), self.BN
+        by_image = F.instance_norm(x[:, :n], weight=self.IN.weight, bias=self.IN.bias, eps=1e-5)
+        over_batch = F.batch_norm(
+            x[:, n:], bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=1e-5
+        )
+        return torch.cat([by_image, over_batch], 1)
+
+
+class Block(torch.nn.Module):
+    def __init__(self, inside, width, stride, bottleneck, ibn):
+        super().__init__()
+        conv, norm = functools.partial(torch.nn.Conv2d, bias=False), torch.nn.BatchNorm2d
+        out = width * (4 if bottleneck else 1)
+        first = (1, 1, 0) if bottleneck else (3, stride, 1)
+        self.conv1 = conv(inside, width, *first)
+        self.bn1 = IBN(width) if ibn else norm(width)
+        self.conv2 = conv(width, width, 3, stride if bottleneck else 1, 1)
+        self.bn2 = norm(width)
+        if bottleneck:
+            self.conv3, self.bn3 = conv(width, out, 1), norm(out)
+        self.downsample = None
+        if stride != 1 or inside != out:
+            self.downsample = torch.nn.Sequential(conv(inside, out, 1, stride), norm(out))
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if hasattr(self, "conv3"):
+            y = self.bn3(self.conv3(F.relu(y)))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class TorchResNet(torch.nn.Module):
+    """Torchvision's layout and names; the last stride is 1."""
+
+    def __init__(self, sizes, bottleneck, *, ibn=False, classes=None):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(64)
+        inside = 64
+        for i, (size, stride) in enumerate(zip(sizes, (1, 2, 2, 1), strict=True)):
+            blocks = []
+            for j in range(size):
+                width = 64 * 2**i
+                blocks.append(Block(inside, width, 1 if j else stride, bottleneck, ibn and i < 3))
+                inside = width * (4 if bottleneck else 1)
+            self.add_module(f"layer{i + 1}", torch.nn.Sequential(*blocks))
+        if classes:
+            self.fc = torch.nn.Linear(inside, classes)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+def torch_resnet(sizes, bottleneck, dtype=torch.float32, **options):
+    """With random affine parameters and running statistics."""
+    torch.manual_seed(0)
+    net = TorchResNet(sizes, bottleneck, **options).to(dtype).eval()
+    with torch.no_grad():
+        for name, value in net.state_dict().items():
+            if name.endswith("running_mean") or name.endswith("bias"):
+                value.normal_(0, 0.2)
+            elif name.endswith("running_var") or ("conv" not in name and value.ndim == 1):
+                value.uniform_(0.5, 1.5)
+    return net
+
+
+@functools.cache
+def abstract(backbone, **options):
+    model = PGFL(num_identities=10, backbone=backbone, **options)
+    stride = BACKBONES[backbone].stride
+    size = (4 * stride, 2 * stride)
+    arguments = (jnp.zeros((2, *size, 3)), jnp.ones((2, 4, 2, 8)), jnp.ones((2, 8)))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *arguments, train=True))
+    return {name: shapes[name] for name in ("params", "batch_stats")}
+
+
+def random_variables(backbone, dtype=np.float32, **options):
+    """All arrays random, the classifiers' filling columns 0 as they are."""
+    rng = np.random.default_rng(1)
+
+    def draw(path, leaf):
+        value = rng.uniform(0.5, 1.5, leaf.shape).astype(dtype)
+        if any("classifier" in str(key) for key in path):
+            value[:, 10:] = 0
+        return value
+
+    return jax.tree_util.tree_map_with_path(draw, abstract(backbone, **options))
+
+
+def neck(prefix, channels, bias=0.0):
+    rng = np.random.default_rng(2)
+    draw = lambda: torch.tensor(rng.uniform(0.5, 1.5, channels), dtype=torch.float32)  # noqa: E731
+    return {
+        f"{prefix}weight": draw(),
+        f"{prefix}bias": torch.full((channels,), bias),
+        f"{prefix}running_mean": draw(),
+        f"{prefix}running_var": draw(),
+        f"{prefix}num_batches_tracked": torch.tensor(3),
+    }
+
+
+@functools.cache
+def resnet18():
+    return torch_resnet(SIZES["resnet18"], False).state_dict()
+
+
+def prefixed(prefix, state_dict):
+    return {f"{prefix}{name}": value for name, value in state_dict.items()}
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet50_ibn_a", "resnet18"])
+def test_the_features_are_pytorchs_in_double_precision(name, tmp_path):
+    net = torch_resnet(SIZES[name[:8]], "50" in name, torch.float64, ibn="ibn" in name, classes=7)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    loaded, report = load_backbone(tmp_path / "net.pth", abstract(name))
+    assert report.missing == {}
+    assert set(report.left_over) == {"fc.weight", "fc.bias"}
+    images = np.random.default_rng(0).normal(size=(2, 64, 32, 3))
+    with torch.no_grad():
+        expected = net(torch.tensor(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
+    with jax.enable_x64(True):
+        variables = {key: jax.tree.map(jnp.asarray, loaded[key]["trunk"]) for key in loaded}
+        features = np.asarray(BACKBONES[name].apply(variables, jnp.asarray(images), train=False))
+    assert features.dtype == np.float64
+    np.testing.assert_allclose(features, expected, rtol=1e-10, atol=1e-10 * expected.max())
+
+
+SCHEMES = {
+    "torchvision": lambda: (
+        resnet18() | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    ),
+    "torchreid": lambda: (
+        resnet18()
+        | {"fc.0.weight": torch.zeros(512, 512), "classifier.weight": torch.zeros(751, 512)}
+    ),
+    "fast-reid": lambda: (
+        prefixed("backbone.", resnet18())
+        | neck("heads.bottleneck.0.", 512)
+        | {"heads.weight": torch.zeros(751, 512), "pixel_mean": torch.zeros(1, 3, 1, 1)}
+    ),
+    "older fast-reid": lambda: (
+        prefixed("backbone.", resnet18())
+        | neck("heads.bnneck.", 512)
+        | {"heads.classifier.weight": torch.zeros(751, 512), "heads.pool_layer.p": torch.ones(1)}
+    ),
+    "strong-baseline": lambda: (
+        prefixed("base.", resnet18())
+        | neck("bottleneck.", 512)
+        | {"classifier.weight": torch.zeros(751, 512)}
+    ),
+    "our own": lambda: (
+        prefixed("trunk.", resnet18())
+        | neck("main_neck.", 512)
+        | {"main_classifier.weight": torch.zeros(751, 512)}
+    ),
+}
+WRAPPERS = {
+    "bare": lambda x: x,
+    "DataParallel": lambda x: {"state_dict": prefixed("module.", x), "epoch": 3},
+    "compiled": lambda x: {
+        "model": prefixed("module._orig_mod.", x),
+        "optimizer": {"state": {0: {"step": torch.zeros(())}}},
+    },
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_naming_scheme_fills_the_backbone(scheme, wrapper, tmp_path):
+    content = SCHEMES[scheme]()
+    torch.save(WRAPPERS[wrapper](content), tmp_path / "net.pth.tar")
+    before = abstract("resnet18", pooling="gem")
+    loaded, report = load_backbone(tmp_path / "net.pth.tar", before)
+    assert report.missing == {}
+    arrays = {name for name in content if not name.endswith("num_batches_tracked")}
+    assert set(report.used) | set(report.left_over) == arrays
+    assert all("classifier" in n or n.startswith(("fc.", "heads.weight", "pixel_"))
+               for n in report.left_over)  # fmt: skip
+    conv = loaded["params"]["trunk"]["layer2_0"]["conv1"]["kernel"]
+    theirs = resnet18()["layer2.0.conv1.weight"].numpy()
+    np.testing.assert_array_equal(conv.transpose(3, 2, 0, 1), theirs)
+    var = loaded["batch_stats"]["trunk"]["layer2_0"]["downsample_bn"]["var"]
+    np.testing.assert_array_equal(var, resnet18()["layer2.0.downsample.1.running_var"])
+    has_neck = any("neck" in name for name in content)
+    if has_neck:
+        kept = {name.rsplit(".", 1)[1]: x for name, x in content.items() if "neck" in name}
+        np.testing.assert_array_equal(loaded["params"]["main_neck"]["scale"], kept["weight"])
+        stats = loaded["batch_stats"]["main_neck"]
+        np.testing.assert_array_equal(stats["mean"], kept["running_mean"])
+        np.testing.assert_array_equal(stats["var"], kept["running_var"])
+    untouched = ["main_classifier", "foreground_neck"] + ([] if has_neck else ["main_neck"])
+    for name in untouched:
+        a, b = loaded["params"][name], before["params"][name]
+        assert all(a[leaf] is b[leaf] for leaf in b)
+    if "older" in scheme:
+        assert loaded["params"]["main_pooling"]["power"] == 1.0
+
+
+def test_what_a_neck_cannot_keep_is_reported(tmp_path):
+    content = prefixed("base.", resnet18()) | neck("bottleneck.", 512, bias=0.5)
+    torch.save(content, tmp_path / "net.pth")
+    _, report = load_backbone(tmp_path / "net.pth", abstract("resnet18"))
+    assert report.left_over == {"bottleneck.bias": (512,)}
+    assert "bottleneck.weight" in report.used
+    assert "1 left over (bottleneck.bias (512,), not 0, and the BNNeck has no bias)" in str(report)
+    content = prefixed("base.", resnet18()) | neck("bottleneck.", 256)
+    torch.save(content, tmp_path / "net.pth")
+    _, report = load_backbone(tmp_path / "net.pth", abstract("resnet18"))
+    assert report.reasons["bottleneck.weight"] == "the network has (512,)"
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_half_precision_becomes_single(suffix, tmp_path):
+    half = {name: value.bfloat16() if value.is_floating_point() else value
+            for name, value in resnet18().items()}  # fmt: skip
+    path = tmp_path / f"net{suffix}"
+    if suffix == ".pth":
+        torch.save(half, path)
+    else:
+        pytest.importorskip("safetensors.torch").save_file(half, path)
+    read = read_state_dict(path)["conv1.weight"]
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, half["conv1.weight"].float().numpy())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "dtype"),
+    [
+        ("resnet8", {"pooling": "gem"}, np.float32),
+        ("resnet8", {"pooling": "gem"}, np.float64),
+        ("resnet18", {"interaction": "shared_classifier"}, np.float32),
+        ("resnet50_ibn_a", {}, np.float32),
+    ],
+)
+def test_the_whole_network_goes_to_pytorch_and_back(backbone, options, dtype, tmp_path):
+    variables = random_variables(backbone, dtype, **options)
+    state_dict = to_state_dict(variables, 10)
+    assert state_dict["main_classifier.weight"].shape == (10, BACKBONES[backbone].channels)
+    assert state_dict["trunk.bn1.num_batches_tracked"].dtype == np.int64
+    for suffix in (".pth", ".safetensors"):
+        path = tmp_path / f"net{suffix}"
+        save_state_dict(path, state_dict)
+        assert [entry.name for entry in tmp_path.iterdir() if ".tmp" in entry.name] == []
+        read = read_state_dict(path)
+        assert_equal(read, state_dict)
+        back, report = from_state_dict(read, abstract(backbone, **options))
+        assert report.missing == report.left_over == {}
+        assert_equal(flatten_dict(back, sep="/"), flatten_dict(variables, sep="/"))
+        assert_equal(to_state_dict(back, 10), state_dict)
+
+
+def assert_equal(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert ours[name].dtype == theirs[name].dtype, name
+        np.testing.assert_array_equal(ours[name], theirs[name], strict=True, err_msg=name)
+
+
+def test_the_patch_stem_is_a_convolution_of_4_by_4():
+    state_dict = to_state_dict(random_variables("resnet8"), 10)
+    images = np.random.default_rng(0).normal(size=(2, 16, 8, 3)).astype(np.float32)
+    kernel = torch.tensor(state_dict["trunk.conv1.weight"])
+    assert kernel.shape == (48, 3, 4, 4)
+    expected = F.conv2d(torch.tensor(images).permute(0, 3, 1, 2), kernel, stride=4)
+    dense = random_variables("resnet8")["params"]["trunk"]["conv1"]["dense"]["kernel"]
+    patches = images.reshape(2, 4, 4, 2, 4, 3).swapaxes(2, 3).reshape(2, 4, 2, 48)
+    np.testing.assert_allclose(patches @ dense, expected.permute(0, 2, 3, 1), atol=1e-4)
+
+
+def test_a_lacking_branch_is_missing_and_a_wrong_shape_an_error():
+    variables = random_variables("resnet8")
+    state_dict = to_state_dict(variables, 10)
+    without = {name: x for name, x in state_dict.items() if not name.startswith("parts_")}
+    back, report = from_state_dict(without, variables)
+    assert set(report.missing) == {
+        "parts_neck.weight", "parts_neck.running_mean", "parts_neck.running_var",
+        "parts_classifier.weight",
+    }  # fmt: skip
+    assert back["params"]["parts_neck"]["scale"] is variables["params"]["parts_neck"]["scale"]
+    wrong = state_dict | {"main_classifier.weight": np.zeros((200, 192), np.float32)}
+    with pytest.raises(PretrainedError, match=r"^the state dict: main_classifier.weight is \(200"):
+        from_state_dict(wrong, variables)
+
+
+class Thing:
+    pass
+
+
+def _truncated(path):
+    torch.save(resnet18(), path)
+    path.write_bytes(path.read_bytes()[:-100_000])
+
+
+def _truncated_safetensors(path):
+    save_state_dict(path, {name: x.numpy() for name, x in resnet18().items()})
+    path.write_bytes(path.read_bytes()[:-100_000])
+
+
+def _pickled(content):
+    return lambda path: path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("a.pth", lambda path: None, "no such file"),
+        ("a.pth", _truncated, "damaged, or no file of torch.save"),
+        ("a.safetensors", _truncated_safetensors, "damaged, or no safetensors file"),
+        ("a.safetensors", lambda path: path.write_text("no"), "damaged, or no safetensors file"),
+        ("a.pth", lambda path: path.write_text("not found"), "damaged, or no file of torch.save"),
+        ("a.pth", lambda path: path.write_bytes(b""), "damaged, or no file of torch.save"),
+        ("a.pth", _pickled(os.system), "damaged, or no file of torch.save"),
+        ("a.pth", lambda path: torch.save(Thing(), path), "holds more than arrays ("),
+        (
+            "a.pth",
+            lambda path: torch.save({"state_dict": resnet18(), "rank1": np.float64(1)}, path),
+            "multiarray.scalar), which is not loaded since it could run any program; if you trust",
+        ),
+        ("a.pth", lambda path: torch.save({"epoch": 3}, path), "holds no state dict, but epoch"),
+        ("a.pth", lambda path: torch.save([1], path), "holds no state dict, but list"),
+        (
+            "a.pth",
+            lambda path: torch.save({"conv1.conv.weight": torch.zeros(3)}, path),
+            "no ResNet in a known naming scheme (docs/pretrained.md); its first arrays are conv1.",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line(name, write, message, tmp_path):
+    write(tmp_path / name)
+    with pytest.raises(PretrainedError) as error:
+        load_backbone(tmp_path / name, abstract("resnet18"))
+    text = str(error.value)
+    assert text.startswith(f"{tmp_path / name}: ") and message in text and "\n" not in text
+
+
+def _shapes(sizes, **options):
+    with torch.device("meta"):
+        net = TorchResNet(sizes, True, **options)
+    return {name: torch.zeros(()).expand(x.shape) for name, x in net.state_dict().items()}
+
+
+def _changed():
+    return resnet18() | {"layer3.1.conv2.weight": torch.zeros(256, 128, 3, 3)}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "content", "message"),
+    [
+        ("resnet50", lambda: _shapes(SIZES["resnet101"]),
+         "in the file layer3.6.bn1.bias is (256,), in the network missing; it seems to hold a "
+         "ResNet-101, not a ResNet-50"),
+        ("resnet50", resnet18, "it seems to hold a ResNet-18, not a ResNet-50"),
+        ("resnet50", lambda: _shapes(SIZES["resnet50"], ibn=True),
+         "in the file layer1.0.bn1.BN.bias is (32,), in the network missing; it seems to hold a "
+         "ResNet-50-IBN-a, not a ResNet-50"),
+        ("resnet50_ibn_a", lambda: _shapes(SIZES["resnet50"]), "not a ResNet-50-IBN-a"),
+        ("resnet18", _changed, "layer3.1.conv2.weight is (256, 128, 3, 3), in the network (256, 2"),
+        ("resnet18", lambda: resnet18() | {"NL_2.0.g.weight": torch.zeros(1, 128, 1, 1)},
+         "NL_2.0.g.weight is (1, 128, 1, 1), in the network missing; it seems to hold a ResNet-18 "
+         "with non-local blocks, not a ResNet-18"),
+        ("resnet8", resnet18, "a ResNet-18, not a ResNet of 1+1+1 basic blocks"),
+    ],
+)  # fmt: skip
+def test_another_architecture_is_one_line(backbone, content, message, tmp_path):
+    # Only shapes count, and these tensors share one value.
+    torch.save(content(), tmp_path / "net.pth")
+    with pytest.raises(PretrainedError) as error:
+        load_backbone(tmp_path / "net.pth", abstract(backbone))
+    text = str(error.value)
+    assert message in text and "\n" not in text
+    assert text.startswith(f"{tmp_path / 'net.pth'}: another architecture than config.model.back")
+
+
+def test_without_pytorch_safetensors_are_read_and_the_rest_is_one_line(tmp_path, monkeypatch):
+    state_dict = to_state_dict(random_variables("resnet8"), 10)
+    save_state_dict(tmp_path / "net.safetensors", state_dict)
+    save_state_dict(tmp_path / "net.pth", state_dict)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert_equal(read_state_dict(tmp_path / "net.safetensors"), state_dict)
+    with pytest.raises(PretrainedError, match=r"PyTorch is needed .*\[parity\]"):
+        read_state_dict(tmp_path / "net.pth")
+    with pytest.raises(PretrainedError, match=r"must end in \.safetensors, \.pth or \.pt"):
+        save_state_dict(tmp_path / "net.bin", state_dict)
+
+
+def test_a_state_on_a_mesh_starts_from_the_file_and_so_does_its_average(tmp_path, tiny_config):
+    variables = random_variables("resnet8")
+    path = tmp_path / "net.safetensors"
+    save_state_dict(path, to_state_dict(variables, 10))
+    config = tiny_config(**{"model.pretrained": str(path), "optim.ema_decay": 0.9})
+    run = Run.create(config, num_identities=200, num_images=128)
+    plain = Run.create(tiny_config(), num_identities=200, num_images=128)
+    mesh = make_mesh(jax.devices()[:2], model=2)
+    state, drawn = run.init_state(mesh), plain.init_state(mesh)
+    for start_of in (state, state.average):
+        for name in ("trunk", "main_neck"):
+            ours = start_of.params[name], start_of.batch_stats[name]
+            theirs = variables["params"][name], variables["batch_stats"][name]
+            jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    kernel = state.params["main_classifier"]["kernel"]
+    assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, "model")
+    np.testing.assert_array_equal(kernel, drawn.params["main_classifier"]["kernel"])
+
+
+def test_a_run_starts_from_a_file_and_does_not_need_it_any_more(tiny_data_dir, tmp_path):
+    variables = random_variables("resnet8")
+    path, workdir = tmp_path / "net.safetensors", tmp_path / "run"
+    save_state_dict(path, to_state_dict(variables, 10))
+    # One step: an epoch has 8.
+    options = (
+        f"--config.model.pretrained={path}", "--config.train.epochs=0.125",
+        "--config.optim.warmup_epochs=0.0",
+        "--config.model.pose_branches=False",
+    )  # fmt: skip
+    code, out, err = finish(start(tiny_data_dir, workdir, *options))
+    assert code == 0, err
+    assert out.startswith(f"{path}: ") and "0 missing; " in out.splitlines()[0]
+    assert len(json.loads((workdir / "manifest.json").read_text())["pretrained_sha256"]) == 64
+    stored = leaves(workdir, 1)
+    theirs = variables["batch_stats"]["trunk"]["bn1"]["var"]
+    ours = stored[".batch_stats['trunk']['bn1']['var']"]
+    # One step moves a running statistic by a tenth of the way.
+    assert (ours >= 0.9 * theirs).all()
+    kernel = stored[".params['trunk']['layer1_0']['conv1']['kernel']"]
+    theirs = variables["params"]["trunk"]["layer1_0"]["conv1"]["kernel"]
+    assert 0 < abs(kernel - theirs).max() < 1e-2
+    path.unlink()
+    code, out, err = finish(start(tiny_data_dir, workdir, *options))
+    assert code == 0 and "is finished" in out, err
+    code, _, err = finish(start(tmp_path / "none", tmp_path / "new", *options))
+    assert code == 1 and err == f"error: {path}: no such file\n"
+    assert not (tmp_path / "none").exists()  # no data were prepared
