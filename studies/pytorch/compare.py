@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from pgfl_jax.config import Config
 from pgfl_jax.losses import mine_hardest
 from pgfl_jax.models.backbones.resnet import BasicBlock, Bottleneck
 from pgfl_jax.models.branches import pose_mask
+from pgfl_jax.pretrained import to_state_dict, torch_name
 from pgfl_jax.run import Run
 from pgfl_jax.sharding import make_mesh
 from pgfl_jax.train_state import Average, TrainState
@@ -58,31 +58,13 @@ class Step(NamedTuple):
     updates: Arrays
 
 
-def torch_name(path: str) -> str:
-    """A Flax module's or variable's path as PyTorch has it: ``trunk.layer1.0.bn1.weight``."""
-    path = re.sub(r"(layer\d)_(\d+)", r"\1.\2", path.replace("/dense/", "/"))
-    path = path.replace("downsample_conv", "downsample.0").replace("downsample_bn", "downsample.1")
-    *owner, last = path.split("/")
-    names = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-    return ".".join([*owner, names.get(last, last)])
-
-
 def to_arrays(variables: Mapping[str, Any], num_identities: int) -> Arrays:
-    """Flax variables, or gradients in their place, by PyTorch's names and in its layouts."""
-    arrays = {}
-    for tree in variables.values():
-        for keys, value in jax.tree_util.tree_leaves_with_path(tree):
-            path = "/".join(key.key for key in keys)
-            value = np.asarray(value)
-            if "_classifier" in path:
-                value = value[:, :num_identities].T
-            elif path.endswith("kernel"):
-                if value.ndim == 2:  # 1x1, or the patch stem, 4x4 of 3 channels
-                    size = 4 if path == "trunk/conv1/dense/kernel" else 1
-                    value = value.reshape(size, size, -1, value.shape[-1])
-                value = value.transpose(3, 2, 0, 1)
-            arrays[torch_name(path)] = value
-    return arrays
+    """Flax variables, or gradients in their place, by PyTorch's names and in its layouts.
+
+    Without the counters of batches, which PyTorch alone has.
+    """
+    arrays = to_state_dict(variables, num_identities)
+    return {name: x for name, x in arrays.items() if not name.endswith("num_batches_tracked")}
 
 
 def make_twin(run: Run, variables: Mapping[str, Any]) -> models.PGFL:
@@ -96,10 +78,9 @@ def make_twin(run: Run, variables: Mapping[str, Any]) -> models.PGFL:
         interaction=network.interaction,
         dtype=torch.bfloat16 if config.model.dtype == "bfloat16" else None,
     )
-    arrays = to_arrays(variables, network.num_identities)
+    arrays = to_state_dict(variables, network.num_identities)
     state = {name: torch.tensor(value) for name, value in arrays.items()}
-    counts = {k: v for k, v in twin.state_dict().items() if k.endswith("num_batches_tracked")}
-    twin.to(state["trunk.conv1.weight"].dtype).load_state_dict(state | counts)
+    twin.to(state["trunk.conv1.weight"].dtype).load_state_dict(state)
     return twin
 
 
@@ -122,7 +103,7 @@ def flax_step(run: Run, variables: Mapping[str, Any], batch: Batch, *, step: int
         found = jax.device_get(_flax_step(run, state, dict(batch)))
     outputs, captured, triplets, terms, gradients, statistics, updates = found
     layers = {
-        torch_name("/".join(key.key for key in keys[:-2])): value
+        torch_name(tuple(key.key for key in keys[:-2])): value
         for keys, value in jax.tree_util.tree_leaves_with_path(captured)
     }
     identities = run.model.num_identities

@@ -5,6 +5,7 @@ Below ``trunk.`` parameters are named as in torchvision. Images and maps come in
 layout, channels last; inside, channels come second.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from types import MappingProxyType
@@ -34,6 +35,21 @@ class BatchNorm(nn.BatchNorm2d):
             # Not in place: the backward pass holds on to the old one.
             self.running_var = self.running_var - added / (x.numel() / x.shape[1])
         return y.to(x.dtype)
+
+
+class InstanceBatchNorm(nn.Module):
+    """IBN-a: the first half of the channels normalised by image, the rest over the batch."""
+
+    def __init__(self, channels: int):
+        """Split ``channels``, named as IBN-Net's authors do."""
+        super().__init__()
+        self.half = channels // 2
+        self.IN = nn.InstanceNorm2d(self.half, affine=True)
+        self.BN = BatchNorm(channels - self.half)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, h, w)."""
+        return torch.cat([self.IN(x[:, : self.half]), self.BN(x[:, self.half :])], 1)
 
 
 class BNNeck(nn.Module):
@@ -95,12 +111,12 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int):
+    def __init__(self, inputs: int, width: int, stride: int, ibn: bool = False):
         """Map ``inputs`` channels to four times ``width``."""
         super().__init__()
         outputs = width * self.expansion
         self.conv1 = _conv(inputs, width, 1)
-        self.bn1 = BatchNorm(width)
+        self.bn1 = InstanceBatchNorm(width) if ibn else BatchNorm(width)
         self.conv2 = _conv(width, width, 3, stride)
         self.bn2 = BatchNorm(width)
         self.conv3 = _conv(width, outputs, 1)
@@ -134,17 +150,19 @@ class ResNet(nn.Module):
         strides: tuple[int, ...] = (1, 2, 2, 1),
         *,
         patch_stem: bool = False,
+        ibn_stages: int = 0,
     ):
-        """``sizes`` are the blocks in each stage."""
+        """``sizes`` are the blocks in each stage; the first ``ibn_stages`` are IBN-a."""
         super().__init__()
         stem = nn.Conv2d(3, widths[0], 4, 4, bias=False) if patch_stem else _conv(3, 64, 7, 2)
         self.conv1, self.bn1 = stem, BatchNorm(stem.out_channels)
         self.maxpool = nn.Identity() if patch_stem else nn.MaxPool2d(3, 2, 1)
         channels = stem.out_channels
         for i, (size, width, stride) in enumerate(zip(sizes, widths, strides, strict=True), 1):
+            make = functools.partial(block, ibn=True) if i <= ibn_stages else block
             blocks = []
             for j in range(size):
-                blocks.append(block(channels, width, stride if j == 0 else 1))
+                blocks.append(make(channels, width, stride if j == 0 else 1))
                 channels = width * block.expansion
             setattr(self, f"layer{i}", nn.Sequential(*blocks))
         self.num_stages, self.channels = len(sizes), channels
@@ -163,6 +181,7 @@ BACKBONES = MappingProxyType[str, Callable[[], ResNet]](
         "resnet18": lambda: ResNet(BasicBlock, (2, 2, 2, 2)),
         "resnet34": lambda: ResNet(BasicBlock, (3, 4, 6, 3)),
         "resnet50": lambda: ResNet(Bottleneck, (3, 4, 6, 3)),
+        "resnet50_ibn_a": lambda: ResNet(Bottleneck, (3, 4, 6, 3), ibn_stages=3),
     }
 )
 

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 import pytest
 
+from pgfl_jax.pretrained import from_state_dict, read_state_dict, save_state_dict, to_state_dict
 from pgfl_jax.run import Run
+from pgfl_jax.sharding import make_mesh
 from studies.pytorch.drawn import draw_batch, draw_variables
 
 torch = pytest.importorskip("torch")
@@ -101,7 +103,7 @@ def test_running_variance_is_the_biased_one():
 
 def test_initial_weights_are_drawn_from_the_same_distributions():
     run = Run.create(parity.make_config("data", **SMALL), num_identities=64, num_images=64)
-    variables = jax.jit(lambda: run._init())()
+    variables = run.init_state(make_mesh(jax.devices()[:1]))
     variables = {"params": variables.params, "batch_stats": variables.batch_stats}
     ours = compare.to_arrays(variables, 64)
     torch.manual_seed(0)
@@ -117,16 +119,36 @@ def test_initial_weights_are_drawn_from_the_same_distributions():
         ), name
 
 
-def test_evaluation_runs_on_images_alone():
-    run = parity.make_run(parity.make_config("data", **SMALL))
-    variables = draw_variables(run, 0, np.float32)
-    images = draw_batch(0)["images"].astype(np.float32)
-    expected = jax.jit(lambda v, x: run.model.apply(v, x, train=False).main.neck)(variables, images)
+@pytest.mark.parametrize("backbone", ["resnet8", "resnet50_ibn_a"])
+def test_evaluation_runs_on_images_alone(backbone):
+    run = parity.make_run(parity.make_config("data", **SMALL, **{"model.backbone": backbone}))
+    variables, images = draw_variables(run, 0, np.float64), draw_batch(0)["images"]
+    with jax.enable_x64(True):
+        evaluate = jax.jit(lambda v, x: run.model.apply(v, x, train=False).main.neck)
+        expected = evaluate(variables, images)
     twin = compare.make_twin(run, variables).eval()
     with torch.no_grad():
         outputs = twin(torch.tensor(images))
     assert outputs.main.logits is None and outputs.parts is None
-    np.testing.assert_allclose(outputs.main.neck, expected, rtol=1e-4, atol=1e-4)
+    assert compare.relative(outputs.main.neck.numpy(), expected) < 1e-10
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_the_twin_saves_goes_into_flax_and_back(tmp_path, suffix):
+    run = parity.make_run(parity.make_config("data", **SMALL))
+    twin = compare.make_twin(run, draw_variables(run, 1, np.float32))
+    saved = {name: value.numpy() for name, value in twin.state_dict().items()}
+    path = tmp_path / f"twin{suffix}"
+    if suffix == ".pth":
+        torch.save(twin.state_dict(), path)
+    else:
+        save_state_dict(path, saved)
+    variables, report = from_state_dict(read_state_dict(path), draw_variables(run, 2, np.float32))
+    assert (dict(report.missing), dict(report.left_over)) == ({}, {})
+    back = to_state_dict(variables, run.model.num_identities)
+    assert back.keys() == saved.keys()
+    for name, value in saved.items():
+        np.testing.assert_array_equal(back[name], value, err_msg=name)
 
 
 def test_nothing_of_the_twin_needs_jax_or_tensorflow():
