@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_DIR ?= runs/demo
 
-.PHONY: setup demo test lint scaling
+.PHONY: setup demo test lint scaling parity
 
 setup: $(INSTALLED)
 
@@ -32,3 +32,9 @@ lint: setup
 scaling: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tpu]'
 	$(BIN)/python -m benchmarks.aot --table $(OPTIONS)
+
+# Both frameworks through the same steps (docs/parity.md); a few minutes. The exit status is 1 if a
+# figure exceeds its bound. The report lies in .cache/parity.
+parity: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[parity]'
+	$(BIN)/python -m studies.pytorch.parity $(OPTIONS)

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from pgfl_jax.config import OptimConfig
@@ -51,7 +52,9 @@ def learning_rate_schedule(
     if warmup_steps == 0:
         return main
     warmup = optax.linear_schedule(config.warmup_factor * peak, peak, warmup_steps)
-    return optax.join_schedules([warmup, main], [warmup_steps])
+    joined = optax.join_schedules([warmup, main], [warmup_steps])
+    # Of integers, Optax takes the quotient in float32 in any case.
+    return lambda step: joined(jnp.asarray(step, float))
 
 
 def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -45,8 +45,14 @@ _TRUNK_LAYER = re.compile(r"trunk\.(conv1|bn1|layer\d+|NL_\d+)\.")
 _COUNTER = "num_batches_tracked"
 
 _INSTALL = "pip install -c constraints.txt -e '.[parity]'"
-_MODULES = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
-_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+_NAMES = {
+    "downsample_conv": "downsample.0",
+    "downsample_bn": "downsample.1",
+    "kernel": "weight",
+    "scale": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
 _RESNETS = {
     ("basic", 2, 2, 2, 2): "ResNet-18",
     ("basic", 3, 4, 6, 3): "ResNet-34",
@@ -147,7 +153,7 @@ def to_state_dict(variables: Mapping[str, Any], num_identities: int) -> StateDic
     """
     state_dict = {}
     for path, leaf in flatten_dict(variables).items():
-        name = _torch_name(path)
+        name = torch_name(path[1:])
         value = _to_torch(name, path[-1], np.asarray(leaf), num_identities)
         state_dict[name] = np.array(value, order="C")
         if name.startswith("trunk.") and name.endswith("running_var"):
@@ -293,7 +299,7 @@ def _fill(
 ) -> tuple[dict[str, Any], Report]:
     """Put ``tensors`` in the place of the variables that ``names`` gives them."""
     leaves = flatten_dict(variables)
-    places = {_torch_name(path): path for path in leaves}
+    places = {torch_name(path[1:]): path for path in leaves}
     tensors = {name: value for name, value in tensors.items() if not name.endswith(_COUNTER)}
     ours = {names[name]: value for name, value in tensors.items() if name in names}
     wanted = {
@@ -333,15 +339,10 @@ def _fill(
     return unflatten_dict(leaves), Report(used, missing, left_over, reasons)
 
 
-def _torch_name(path: tuple[str, ...]) -> str:
-    """PyTorch's name of a variable, ``("params", "trunk", "layer1_0", …)``."""
-    _, *modules, leaf = path
-    parts = [
-        re.sub(r"^(layer\d+)_", r"\1.", _MODULES.get(module, module))
-        for module in modules
-        if module != "dense"
-    ]
-    return ".".join([*parts, _LEAVES.get(leaf, leaf)])
+def torch_name(path: tuple[str, ...]) -> str:
+    """PyTorch's name of a module or a variable, ``("trunk", "layer1_0", …)``."""
+    parts = (_NAMES.get(part, part) for part in path if part != "dense")
+    return ".".join(re.sub(r"^(layer\d+)_", r"\1.", part) for part in parts)
 
 
 def _to_torch(name: str, leaf: str, value: np.ndarray, num_identities: int) -> np.ndarray:

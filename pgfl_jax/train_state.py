@@ -59,7 +59,8 @@ def update_average(
     At step t, counted from 0, d = min(decay, (1 + t) / (10 + t)), so that the initial values are
     soon forgotten: after 90 steps d has risen to 0.91, after 9,000 to 0.999.
     """
-    rate = jnp.minimum(decay, (1 + step) / (10 + step))
+    count = jnp.asarray(step, float)  # integers would be divided in float32 in any case
+    rate = jnp.minimum(decay, (1 + count) / (10 + count))
     return jax.tree.map(
         lambda old, new: rate * old + (1 - rate) * new, average, Average(params, batch_stats)
     )

@@ -74,7 +74,7 @@ def write_run(workdir: Path, config: Config, facts: Mapping[str, Any]) -> None:
     environment = {
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "commit": _commit(),
+        "commit": source_commit(),
         "devices": [device.device_kind for device in jax.devices()],
         "platform": jax.default_backend(),
         "processes": jax.process_count(),
@@ -137,7 +137,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def source_commit() -> str | None:
     """Commit of the source tree, with ``+changes`` if files differ from it; None outside git."""
     git = [
         "git",

@@ -1,0 +1,1 @@
+"""Comparisons of whole trainings; nothing in pgfl_jax needs them."""

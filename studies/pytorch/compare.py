@@ -1,0 +1,339 @@
+"""One step and many of both implementations, from the same weights on the same batches.
+
+What comes back is NumPy, named as PyTorch names it and with channels last, so that the two sides
+are dictionaries of equal keys. Nothing here judges; studies/pytorch/parity.py does.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from pgfl_jax.config import Config
+from pgfl_jax.losses import mine_hardest
+from pgfl_jax.models.backbones.resnet import BasicBlock, Bottleneck
+from pgfl_jax.models.branches import pose_mask
+from pgfl_jax.pretrained import to_state_dict, torch_name
+from pgfl_jax.run import Run
+from pgfl_jax.sharding import make_mesh
+from pgfl_jax.train_state import Average, TrainState
+from pgfl_jax.train_step import loss_and_gradients, make_train_step
+from studies.pytorch import losses, models
+from studies.pytorch.optim import learning_rate_schedule, make_optimizer
+from studies.pytorch.train_step import Training, backward, to_tensors
+
+Arrays = dict[str, np.ndarray]
+Batch = Mapping[str, np.ndarray]
+
+
+class Step(NamedTuple):
+    """What one step computes.
+
+    Attributes:
+        outputs: feature map, embeddings, BNNecks and logits.
+        layers: outputs of every BatchNorm and every block of the trunk, in order.
+        triplets: mined positives and negatives (B, 2), -1 where an anchor has none.
+        terms: every loss term.
+        gradients: of every parameter.
+        statistics: running statistics after the step.
+        parameters: every parameter after one step of the optimizer, from its initial state.
+        updates: what that step added to them.
+    """
+
+    outputs: Arrays
+    layers: Arrays
+    triplets: Arrays
+    terms: Arrays
+    gradients: Arrays
+    statistics: Arrays
+    parameters: Arrays
+    updates: Arrays
+
+
+def to_arrays(variables: Mapping[str, Any], num_identities: int) -> Arrays:
+    """Flax variables, or gradients in their place, by PyTorch's names and in its layouts.
+
+    Without the counters of batches, which PyTorch alone has.
+    """
+    arrays = to_state_dict(variables, num_identities)
+    return {name: x for name, x in arrays.items() if not name.endswith("num_batches_tracked")}
+
+
+def make_twin(run: Run, variables: Mapping[str, Any]) -> models.PGFL:
+    """The PyTorch network with the variables of the Flax network."""
+    config, network = run.config, run.model
+    twin = models.PGFL(
+        network.num_identities,
+        network.backbone,
+        pooling=network.pooling,
+        pose_branches=network.pose_branches,
+        interaction=network.interaction,
+        dtype=torch.bfloat16 if config.model.dtype == "bfloat16" else None,
+    )
+    arrays = to_state_dict(variables, network.num_identities)
+    state = {name: torch.tensor(value) for name, value in arrays.items()}
+    twin.to(state["trunk.conv1.weight"].dtype).load_state_dict(state)
+    return twin
+
+
+def initial_state(run: Run, variables: Mapping[str, Any]) -> TrainState:
+    """The state of step 0."""
+    params, batch_stats = jax.tree.map(jnp.array, (variables["params"], variables["batch_stats"]))
+    average = None
+    if run.config.optim.ema_decay:
+        average = jax.tree.map(jnp.array, Average(params, batch_stats))
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, batch_stats, run.optimizer.init(params), average
+    )
+
+
+def flax_step(run: Run, variables: Mapping[str, Any], batch: Batch, *, step: int = 0) -> Step:
+    """One step by pgfl_jax, as it were ``step`` (which the warm-ups go by)."""
+    with jax.enable_x64(batch["images"].dtype == np.float64):
+        state = initial_state(run, variables)
+        state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32))
+        found = jax.device_get(_flax_step(run, state, dict(batch)))
+    outputs, captured, triplets, terms, gradients, statistics, updates = found
+    layers = {
+        torch_name(tuple(key.key for key in keys[:-2])): value
+        for keys, value in jax.tree_util.tree_leaves_with_path(captured)
+    }
+    identities = run.model.num_identities
+    named = {
+        name: value[:, :identities] if name.endswith("logits") else value
+        for name, value in _named_outputs(outputs).items()
+    }
+    return Step(
+        {"features": outputs.features} | named,
+        layers,
+        triplets,
+        terms,
+        to_arrays({"params": gradients}, identities),
+        to_arrays({"batch_stats": statistics}, identities),
+        to_arrays({"params": jax.tree.map(np.add, variables["params"], updates)}, identities),
+        to_arrays({"params": updates}, identities),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _flax_step(run: Run, state: TrainState, batch: Mapping[str, jax.Array]) -> tuple:
+    gradients, statistics, terms = loss_and_gradients(run, state, batch)
+    updates, _ = run.optimizer.update(gradients, state.opt_state, state.params)
+    # The compiler finds that this forward pass is the one above.
+    outputs, captured = run.model.apply(
+        {"params": state.params, "batch_stats": state.batch_stats},
+        batch["images"],
+        batch["part_maps"],
+        batch["visibility"],
+        train=True,
+        mutable=["batch_stats", "intermediates"],
+        capture_intermediates=lambda module, _: isinstance(
+            module, nn.BatchNorm | BasicBlock | Bottleneck
+        ),
+    )
+    triplets = {}
+    for name, anchors, candidates, mask in _mined(outputs, pose_mask(batch["visibility"])):
+        mined = mine_hardest(anchors, candidates, batch["labels"], mask)
+        pair = jnp.stack([mined.positive, mined.negative], 1)
+        triplets[name] = jnp.where(mined.valid[:, None], pair, -1)
+    captured = captured["intermediates"]
+    return outputs, captured, triplets, terms, gradients, statistics, updates
+
+
+def _mined(outputs: Any, has_pose: Any) -> Iterator[tuple[str, Any, Any, Any]]:
+    """What triplets are mined in, of either framework: name, anchors, candidates, mask."""
+    main = outputs.main.embedding
+    yield "main", main, main, None
+    for name in ("foreground", "parts"):
+        branch = getattr(outputs, name)
+        if branch is not None:
+            yield name, branch.embedding, branch.embedding, has_pose
+            yield f"main to {name}", main, branch.embedding, has_pose
+
+
+def _named_outputs(outputs: Any) -> dict[str, Any]:
+    """All branches of either framework's outputs, by name."""
+    named = {}
+    for name in ("main", "foreground", "parts"):
+        branch = getattr(outputs, name)
+        if branch is not None:
+            named |= {f"{name}_{field}": getattr(branch, field) for field in branch._fields}
+    if outputs.cross_logits is not None:
+        named |= {f"cross_{i}_logits": value for i, value in enumerate(outputs.cross_logits)}
+    return named
+
+
+def twin_step(run: Run, variables: Mapping[str, Any], batch: Batch, *, step: int = 0) -> Step:
+    """The same by PyTorch."""
+    twin = make_twin(run, variables)
+    layers: Arrays = {}
+    kinds = models.BatchNorm | models.BasicBlock | models.Bottleneck
+    for name, module in twin.named_modules():
+        if isinstance(module, kinds):
+            module.register_forward_hook(
+                lambda _, __, output, name=name: layers.update({name: _channels_last(output)})
+            )
+    dtype = torch.float64 if batch["images"].dtype == np.float64 else torch.float32
+    tensors = to_tensors(batch, dtype)
+    config = run.config
+    epoch = step / run.steps_per_epoch
+    outputs, terms = backward(twin, tensors, config.loss, epoch=epoch)
+    gradients = {name: value.grad.numpy().copy() for name, value in twin.named_parameters()}
+    statistics = _statistics(twin.state_dict())
+    updates = _updates(run, twin)
+    triplets = {}
+    for name, anchors, candidates, mask in _mined(outputs, models.pose_mask(tensors["visibility"])):
+        between = losses.distances(anchors, candidates)
+        positive, negative, valid = losses.mine_hardest(between, tensors["labels"], mask)
+        pair = torch.stack([positive, negative], 1)
+        triplets[name] = torch.where(valid[:, None], pair, -1).numpy()
+    return Step(
+        {"features": _channels_last(outputs.features)}
+        | {name: value.detach().numpy() for name, value in _named_outputs(outputs).items()},
+        layers,
+        triplets,
+        {name: value.numpy() for name, value in terms.items()},
+        gradients,
+        statistics,
+        {name: value.detach().numpy() for name, value in twin.named_parameters()},
+        updates,
+    )
+
+
+def _updates(run: Run, twin: models.PGFL) -> Arrays:
+    """Take the first step of a fresh optimizer; what it adds to every parameter."""
+    before = {name: value.detach().clone() for name, value in twin.named_parameters()}
+    optimizer = make_optimizer(run.config.optim, twin)
+    schedule = learning_rate_schedule(
+        run.config.optim,
+        batch_size=run.config.data.batch_size,
+        num_steps=run.num_steps,
+        steps_per_epoch=run.steps_per_epoch,
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = schedule(0)
+    optimizer.step()
+    return {
+        name: (value.detach() - before[name]).numpy() for name, value in twin.named_parameters()
+    }
+
+
+def twin_updates(run: Run, variables: Mapping[str, Any], gradients: Arrays) -> Arrays:
+    """What the first step of PyTorch's optimizer adds to every parameter, of given gradients."""
+    twin = make_twin(run, variables)
+    for name, value in twin.named_parameters():
+        value.grad = torch.tensor(gradients[name])
+    return _updates(run, twin)
+
+
+def _channels_last(maps: torch.Tensor) -> np.ndarray:
+    maps = maps.detach().permute(0, 2, 3, 1)
+    return maps.to(torch.promote_types(maps.dtype, torch.float32)).numpy()
+
+
+def _statistics(state: Mapping[str, torch.Tensor]) -> Arrays:
+    return {name: value.numpy() for name, value in state.items() if "running" in name}
+
+
+class Moment(NamedTuple):
+    """What a training has come to after a step; parameters and averages less those at the start."""
+
+    terms: Arrays
+    parameters: Arrays
+    statistics: Arrays
+    average: Arrays
+
+
+def flax_training(run: Run, variables: Mapping[str, Any], batches: list[Batch]) -> Iterator[Moment]:
+    """Train by pgfl_jax's own compiled step."""
+    with jax.enable_x64(batches[0]["images"].dtype == np.float64):
+        step = make_train_step(run, make_mesh(jax.devices()[:1]))
+        state = initial_state(run, variables)
+    start = to_arrays(variables, run.model.num_identities)
+    for batch in batches:
+        with jax.enable_x64(batch["images"].dtype == np.float64):
+            state, terms = step(state, dict(batch))
+            state_, terms = jax.device_get((state, terms))
+        now = {"params": state_.params, "batch_stats": state_.batch_stats}
+        arrays = to_arrays(now, run.model.num_identities)
+        average = {}
+        if state_.average is not None:
+            trees = {"params": state_.average.params, "batch_stats": state_.average.batch_stats}
+            average = to_arrays(trees, run.model.num_identities)
+        yield _moment(terms, arrays, average, start)
+
+
+def twin_training(
+    run: Run, variables: Mapping[str, Any], batches: list[Batch], *, num_images: int
+) -> Iterator[Moment]:
+    """Train by PyTorch."""
+    twin = make_twin(run, variables)
+    training = Training(run.config, twin, num_images=num_images)
+    start = to_arrays(variables, run.model.num_identities)
+    dtype = torch.float64 if batches[0]["images"].dtype == np.float64 else torch.float32
+    for batch in batches:
+        terms = training.train_step(to_tensors(batch, dtype))
+        arrays = {name: value.numpy() for name, value in twin.state_dict().items()}
+        average = training.average.state if training.average else {}
+        yield _moment(
+            {name: value.numpy() for name, value in terms.items()},
+            {name: arrays[name] for name in start},
+            {name: value.numpy() for name, value in average.items()},
+            start,
+        )
+
+
+def _moment(terms: Arrays, arrays: Arrays, average: Arrays, start: Arrays) -> Moment:
+    moved = {name: value - start[name] for name, value in arrays.items()}
+    return Moment(
+        dict(terms),
+        {name: value for name, value in moved.items() if "running" not in name},
+        {name: value for name, value in moved.items() if "running" in name},
+        {name: value - start[name] for name, value in average.items()},
+    )
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    """‖found − expected‖ / ‖expected‖; 0 where both are 0, inf where only the latter is."""
+    found, expected = (np.asarray(x, np.float64).ravel() for x in (found, expected))
+    if found.shape != expected.shape:
+        raise ValueError(f"shapes differ: {found.shape} and {expected.shape}")
+    difference, size = np.linalg.norm(found - expected), np.linalg.norm(expected)
+    if size == 0:
+        return 0.0 if difference == 0 else math.inf
+    return float(difference / size)
+
+
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, float]:
+    """:func:`relative` by name, in the order of ``expected``; both must have the same names."""
+    if found.keys() != expected.keys():
+        raise ValueError(f"names differ: {sorted(found.keys() ^ expected.keys())}")
+    return {name: relative(found[name], value) for name, value in expected.items()}
+
+
+def real_batches(config: Config, count: int) -> list[dict[str, np.ndarray]]:
+    """Batches of the pipeline in float64; the first image of each has no pose."""
+    from input_pipeline.dataset import training_data  # TensorFlow is for this alone
+
+    found = []
+    for batch in itertools.islice(training_data(config).batches(0), count):
+        batch = {
+            name: values if name == "labels" else values.astype(np.float64)
+            for name, values in batch.items()
+        }
+        batch["part_maps"][0], batch["visibility"][0] = 0, 0
+        found.append(batch)
+    return found
+
+
+def cast(batch: Batch, dtype: Any) -> dict[str, np.ndarray]:
+    """A batch in another precision."""
+    return {k: v if k == "labels" else v.astype(dtype) for k, v in batch.items()}

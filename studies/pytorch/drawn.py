@@ -1,0 +1,73 @@
+"""Weights and batches that anybody can draw again, with or without PyTorch."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from pgfl_jax.run import Run
+
+
+class Noise:
+    """Reproducible noise of mean 0 and variance 1.
+
+    Uniform, from the raw bits of PCG64: NumPy promises that these stay the same from version to
+    version, which it does not of its distributions.
+    """
+
+    def __init__(self, seed: int):
+        """Begin a stream."""
+        self._bits = np.random.PCG64(seed)
+
+    def uniform(self, *shape: int) -> np.ndarray:
+        """Float64 in [0, 1)."""
+        raw = self._bits.random_raw(math.prod(shape)).reshape(shape)
+        return (raw >> np.uint64(11)) * 2.0**-53
+
+    def __call__(self, *shape: int) -> np.ndarray:
+        """Float64 in ±√3."""
+        return (self.uniform(*shape) - 0.5) * math.sqrt(12)
+
+
+def draw_variables(run: Run, seed: int, dtype: Any) -> dict[str, Any]:
+    """Weights of a precision at which nothing is trivially 0 or 1, and logits are of order 1.
+
+    The initial values would hide differences: scales are 1, biases 0, and logits nearly equal.
+    """
+    noise = Noise(seed)
+    state = run.abstract_state()
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name, owner = path[-1].key, path[-2].key
+        drawn = noise(*leaf.shape)
+        if name == "power":
+            value = np.asarray(3.0)
+        elif owner.endswith("_classifier"):
+            real = np.arange(leaf.shape[1]) < run.model.num_identities
+            value = 1.5 / math.sqrt(leaf.shape[0]) * drawn * real
+        elif name == "kernel":
+            value = math.sqrt(2 / math.prod((*leaf.shape[:-2], leaf.shape[-1]))) * drawn
+        elif name in ("scale", "var"):
+            value = 1 + 0.2 * drawn
+        else:
+            value = 0.1 * drawn
+        return value.astype(dtype)
+
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return jax.tree_util.tree_map_with_path(draw, variables)
+
+
+def draw_batch(seed: int) -> dict[str, np.ndarray]:
+    """Eight 32x16 images of four identities; one has no pose, and of others a part is hidden."""
+    noise = Noise(seed)
+    part_maps, visibility = noise.uniform(8, 4, 2, 8), np.ones((8, 8))
+    part_maps[0], visibility[0] = 0, 0
+    part_maps[3, :, :, 2], visibility[3, 2] = 0, 0
+    visibility[4, 5] = 0.5
+    return {
+        "images": noise(8, 32, 16, 3),
+        "labels": np.repeat(np.arange(4, dtype=np.int32), 2),
+        "part_maps": part_maps,
+        "visibility": visibility,
+    }

@@ -1,0 +1,131 @@
+"""The values of tests/golden, which hold for users without PyTorch.
+
+    python -m studies.pytorch.golden
+
+Writes what the twin computes in float64, with the inputs: ``losses.npz``, every loss in all its
+variants, with gradients; ``network.npz``, a ResNet-8 with three branches on tiny images, with
+weights that studies.pytorch.drawn.py draws again. tests/test_golden.py compares.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from configs import synthetic_tiny
+from pgfl_jax.config import Config, parse_config
+from pgfl_jax.run import Run
+from studies.pytorch.compare import twin_step
+from studies.pytorch.drawn import Noise, draw_batch, draw_variables
+from studies.pytorch.losses import total_loss
+from studies.pytorch.models import BranchOutputs, PGFLOutputs
+
+FOLDER = Path("tests/golden")
+SEED = 5
+IDENTITIES, IMAGES = 10, 16  # the classifier, and what makes an epoch: 2 steps of 8 images
+
+ALL_ON = {
+    "loss.logit_kd": 1.0,
+    "loss.interaction": 0.5,
+    "loss.interaction_variant": "cross_classifier",
+    "data.height": 32,
+    "data.width": 16,
+    "data.identities_per_batch": 4,
+    "data.images_per_identity": 2,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "soft_margin": {"loss.soft_margin": True},
+    "cosine": {"loss.alignment_variant": "cosine"},
+    "cross_triplet": {"loss.interaction_variant": "cross_triplet"},
+    "no_smoothing": {"loss.smoothing": 0.0, "loss.temperature": 1.0},
+    "kd_ramp": {"loss.kd_start": 0.5, "loss.kd_ramp": 4.0},
+}
+EPOCH = 1.5  # of the losses: a quarter of the ramp
+
+
+def make_config(**changes: Any) -> Config:
+    """The tiny configuration with every loss on, and with ``changes``."""
+    values = synthetic_tiny.get_config()
+    values.update_from_flattened_dict({**ALL_ON, **changes})
+    return parse_config(values)
+
+
+def draw_outputs(noise: Noise) -> dict[str, np.ndarray]:
+    """What a network might give for such a batch, channels last, by name."""
+    outputs = {"features": np.abs(noise(8, 4, 2, 8))}
+    for branch in ("main", "foreground", "parts"):
+        outputs |= {f"{branch}.embedding": noise(8, 6), f"{branch}.neck": noise(8, 6)}
+        outputs[f"{branch}.logits"] = noise(8, IDENTITIES)
+    return outputs | {f"cross.{i}": noise(8, IDENTITIES) for i in range(2)}
+
+
+def loss_values() -> dict[str, np.ndarray]:
+    """Terms, and the total's gradients in the order of the inputs, of every variant."""
+    drawn, batch = draw_outputs(Noise(SEED)), draw_batch(SEED)
+    del batch["images"]
+    found = {f"in.{name}": value for name, value in (drawn | batch).items()}
+    for variant, changes in VARIANTS.items():
+        config = make_config(**changes).loss
+        leaves = {name: torch.tensor(value, requires_grad=True) for name, value in drawn.items()}
+        branches = [
+            BranchOutputs(*(leaves[f"{name}.{field}"] for field in BranchOutputs._fields))
+            for name in ("main", "foreground", "parts")
+        ]
+        features = leaves["features"].permute(0, 3, 1, 2)
+        outputs = PGFLOutputs(features, *branches, (leaves["cross.0"], leaves["cross.1"]))
+        tensors = {name: torch.tensor(value) for name, value in batch.items()}
+        tensors["labels"] = tensors["labels"].long()
+        total, terms = total_loss(outputs, tensors, config, epoch=EPOCH)
+        total.backward()
+        found[f"{variant}.terms"] = _vector({name: value.detach() for name, value in terms.items()})
+        gradients = [
+            torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves.values()
+        ]
+        found[f"{variant}.gradients"] = torch.cat([value.ravel() for value in gradients]).numpy()
+    return found
+
+
+def _vector(values: Mapping[str, Any]) -> np.ndarray:
+    """Numbers in the order of their names."""
+    return np.array([float(values[name]) for name in sorted(values)])
+
+
+def network_values() -> dict[str, np.ndarray]:
+    """One step of a network: logits, terms, and the norms of gradients and statistics."""
+    run = Run.create(make_config(), num_identities=IDENTITIES, num_images=IMAGES)
+    step = twin_step(run, draw_variables(run, SEED, np.float64), draw_batch(SEED))
+    logits = {name: x for name, x in step.outputs.items() if name.endswith("logits")}
+    norms = {name: np.linalg.norm(gradient) for name, gradient in step.gradients.items()}
+    sizes = {name: np.linalg.norm(values) for name, values in step.statistics.items()}
+    return logits | {
+        "terms": _vector(step.terms),
+        "gradient_norms": _vector(norms),
+        "statistic_norms": _vector(sizes),
+    }
+
+
+def main() -> None:
+    """Write the files, each with its origin and the configurations it holds for."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, values in (("losses", loss_values()), ("network", network_values())):
+        origin = {
+            "script": "studies/pytorch/golden.py",
+            "torch": torch.__version__,
+            "seed": SEED,
+            "epoch": EPOCH if name == "losses" else 0.0,
+            "identities": IDENTITIES,
+            "variants": {
+                variant: dataclasses.asdict(make_config(**changes).loss)
+                for variant, changes in VARIANTS.items()
+            },
+        }
+        np.savez_compressed(FOLDER / f"{name}.npz", origin=np.array(json.dumps(origin)), **values)
+
+
+if __name__ == "__main__":
+    main()

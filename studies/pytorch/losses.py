@@ -1,0 +1,200 @@
+"""The losses in PyTorch, written from docs/method.md; pgfl_jax/losses says the same in JAX.
+
+Everything runs in float32 at least. An image that a mask leaves out adds exactly nothing to a value
+or a gradient, and a mean over no images is exactly 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from studies.pytorch.models import BranchOutputs, PGFLOutputs, pose_mask
+
+if TYPE_CHECKING:
+    from pgfl_jax.losses import LossConfig
+
+EPSILON = 1e-6
+
+
+def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Σ mask·values / Σ mask, exactly 0 for an empty mask; None means all."""
+    if mask is None:
+        return values.mean()
+    kept = torch.where(mask > 0, values, 0) * mask
+    total = mask.sum()
+    return kept.sum() / torch.where(total > 0, total, 1)
+
+
+def identity_loss(
+    logits: Tensor, labels: Tensor, *, smoothing: float, mask: Tensor | None = None
+) -> Tensor:
+    """Mean cross-entropy of logits (B, N) with a share ``smoothing`` spread over all N."""
+    losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+    return masked_mean(losses, mask)
+
+
+class HardestPairs(NamedTuple):
+    """For each anchor the farthest positive, the nearest negative, and whether it has both."""
+
+    positive: Tensor
+    negative: Tensor
+    valid: Tensor
+
+
+def mine_hardest(distances: Tensor, labels: Tensor, mask: Tensor | None = None) -> HardestPairs:
+    """Batch-hard mining in all distances (B, B) from anchors to candidates.
+
+    An image is never its own positive. Images that the mask leaves out take no part.
+    """
+    present = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask > 0
+    both = present[:, None] & present[None, :]
+    same = labels[:, None] == labels[None, :]
+    positives = both & same & ~torch.eye(len(labels), dtype=torch.bool)
+    negatives = both & ~same
+    return HardestPairs(
+        positive=distances.masked_fill(~positives, -torch.inf).argmax(1),
+        negative=distances.masked_fill(~negatives, torch.inf).argmin(1),
+        valid=positives.any(1) & negatives.any(1),
+    )
+
+
+def distances(anchors: Tensor, candidates: Tensor) -> Tensor:
+    """Euclidean distances (B, B), from the differences, free of the Gram matrix's cancellation."""
+    return torch.cdist(anchors, candidates, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def triplet_loss(
+    anchors: Tensor,
+    candidates: Tensor,
+    labels: Tensor,
+    *,
+    margin: float | None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Mean of max(0, margin + dp - dn), or of log(1 + exp(dp - dn)) with ``margin=None``.
+
+    Positives and negatives are the candidates' rows; with the anchors themselves as candidates it
+    is the usual loss.
+    """
+    between = distances(anchors, candidates)
+    positive, negative, valid = mine_hardest(between.detach(), labels, mask)
+    rows = torch.arange(len(labels))
+    gap = between[rows, positive] - between[rows, negative]
+    losses = F.softplus(gap) if margin is None else F.relu(gap + margin)
+    return masked_mean(losses, valid.to(losses.dtype))
+
+
+def _shares(maps: Tensor) -> Tensor:
+    """Maps (..., h, w) over their sums."""
+    return maps / maps.sum((-2, -1), keepdim=True).clamp(min=1e-12)
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    return probabilities.clamp(min=EPSILON).log()
+
+
+def alignment_loss(features: Tensor, foreground: Tensor, has_pose: Tensor) -> Tensor:
+    """Mean -log share of the energy of (B, C, h, w) on the foreground (B, h, w)."""
+    energy = _shares(features.square().sum(1))
+    return masked_mean(-_log((energy * foreground).sum((1, 2))), has_pose)
+
+
+def semantic_loss(features: Tensor, part_maps: Tensor, visibility: Tensor) -> Tensor:
+    """Mean KL of the channel groups' energy from the part maps (B, G, h, w), over visible parts."""
+    groups = features.unflatten(1, (part_maps.shape[1], -1))
+    energy, target = _shares(groups.square().sum(2)), _shares(part_maps)
+    divergence = (target * (_log(target) - _log(energy))).sum((2, 3))
+    return masked_mean(divergence, visibility * (part_maps > 0).any(3).any(2))
+
+
+def feature_kd(student: Tensor, teacher: Tensor, has_pose: Tensor) -> Tensor:
+    """Mean 1 - cosine of (B, D); the teacher gets no gradient."""
+    cosine = F.cosine_similarity(student, teacher.detach(), eps=EPSILON)
+    return masked_mean(1 - cosine, has_pose)
+
+
+def logit_kd(student: Tensor, teacher: Tensor, has_pose: Tensor, *, temperature: float) -> Tensor:
+    """Mean T²·KL(teacher ‖ student) of softened logits (B, N); the teacher gets no gradient."""
+    student = F.log_softmax(student / temperature, 1)
+    teacher = F.log_softmax(teacher.detach() / temperature, 1)
+    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+    return masked_mean(temperature**2 * divergence, has_pose)
+
+
+def interaction_loss(
+    outputs: PGFLOutputs, labels: Tensor, has_pose: Tensor, config: LossConfig
+) -> Tensor:
+    """Loss between the branches; 0 for ``off`` and ``shared_classifier``."""
+    if config.interaction_variant == "cross_classifier":
+        first, second = (
+            identity_loss(logits, labels, smoothing=config.smoothing, mask=has_pose)
+            for logits in outputs.cross_logits
+        )
+    elif config.interaction_variant == "cross_triplet":
+        anchors, margin = outputs.main.embedding, config.triplet_margin
+        first, second = (
+            triplet_loss(anchors, branch.embedding, labels, margin=margin, mask=has_pose)
+            for branch in (outputs.foreground, outputs.parts)
+        )
+    else:
+        return torch.zeros(())
+    return (first + second) / 2
+
+
+def kd_scale(epoch: float, config: LossConfig) -> Tensor:
+    """Share of the distillation's weight: 0 before ``kd_start``, then 1 after ``kd_ramp`` epochs.
+
+    A float32 in any case, as it is defined to be.
+    """
+    since_start = torch.tensor(epoch, dtype=torch.float32) - config.kd_start
+    if config.kd_ramp == 0:
+        return (since_start >= 0).float()
+    return (since_start / config.kd_ramp).clamp(0, 1)
+
+
+def total_loss(
+    outputs: PGFLOutputs, batch: Mapping[str, Tensor], config: LossConfig, *, epoch: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum, and every term by name, unweighted; terms of weight 0 are left out."""
+    labels, scale = batch["labels"], kd_scale(epoch, config)
+    weights: dict[str, float | Tensor] = {}
+    terms: dict[str, Tensor] = {}
+
+    def add(name: str, weight: float, value: Tensor, scale: float | Tensor = 1.0) -> None:
+        if weight:
+            weights[name], terms[name] = weight * scale, value
+
+    def add_branch(name: str, branch: BranchOutputs, mask: Tensor | None) -> None:
+        identity = identity_loss(branch.logits, labels, smoothing=config.smoothing, mask=mask)
+        add(f"id_{name}", config.identity, identity)
+        embedding, margin = branch.embedding, config.triplet_margin
+        triplet = triplet_loss(embedding, embedding, labels, margin=margin, mask=mask)
+        add(f"triplet_{name}", config.triplet, triplet)
+
+    main = outputs.main
+    add_branch("main", main, None)
+    if outputs.foreground is not None and outputs.parts is not None:
+        part_maps, visibility = batch["part_maps"].permute(0, 3, 1, 2), batch["visibility"]
+        has_pose = pose_mask(visibility)
+        features = outputs.features.to(main.embedding.dtype)
+        if config.alignment_variant == "cosine":
+            alignment = feature_kd(main.embedding, outputs.foreground.embedding, has_pose)
+        else:
+            alignment = alignment_loss(features, part_maps.amax(1), has_pose)
+        add("alignment", config.alignment, alignment)
+        add("semantic", config.semantic, semantic_loss(features, part_maps, visibility))
+        between = interaction_loss(outputs, labels, has_pose, config)
+        add("interaction", config.interaction, between)
+        for name, teacher in (("foreground", outputs.foreground), ("parts", outputs.parts)):
+            add_branch(name, teacher, has_pose)
+            feature = feature_kd(main.neck, teacher.neck, has_pose)
+            add(f"kd_feature_{name}", config.feature_kd, feature, scale)
+            logit = logit_kd(main.logits, teacher.logits, has_pose, temperature=config.temperature)
+            add(f"kd_logit_{name}", config.logit_kd, logit, scale)
+    total = sum(weights[name] * value for name, value in terms.items())
+    return total, terms | {"total": total}

@@ -1,0 +1,514 @@
+"""Parity with PyTorch: the same network, losses and training, to the last digits.
+
+    make parity
+
+Takes both implementations through the same steps, from the same weights on the same batches of the
+synthetic set, and compares all that comes out (docs/parity.md). Prints a table; writes it to
+``--out`` as parity.md, with parity.json and parity.png. The exit status is 1 if any figure exceeds
+its bound.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from absl import flags
+
+from configs import synthetic_tiny
+from pgfl_jax.command_line import run as run_command_line
+from pgfl_jax.command_line import writable_folder
+from pgfl_jax.config import Config, parse_config
+from pgfl_jax.run import Run
+from studies.pytorch.compare import (
+    Batch,
+    Step,
+    cast,
+    differences,
+    flax_step,
+    flax_training,
+    real_batches,
+    twin_step,
+    twin_training,
+    twin_updates,
+)
+from studies.pytorch.drawn import draw_variables
+
+FLAGS = flags.FLAGS
+IDENTITIES, IMAGES = 16, 64  # the classifier, and what makes an epoch: 8 steps of 8 images
+STEPS = 20
+
+# Float64. Rounding is 1.1e-16 a time; what a deep network makes of it stays far below these.
+FORWARD, GRADIENT, TRAINING = 1e-10, 1e-8, 1e-6
+# Lower precisions: JAX's distance from the float64 result may be this many times PyTorch's …
+RATIO = 4
+# … plus this many units of the precision, for where PyTorch happens to be exact.
+UNITS = 8
+UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-9}
+
+# Every loss and both kinds of interaction that are losses; distillation in its warm-up.
+ALL_ON = {
+    "loss.logit_kd": 1.0,
+    "loss.interaction": 0.5,
+    "loss.interaction_variant": "cross_classifier",
+    "loss.kd_ramp": 1.7,
+    "optim.name": "adam",
+    "optim.learning_rate": 3.5e-4,
+    "optim.schedule": "step",
+    "optim.warmup_epochs": 1.0,
+    "optim.milestones": (2.0,),
+    "optim.ema_decay": 0.9,
+    "train.epochs": 3.0,
+    "data.identities_per_batch": 4,
+    "data.images_per_identity": 2,
+}
+MINED, SAME_GRADIENTS = "mined triplets that differ", "the step alone, from equal gradients"
+MID_RAMP = 5  # the step that single steps are taken for: of distillation's ramp about a third
+
+# Few programs, for each takes longer to compile than to run.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "soft margin, cross-branch triplet, no label smoothing, temperature 1": {
+        "loss.soft_margin": True,
+        "loss.interaction_variant": "cross_triplet",
+        "loss.smoothing": 0.0,
+        "loss.temperature": 1.0,
+    },
+    "hard margin, cross-branch triplet, cosine alignment, GeM": {
+        "loss.interaction_variant": "cross_triplet",
+        "loss.alignment_variant": "cosine",
+        "model.pooling": "gem",
+    },
+    "shared classifier, distillation at once": {
+        "loss.interaction_variant": "shared_classifier",
+        "loss.interaction": 0.0,
+        "loss.kd_ramp": 0.0,
+    },
+    "main branch alone": {
+        "model.pose_branches": False,
+        "loss.interaction_variant": "off",
+        "loss.interaction": 0.0,
+    },
+}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw, cosine": {"optim.name": "adamw", "optim.schedule": "cosine"},
+    "sgd, cosine, linear scaling, clipping": {
+        "optim.name": "sgd",
+        "optim.learning_rate": 0.05,
+        "optim.schedule": "cosine",
+        "optim.scaling": "linear",
+        "optim.clip_norm": 1.0,
+    },
+    "lars, milestones without warm-up": {
+        "optim.name": "lars",
+        "optim.learning_rate": 1.0,
+        "optim.warmup_epochs": 0.0,
+        "optim.milestones": (0.25, 0.5),
+    },
+    "lamb, root scaling": {"optim.name": "lamb", "optim.scaling": "sqrt"},
+}
+
+
+class Figure(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        section: what was run.
+        case: which of several in the section; empty where there is one.
+        name: what was compared.
+        value: the largest difference found.
+        bound: what it may be at most.
+        where: at which tensor, term or step it was found.
+    """
+
+    section: str
+    case: str
+    name: str
+    value: float
+    bound: float
+    where: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the bound is kept; NaN does not keep it."""
+        return self.value <= self.bound
+
+
+@dataclasses.dataclass
+class Parity:
+    """The figures so far, and the curves of the plot by panel and name."""
+
+    figures: list[Figure] = dataclasses.field(default_factory=list)
+    curves: dict[str, dict[str, list[float]]] = dataclasses.field(default_factory=dict)
+    labels: list[str] = dataclasses.field(default_factory=list)
+
+    def worst(
+        self, section: str, name: str, found: dict[str, float], bound: float, case: str = ""
+    ) -> None:
+        """Add the largest of some differences."""
+        # NaN counts as the largest of all.
+        where = max(found, key=lambda key: math.inf if math.isnan(found[key]) else found[key])
+        self.figures.append(Figure(section, case, name, found[where], bound, where))
+
+    def curve(self, panel: str, name: str, values: list[float]) -> None:
+        """Add a curve to the plot."""
+        self.curves.setdefault(panel, {})[name] = values
+
+
+def make_config(data_dir: str, **changes: Any) -> Config:
+    """The tiny configuration with every loss on, and with ``changes``."""
+    values = synthetic_tiny.get_config()
+    values.update_from_flattened_dict({"data.data_dir": data_dir, **ALL_ON, **changes})
+    return parse_config(values)
+
+
+def make_run(config: Config) -> Run:
+    """What both sides are built from."""
+    return Run.create(config, num_identities=IDENTITIES, num_images=IMAGES)
+
+
+def _groups(step: Step) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """The forward pass in groups, one figure each."""
+    kinds = {"features": "feature map", "embedding": "embeddings", "neck": "BNNecks"}
+    for kind, name in (kinds | {"logits": "logits"}).items():
+        yield name, {key: value for key, value in step.outputs.items() if key.endswith(kind)}
+    yield "every layer of the trunk", step.layers
+
+
+def compare_steps(parity: Parity, section: str, found: Step, truth: Step) -> None:
+    """Add the figures of one step in float64."""
+    expected = dict(_groups(truth))
+    for name, group in _groups(found):
+        parity.worst(section, name, differences(group, expected[name]), FORWARD)
+    parity.worst(section, "loss terms", differences(found.terms, truth.terms), FORWARD)
+    parity.worst(section, MINED, _mined_otherwise(found, truth), 0)
+    gradients = differences(found.gradients, truth.gradients)
+    parity.worst(section, "gradients", gradients, GRADIENT)
+    statistics = differences(found.statistics, truth.statistics)
+    parity.worst(section, "running statistics", statistics, FORWARD)
+    stepped = differences(found.parameters, truth.parameters)
+    parity.worst(section, "parameters after a step of Adam", stepped, GRADIENT)
+    # Where a gradient is smaller than Adam's ε, 1e-8, the step divides its rounding error by ε.
+    updates = differences(found.updates, truth.updates)
+    parity.worst(section, "the step alone", updates, TRAINING)
+
+
+def _mined_otherwise(found: Step, truth: Step) -> dict[str, float]:
+    return {
+        name: float(np.sum(found.triplets[name] != value)) for name, value in truth.triplets.items()
+    }
+
+
+def one_step(parity: Parity, data_dir: str) -> None:
+    """ResNet-50 at 256x128: one step in float64 and in float32."""
+    changes = {"data.height": 256, "data.width": 128, "model.backbone": "resnet50"}
+    config = make_config(data_dir, **changes)
+    (batch,) = real_batches(config, 1)
+    section = f"ResNet-50, 256x128, {len(batch['labels'])} images, one step, float64"
+    _say(section)
+    run = make_run(config)
+    variables = draw_variables(run, 0, np.float64)
+    found = flax_step(run, variables, batch, step=MID_RAMP)
+    truth = twin_step(run, variables, batch, step=MID_RAMP)
+    compare_steps(parity, section, found, truth)
+    updates = twin_updates(run, variables, found.gradients)
+    parity.worst(section, SAME_GRADIENTS, differences(found.updates, updates), GRADIENT)
+    parity.labels = list(truth.layers)
+    parity.curve("layers", "float64", _values(found.layers, truth.layers))
+    parity.curve("gradients", "float64", _values(found.gradients, truth.gradients))
+    del found
+    section = "The same in float32: distance from float64"
+    ours, theirs = compare_precisions(parity, section, "float32", config, batch, truth)
+    for name, step in (("JAX", ours), ("PyTorch", theirs)):
+        parity.curve("layers", f"float32, {name}", _values(step.layers, truth.layers))
+        parity.curve("gradients", f"float32, {name}", _values(step.gradients, truth.gradients))
+
+
+def precisions(parity: Parity, data_dir: str) -> None:
+    """A small network in float32 and bfloat16, where less of the difference is chaos."""
+    changes = {"data.images_per_identity": 4}
+    config = make_config(data_dir, **changes)
+    (batch,) = real_batches(config, 1)
+    run = make_run(config)
+    truth = twin_step(run, draw_variables(run, 0, np.float64), batch, step=MID_RAMP)
+    for dtype in UNIT:
+        section = f"resnet8, 64x32, 16 images, one step, {dtype}: distance from float64"
+        config = make_config(data_dir, **changes, **{"model.dtype": dtype})
+        compare_precisions(parity, section, dtype, config, batch, truth)
+
+
+def _values(found: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> list[float]:
+    return list(differences(found, truth).values())
+
+
+def compare_precisions(
+    parity: Parity, section: str, dtype: str, config: Config, batch: Batch, truth: Step
+) -> tuple[Step, Step]:
+    """Add the figures of one step in a lower precision.
+
+    Each framework is compared with the float64 result, which is PyTorch's. How far a network is
+    from it depends on the network, so that PyTorch itself, whose operations round as often, gives
+    the measure of what may be lost.
+
+    Returns:
+        The step by JAX and by PyTorch.
+    """
+    _say(section)
+    run = make_run(config)
+    variables = draw_variables(run, 0, np.float32)
+    single = cast(batch, np.float32)
+    ours = flax_step(run, variables, single, step=MID_RAMP)
+    theirs = twin_step(run, variables, single, step=MID_RAMP)
+    expected, mine, other = (_all_groups(step) for step in (truth, ours, theirs))
+    for name, group in expected.items():
+        reference = max(differences(other[name], group).values())
+        bound = RATIO * reference + UNITS * UNIT[dtype]
+        parity.worst(section, name, differences(mine[name], group), bound)
+    if dtype == "float32":
+        parity.worst(section, MINED, _mined_otherwise(ours, truth), 0)
+    return ours, theirs
+
+
+def _all_groups(step: Step) -> dict[str, dict[str, np.ndarray]]:
+    """The forward pass, the losses and the gradients, one figure each."""
+    return dict(_groups(step)) | {"loss terms": step.terms, "gradients": step.gradients}
+
+
+def training(parity: Parity, data_dir: str, backbone: str = "resnet8") -> None:
+    """Twenty steps with L2 decay, warm-up and milestone, clipping, statistics and averages."""
+    config = make_config(data_dir, **{"model.backbone": backbone, "optim.clip_norm": 10.0})
+    batches = real_batches(config, STEPS)
+    section = f"{backbone}, 64x32, {len(batches[0]['labels'])} images, {STEPS} steps, float64"
+    _say(section)
+    for name, values in compare_trainings(parity, section, config, batches, TRAINING).items():
+        parity.curve("steps", name, values)
+    section = section.replace("float64", "float32: distance from float64 at the end")
+    _say(section)
+    run, singles = make_run(config), [cast(batch, np.float32) for batch in batches]
+    variables = draw_variables(run, 0, np.float32)
+    *_, ours = flax_training(run, variables, singles)
+    *_, theirs = twin_training(run, variables, singles, num_images=IMAGES)
+    variables = draw_variables(run, 0, np.float64)
+    *_, truth = twin_training(run, variables, batches, num_images=IMAGES)
+    for name, expected in truth._asdict().items():
+        reference = max(differences(getattr(theirs, name), expected).values())
+        bound = RATIO * reference + UNITS * UNIT["float32"]
+        parity.worst(section, name, differences(getattr(ours, name), expected), bound)
+
+
+def training_resnet50(parity: Parity, data_dir: str) -> None:
+    """The same by ResNet-50, which takes minutes: float64 convolutions of XLA on CPUs are slow."""
+    training(parity, data_dir, "resnet50")
+
+
+def compare_trainings(
+    parity: Parity,
+    section: str,
+    config: Config,
+    batches: list[Batch],
+    bound: float,
+    case: str = "",
+) -> dict[str, list[float]]:
+    """Add the figures of a training in float64, which count after every step.
+
+    Parameters, statistics and averages are compared by their way from the start, which is a harder
+    measure than where they are.
+
+    Returns:
+        The largest difference after each step, of each kind.
+    """
+    run = make_run(config)
+    variables = draw_variables(run, 0, np.float64)
+    curves: dict[str, list[float]] = {}
+    worst: dict[str, dict[str, float]] = {}
+    sides = (
+        flax_training(run, variables, batches),
+        twin_training(run, variables, batches, num_images=IMAGES),
+    )
+    for step, (found, truth) in enumerate(zip(*sides, strict=True), 1):
+        for name, expected in truth._asdict().items():
+            apart = differences(getattr(found, name), expected)
+            where = max(apart, key=lambda key: apart[key])
+            worst.setdefault(name, {})[f"{where}, step {step}"] = apart[where]
+            curves.setdefault(name, []).append(apart[where])
+    for name, found_ in worst.items():
+        parity.worst(section, name, found_, bound, case)
+    return curves
+
+
+def variants(parity: Parity, data_dir: str) -> None:
+    """Every variant of every loss, on a small network in float64."""
+    changes = {"data.images_per_identity": 4, "loss.kd_start": 0.5}
+    config = make_config(data_dir, **changes)
+    (batch,) = real_batches(config, 1)
+    blank = {key: np.zeros_like(batch[key]) for key in ("part_maps", "visibility")}
+    section = "resnet8, 64x32, 16 images, one step, float64"
+    _say(section)
+    run = make_run(config)
+    compare_variant(parity, section, "all losses, distillation in its warm-up", run, batch)
+    compare_variant(parity, section, "all losses, distillation not yet", run, batch, step=1)
+    compare_variant(parity, section, "all losses, distillation in full", run, batch, step=20)
+    compare_variant(parity, section, "all losses, no image has a pose", run, batch | blank)
+    for name, variant in VARIANTS.items():
+        run = make_run(make_config(data_dir, **changes, **variant))
+        compare_variant(parity, section, name, run, batch)
+
+
+def compare_variant(
+    parity: Parity, section: str, case: str, run: Run, batch: Batch, *, step: int = MID_RAMP
+) -> None:
+    """Add the figures of one step of a variant."""
+    _say(f"  {case}")
+    variables = draw_variables(run, 1, np.float64)
+    found = flax_step(run, variables, batch, step=step)
+    truth = twin_step(run, variables, batch, step=step)
+    forward = differences(found.outputs, truth.outputs)
+    parity.worst(section, "forward", forward, FORWARD, case)
+    parity.worst(section, "loss terms", differences(found.terms, truth.terms), FORWARD, case)
+    parity.worst(section, "triplets", _mined_otherwise(found, truth), 0, case)
+    gradients = differences(found.gradients, truth.gradients)
+    parity.worst(section, "gradients", gradients, GRADIENT, case)
+
+
+def optimizers(parity: Parity, data_dir: str) -> None:
+    """Every optimizer and schedule, on the main branch of a small network in float64."""
+    changes = {"data.images_per_identity": 4} | VARIANTS["main branch alone"]
+    batches = real_batches(make_config(data_dir, **changes), 5)
+    section = "resnet8, main branch, 64x32, 16 images, 5 steps, float64"
+    _say(section)
+    for name, variant in OPTIMIZERS.items():
+        _say(f"  {name}")
+        config = make_config(data_dir, **changes | variant)
+        compare_trainings(parity, section, config, batches, GRADIENT, name)
+
+
+PARTS: dict[str, Callable[[Parity, str], None]] = {
+    "variants": variants,
+    "precisions": precisions,
+    "optimizers": optimizers,
+    "training": training,
+    "one_step": one_step,
+    "training_resnet50": training_resnet50,
+}
+
+
+def write_report(parity: Parity, out: Path, seconds: float) -> int:
+    """Print the table, write the files; 1 if a bound is exceeded, else 0."""
+    names = ("torch", "jax", "flax", "optax", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    table = markdown(parity.figures)
+    failed = [figure for figure in parity.figures if not figure.ok]
+    verdict = f"{len(parity.figures)} figures, {len(failed)} above their bound"
+    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    summary = f"{verdict}; {seconds:.0f} s on {os.cpu_count()} CPU cores, {told}."
+    (out / "parity.md").write_text(f"{table}\n{summary}\n", encoding="utf-8")
+    content = {
+        "versions": versions | {"python": platform.python_version()},
+        "machine": {"system": platform.platform(), "cpu_cores": os.cpu_count()},
+        "seconds": round(seconds, 1),
+        "figures": [figure._asdict() | {"ok": figure.ok} for figure in parity.figures],
+        "layers": parity.labels,
+        "curves": parity.curves,
+    }
+    (out / "parity.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if parity.curves:
+        plot(parity, out / "parity.png")
+    print(f"{table}\n{summary}", flush=True)
+    return int(bool(failed))
+
+
+def markdown(figures: list[Figure]) -> str:
+    """A table for each section; one with several cases has a row for each."""
+    lines: list[str] = []
+    for section in dict.fromkeys(figure.section for figure in figures):
+        group = [figure for figure in figures if figure.section == section]
+        lines += ["", f"**{section}**", ""]
+        if not group[0].case:
+            lines += ["| compared | largest difference | bound | | at |", "|---|---:|---:|---|---|"]
+            lines += [
+                f"| {x.name} | {_short(x.value)} | {_short(x.bound)} | {_verdict(x)} | {x.where} |"
+                for x in group
+            ]
+            continue
+        bounds = {figure.name: figure.bound for figure in group}
+        heads = [f"{name}, at most {_short(bound)}" for name, bound in bounds.items()]
+        lines += [f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
+        for case in dict.fromkeys(figure.case for figure in group):
+            cells = [f"{_short(x.value)} {_verdict(x)}" for x in group if x.case == case]
+            lines.append(f"| {case} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+    return f"{value:.1e}" if value else "0"
+
+
+def _verdict(figure: Figure) -> str:
+    return "ok" if figure.ok else "FAILED"
+
+
+def plot(parity: Parity, path: Path) -> None:
+    """Differences by layer, by parameter and by step."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    titles = {
+        "layers": "Outputs of BatchNorms and blocks, from input to output",
+        "gradients": "Gradients, from input to output",
+        "steps": "After each step, float64",
+    }
+    figure, axes = pyplot.subplots(len(parity.curves), figsize=(9, 3.2 * len(parity.curves)))
+    for axis, (panel, curves) in zip(np.atleast_1d(axes), parity.curves.items(), strict=True):
+        for name, values in curves.items():
+            first = 1 if panel == "steps" else 0
+            # A logarithmic axis has no 0.
+            positive = np.where(np.asarray(values) > 0, values, np.nan)
+            axis.semilogy(np.arange(len(values)) + first, positive, ".-", label=name, linewidth=0.8)
+        axis.set_title(titles[panel], fontsize=10)
+        axis.set_ylabel("relative difference")
+        axis.set_xlabel({"layers": "layer", "gradients": "parameter", "steps": "step"}[panel])
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def define_flags() -> None:
+    """Flags of the command line."""
+    flags.DEFINE_string("out", ".cache/parity", "Folder of the report.")
+    flags.DEFINE_string("data_dir", "data", "Where prepared data sets are kept.")
+    standard = [name for name in PARTS if name != "training_resnet50"]
+    flags.DEFINE_multi_enum("part", standard, list(PARTS), "What to compare; may be repeated.")
+
+
+def main(argv: list[str]) -> int:
+    """Compare, report; the exit status."""
+    del argv
+    out = writable_folder(Path(FLAGS.out), "--out")
+    started = time.monotonic()
+    parity = Parity()
+    for name in FLAGS.part:
+        PARTS[name](parity, FLAGS.data_dir)
+    return write_report(parity, out, time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_command_line(main, required=[])

@@ -1,0 +1,87 @@
+"""One training step in PyTorch, over a batch as the pipeline makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from studies.pytorch.losses import total_loss
+from studies.pytorch.models import PGFL, PGFLOutputs
+from studies.pytorch.optim import (
+    Average,
+    clip_gradients,
+    global_norm,
+    learning_rate_schedule,
+    make_optimizer,
+)
+
+if TYPE_CHECKING:
+    from pgfl_jax.config import Config, LossConfig
+
+Batch = Mapping[str, Tensor]
+Terms = dict[str, Tensor]
+
+
+def to_tensors(batch: Mapping[str, np.ndarray], dtype: torch.dtype = torch.float32) -> Batch:
+    """A batch of arrays as tensors; labels as integers, all else of ``dtype``."""
+    tensors = {name: torch.tensor(np.asarray(values)) for name, values in batch.items()}
+    return {
+        name: tensor.long() if name == "labels" else tensor.to(dtype)
+        for name, tensor in tensors.items()
+    }
+
+
+def backward(
+    model: PGFL, batch: Batch, config: LossConfig, *, epoch: float
+) -> tuple[PGFLOutputs, Terms]:
+    """Put the gradients of the total loss into the parameters; update running statistics."""
+    model.train()
+    model.zero_grad()
+    outputs = model(batch["images"], batch["part_maps"], batch["visibility"])
+    total, terms = total_loss(outputs, batch, config, epoch=epoch)
+    total.backward()
+    return outputs, {name: value.detach() for name, value in terms.items()}
+
+
+class Training:
+    """A model, its optimizer, schedule and running average.
+
+    Attributes:
+        model: trained in place.
+        optimizer: of ``torch.optim``, or one of ours.
+        average: of parameters and running statistics; None if none is kept.
+        step: steps taken so far.
+    """
+
+    def __init__(self, config: Config, model: PGFL, *, num_images: int):
+        """Make the optimizer for a training set of ``num_images``."""
+        self.config, self.model, self.step = config, model, 0
+        self.optimizer = make_optimizer(config.optim, model)
+        decay = config.optim.ema_decay
+        self.average = Average(model, decay) if decay else None
+        self.steps_per_epoch = num_images / config.data.batch_size
+        self.schedule = learning_rate_schedule(
+            config.optim,
+            batch_size=config.data.batch_size,
+            num_steps=max(1, round(config.train.epochs * self.steps_per_epoch)),
+            steps_per_epoch=self.steps_per_epoch,
+        )
+
+    def train_step(self, batch: Batch) -> Terms:
+        """Take one step; the loss terms and ``gradient_norm``, which is that before clipping."""
+        epoch = self.step / self.steps_per_epoch
+        _, terms = backward(self.model, batch, self.config.loss, epoch=epoch)
+        norm = global_norm(parameter.grad for parameter in self.model.parameters())
+        if self.config.optim.clip_norm:
+            clip_gradients(self.model, self.config.optim.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule(self.step)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.model, self.step)
+        self.step += 1
+        return terms | {"gradient_norm": norm}

@@ -1,0 +1,171 @@
+"""The PyTorch twin computes what we compute, and the comparison can fail."""
+
+import importlib
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from pgfl_jax.pretrained import from_state_dict, read_state_dict, save_state_dict, to_state_dict
+from pgfl_jax.run import Run
+from pgfl_jax.sharding import make_mesh
+from studies.pytorch.drawn import draw_batch, draw_variables
+
+torch = pytest.importorskip("torch")
+compare, losses, models, parity = (
+    importlib.import_module(f"studies.pytorch.{name}")
+    for name in ("compare", "losses", "models", "parity")
+)
+
+SMALL = {"data.height": 32, "data.width": 16}
+
+
+@pytest.fixture
+def drawn_batches(monkeypatch):
+    """Drawn images in the place of the pipeline's."""
+
+    def batches(config, count):
+        assert (config.data.height, config.data.width) == (32, 16)
+        return [draw_batch(seed) for seed in range(count)]
+
+    monkeypatch.setattr(parity, "real_batches", batches)
+    monkeypatch.setattr(parity, "ALL_ON", parity.ALL_ON | SMALL)
+
+
+def _figures(part):
+    """The figures of a part."""
+    found = parity.Parity()
+    part(found, "data")
+    return found
+
+
+def test_losses_and_their_variants(drawn_batches, monkeypatch):
+    """`make parity` takes the rest of the programs, which take long to compile."""
+    few = {name: parity.VARIANTS[name] for name in list(parity.VARIANTS)[:2]}
+    monkeypatch.setattr(parity, "VARIANTS", few)
+    found = _figures(parity.variants)
+    assert len(found.figures) == 4 * (4 + len(few))
+    assert [figure for figure in found.figures if not figure.ok] == []
+
+
+def test_optimizers(drawn_batches, monkeypatch):
+    few = {name: parity.OPTIMIZERS[name] for name in list(parity.OPTIMIZERS)[1:2]}
+    monkeypatch.setattr(parity, "OPTIMIZERS", few)
+    found = _figures(parity.optimizers)
+    assert len(found.figures) == 4 * len(few)
+    assert [figure for figure in found.figures if not figure.ok] == []
+
+
+def test_a_planted_error_fails(drawn_batches, monkeypatch, tmp_path, capsys):
+    """Of 1e-3, in one loss of the twin."""
+    honest = losses.logit_kd
+    monkeypatch.setattr(losses, "logit_kd", lambda *a, **k: 1.001 * honest(*a, **k))
+    monkeypatch.setattr(parity, "VARIANTS", {})
+    chosen = SimpleNamespace(part=["variants"], data_dir="data", out=str(tmp_path))
+    monkeypatch.setattr(parity, "FLAGS", chosen)
+
+    assert parity.main([]) == 1
+
+    assert "FAILED" in capsys.readouterr().out
+    assert "FAILED" in (tmp_path / "parity.md").read_text()
+    figures = json.loads((tmp_path / "parity.json").read_text())["figures"]
+    failed = {(figure["name"], figure["where"]) for figure in figures if not figure["ok"]}
+    assert {name for name, _ in failed} == {"loss terms", "gradients"}
+    assert {where[:8] for name, where in failed if name == "loss terms"} == {"kd_logit"}
+
+
+def test_nan_is_above_every_bound():
+    found = parity.Parity()
+    found.worst("section", "name", {"a": 1.0, "b": float("nan")}, 10)
+    assert not found.figures[0].ok and found.figures[0].where == "b"
+
+
+def test_zero_is_compared_exactly():
+    assert compare.relative(np.zeros(3), np.zeros(3)) == 0
+    assert compare.relative(np.full(3, 1e-30), np.zeros(3)) == float("inf")
+    with pytest.raises(ValueError, match="shapes"):
+        compare.relative(np.zeros(3), np.zeros((3, 1, 2)))
+
+
+def test_running_variance_is_the_biased_one():
+    x = torch.randn(4, 3, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ours, theirs = models.BatchNorm(3).double(), torch.nn.BatchNorm2d(3).double()
+    for _ in range(2):
+        torch.testing.assert_close(ours(x), theirs(x))
+    biased = x.var((0, 2, 3), correction=0)
+    torch.testing.assert_close(ours.running_var, 0.81 + 0.19 * biased)
+    torch.testing.assert_close(theirs.running_var, 0.81 + 0.19 * biased * 40 / 39)
+
+
+def test_initial_weights_are_drawn_from_the_same_distributions():
+    run = Run.create(parity.make_config("data", **SMALL), num_identities=64, num_images=64)
+    variables = run.init_state(make_mesh(jax.devices()[:1]))
+    variables = {"params": variables.params, "batch_stats": variables.batch_stats}
+    ours = compare.to_arrays(variables, 64)
+    torch.manual_seed(0)
+    twin = models.PGFL(64, "resnet8", interaction="cross_classifier").state_dict()
+    assert ours.keys() == {name for name in twin if not name.endswith("num_batches_tracked")}
+    for name, value in ours.items():
+        assert value.shape == tuple(twin[name].shape), name
+        # The standard deviation of n values is known to about 1 / √(2 n).
+        spread = twin[name].std(correction=0).item()
+        assert np.std(value) == pytest.approx(spread, rel=4 / np.sqrt(value.size)), name
+        assert np.mean(value) == pytest.approx(
+            twin[name].mean().item(), abs=6 * spread / np.sqrt(value.size)
+        ), name
+
+
+@pytest.mark.parametrize("backbone", ["resnet8", "resnet50_ibn_a"])
+def test_evaluation_runs_on_images_alone(backbone):
+    run = parity.make_run(parity.make_config("data", **SMALL, **{"model.backbone": backbone}))
+    variables, images = draw_variables(run, 0, np.float64), draw_batch(0)["images"]
+    with jax.enable_x64(True):
+        evaluate = jax.jit(lambda v, x: run.model.apply(v, x, train=False).main.neck)
+        expected = evaluate(variables, images)
+    twin = compare.make_twin(run, variables).eval()
+    with torch.no_grad():
+        outputs = twin(torch.tensor(images))
+    assert outputs.main.logits is None and outputs.parts is None
+    assert compare.relative(outputs.main.neck.numpy(), expected) < 1e-10
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_the_twin_saves_goes_into_flax_and_back(tmp_path, suffix):
+    run = parity.make_run(parity.make_config("data", **SMALL))
+    twin = compare.make_twin(run, draw_variables(run, 1, np.float32))
+    saved = {name: value.numpy() for name, value in twin.state_dict().items()}
+    path = tmp_path / f"twin{suffix}"
+    if suffix == ".pth":
+        torch.save(twin.state_dict(), path)
+    else:
+        save_state_dict(path, saved)
+    variables, report = from_state_dict(read_state_dict(path), draw_variables(run, 2, np.float32))
+    assert (dict(report.missing), dict(report.left_over)) == ({}, {})
+    back = to_state_dict(variables, run.model.num_identities)
+    assert back.keys() == saved.keys()
+    for name, value in saved.items():
+        np.testing.assert_array_equal(back[name], value, err_msg=name)
+
+
+def test_nothing_of_the_twin_needs_jax_or_tensorflow():
+    code = (
+        "import sys, studies.pytorch.train_step\n"
+        "print(sorted({'jax', 'flax', 'optax', 'tensorflow', 'pgfl_jax'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.stdout == "[]\n", result.stderr
+
+
+def test_images_without_pose_teach_only_the_main_branch():
+    run = parity.make_run(parity.make_config("data", **SMALL))
+    batch = draw_batch(0)
+    batch["part_maps"][:], batch["visibility"][:] = 0, 0
+    step = compare.twin_step(run, draw_variables(run, 0, np.float64), batch)
+    assert all(not np.any(step.gradients[name]) for name in step.gradients if "parts" in name)
+    assert step.terms["id_parts"] == 0 and step.terms["id_main"] > 0

@@ -1,0 +1,103 @@
+"""The numbers of the PyTorch twin, stored, so that they hold where PyTorch is not installed.
+
+tests/golden/*.npz are written by ``python -m studies.pytorch.golden``, in float64; each holds its
+origin: PyTorch's version, the seed and the configurations.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import synthetic_tiny
+from pgfl_jax.config import parse_config
+from pgfl_jax.losses import LossConfig, kd_scale, total_loss
+from pgfl_jax.models import BranchOutputs, PGFLOutputs
+from pgfl_jax.run import Run
+from pgfl_jax.train_state import TrainState
+from pgfl_jax.train_step import loss_and_gradients
+from studies.pytorch.drawn import draw_batch, draw_variables
+
+FOLDER = Path(__file__).parent / "golden"
+
+
+def _read(name):
+    with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as file:
+        stored = dict(file)
+    return json.loads(str(stored.pop("origin"))), stored
+
+
+LOSSES_ORIGIN, LOSSES = _read("losses")
+
+
+def _vector(values):
+    return np.array([float(values[name]) for name in sorted(values)])
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def _total(drawn, batch, config, epoch):
+    branches = [
+        BranchOutputs(*(drawn[f"{name}.{field}"] for field in BranchOutputs._fields))
+        for name in ("main", "foreground", "parts")
+    ]
+    outputs = PGFLOutputs(drawn["features"], *branches, (drawn["cross.0"], drawn["cross.1"]))
+    return total_loss(outputs, batch, config, kd_scale=kd_scale(epoch, config))
+
+
+@pytest.mark.parametrize("variant", LOSSES_ORIGIN["variants"])
+def test_losses(variant):
+    config = LossConfig(**LOSSES_ORIGIN["variants"][variant])
+    inputs = {k.removeprefix("in."): v for k, v in LOSSES.items() if k.startswith("in.")}
+    batch = {name: inputs.pop(name) for name in ("labels", "part_maps", "visibility")}
+    gradients, terms = jax.jit(
+        jax.grad(
+            lambda drawn, batch: _total(drawn, batch, config, LOSSES_ORIGIN["epoch"]),
+            has_aux=True,
+        )
+    )(inputs, batch)
+    assert len(terms) == 14 and min(map(float, terms.values())) > 0
+    np.testing.assert_allclose(_vector(terms), LOSSES[f"{variant}.terms"], rtol=1e-12)
+    found = np.concatenate([np.ravel(gradients[name]) for name in inputs])
+    np.testing.assert_allclose(found, LOSSES[f"{variant}.gradients"], rtol=1e-10, atol=1e-14)
+
+
+def test_network():
+    origin, stored = _read("network")
+    values = synthetic_tiny.get_config()
+    values.update_from_flattened_dict({"data.height": 32, "data.width": 16})
+    values.loss.update(origin["variants"]["all"])
+    run = Run.create(parse_config(values), num_identities=origin["identities"], num_images=16)
+    variables = draw_variables(run, origin["seed"], np.float64)
+    batch = draw_batch(origin["seed"])
+    state = TrainState(jnp.zeros((), jnp.int32), **variables, opt_state=(), average=None)
+
+    @jax.jit
+    def step(state, batch):
+        outputs, _ = run.model.apply(
+            {"params": state.params, "batch_stats": state.batch_stats},
+            *(batch[name] for name in ("images", "part_maps", "visibility")),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return outputs, *loss_and_gradients(run, state, batch)
+
+    outputs, gradients, statistics, terms = step(state, batch)
+    logits = {
+        f"{name}_logits": getattr(outputs, name).logits for name in ("main", "foreground", "parts")
+    }
+    logits |= {f"cross_{i}_logits": value for i, value in enumerate(outputs.cross_logits)}
+    for name, value in logits.items():
+        np.testing.assert_allclose(value[:, : origin["identities"]], stored[name], rtol=1e-10)
+    np.testing.assert_allclose(_vector(terms), stored["terms"], rtol=1e-10)
+    # Under PyTorch's names they stand in another order: compare the sorted norms.
+    for name, tree in (("gradient_norms", gradients), ("statistic_norms", statistics)):
+        norms = [float(np.linalg.norm(leaf)) for leaf in jax.tree.leaves(tree)]
+        np.testing.assert_allclose(np.sort(norms), np.sort(stored[name]), rtol=1e-8)
