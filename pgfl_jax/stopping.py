@@ -57,7 +57,8 @@ class StopSignal:
         elif number == signal.SIGINT:
             before = self._before[number]
             self._restore()
-            before(number, frame)  # with this frame, by which it tells where it was heard
+            if callable(before):  # not where it was ignored, as in a shell's background jobs
+                before(number, frame)  # with this frame, by which it tells where it was heard
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -30,7 +30,7 @@ def tiny_data_dir(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config(tiny_data_dir):
     """Makes the tiny configuration with some options changed: ``tiny_config(**{"a.b": 1})``."""
 
@@ -45,7 +45,7 @@ def tiny_config(tiny_data_dir):
 # What takes minutes starts first, or a worker would end up alone with it.
 LONG = ("test_killed.py", "test_train.py", "test_run.py", "test_steps.py",
         "test_sharding.py", "test_damaged_checkpoints.py", "test_full_disk.py",
-        "test_pretrained.py")  # fmt: skip
+        "test_pretrained.py", "test_parity.py", "test_study.py")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

@@ -31,6 +31,23 @@ def test_a_signal_asks_to_stop_and_the_handlers_come_back(number, capfd):
         stop.interrupt()
 
 
+@pytest.fixture(autouse=True)
+def foreground():
+    """Python's own handler, which jobs in the background do not get."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_that_was_ignored_stays_so():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested(1)
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
 def test_a_second_interrupt_does_what_it_did_before():
     before = _handlers()
     with pytest.raises(KeyboardInterrupt), StopSignal() as stop:

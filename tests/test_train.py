@@ -82,16 +82,17 @@ def test_the_pose_terms_move_the_channel_groups_onto_their_parts(tiny_config):
     moved = {}
     for weight in (1.0, 0.0):
         config = tiny_config(
-            **{"loss.semantic": weight, "loss.alignment": weight, "train.epochs": 25.0}
+            **{"loss.semantic": weight, "loss.alignment": weight, "train.epochs": 12.5}
         )
         training, evaluation = _data(config)
         run, mesh = _run(config), make_mesh(ONE)
         state, train_step = run.init_state(mesh), make_train_step(run, mesh)
         before = _energy_on_parts(run, state, evaluation)
-        for batch in itertools.islice(training.batches(0), 200):
+        for batch in itertools.islice(training.batches(0), 100):
             inputs = {name: value for name, value in batch.items() if name != "indices"}
             state, _ = train_step(state, shard_batch(inputs, mesh))
         moved[weight] = _energy_on_parts(run, state, evaluation) / before
+    print(moved)
     # Images of people who were not trained on: what moved is where the groups look.
     assert moved[1.0] > 1.25
     assert moved[1.0] > 1.5 * moved[0.0]
@@ -140,14 +141,21 @@ def test_a_users_mistake_is_one_line(tiny_data_dir, tmp_path, options, message):
     assert message in err and "Traceback" not in err, err
 
 
-def test_another_configuration_does_not_continue_a_run(tiny_config, tmp_path):
-    config = tiny_config(**{"train.epochs": 1.25})  # 10 steps
-    train(config, tmp_path, *_data(config), devices=ONE)
+@pytest.fixture(scope="module")
+def ten_steps(tiny_config, tmp_path_factory):
+    """A short run that has come to its end."""
+    workdir = tmp_path_factory.mktemp("ten_steps")
+    config = tiny_config(**{"train.epochs": 1.25})
+    train(config, workdir, *_data(config), devices=ONE)
+    return workdir
+
+
+def test_another_configuration_does_not_continue_a_run(ten_steps, tiny_config):
     other = tiny_config(**{"train.epochs": 1.25, "optim.learning_rate": 0.5})
     with pytest.raises(ConfigError, match=r"optim\.learning_rate = 0\.5: .* holds a run with 0\.0"):
-        train(other, tmp_path, *_data(other), devices=ONE)
+        train(other, ten_steps, *_data(other), devices=ONE)
     allowed = tiny_config(**{"train.epochs": 1.25, "train.log_every": 7})
-    assert int(train(allowed, tmp_path, *_data(allowed), devices=ONE).step) == 10
+    assert int(train(allowed, ten_steps, *_data(allowed), devices=ONE).step) == 10
 
 
 def test_a_nan_stops_with_step_term_and_files(tiny_config, tmp_path):
@@ -194,24 +202,21 @@ def test_a_run_stopped_before_its_second_checkpoint_goes_on(tiny_config, tmp_pat
     assert history(tmp_path / "stopped") == history(tmp_path / "straight")
 
 
-def test_other_data_does_not_continue_a_run(tiny_config, tmp_path):
+def test_other_data_does_not_continue_a_run(ten_steps, tiny_config):
     config = tiny_config(**{"train.epochs": 1.25})
     training, evaluation = _data(config)
-    train(config, tmp_path, training, evaluation, devices=ONE)
     changed = dict(training.description, poses_sha256="0" * 64)
     other = dataclasses.replace(training, description=changed)
     with pytest.raises(ConfigError, match=r"was trained on other data \(poses_sha256 was"):
-        train(config, tmp_path, other, evaluation, devices=ONE)
+        train(config, ten_steps, other, evaluation, devices=ONE)
 
 
-def test_a_run_goes_on_with_what_chose_its_best_step(tiny_config, tmp_path):
-    config = tiny_config(**{"train.epochs": 1.25})
-    train(config, tmp_path, *_data(config), devices=ONE)
+def test_a_run_goes_on_with_what_chose_its_best_step(ten_steps, tiny_config):
     crossed = tiny_config(
         **{"train.epochs": 1.25, "eval.datasets": ("synthetic_occluded_reid/tiny_noisy",)}
     )
     with pytest.raises(ConfigError, match=r"eval\.datasets: .* is chosen by .*tiny/query in"):
-        train(crossed, tmp_path, *_data(crossed), devices=ONE)
+        train(crossed, ten_steps, *_data(crossed), devices=ONE)
     first = tiny_config(
         **{
             "train.epochs": 1.25,
@@ -221,7 +226,7 @@ def test_a_run_goes_on_with_what_chose_its_best_step(tiny_config, tmp_path):
             ),
         }
     )
-    assert int(train(first, tmp_path, *_data(first), devices=ONE).step) == 10
+    assert int(train(first, ten_steps, *_data(first), devices=ONE).step) == 10
 
 
 def test_what_cannot_be_evaluated_is_found_out_before_step_1(tiny_config, tmp_path):
