@@ -17,11 +17,16 @@ from tests.runs import assert_same_end, history, steps
 
 pytestmark = pytest.mark.multiprocess
 
-STEPS = 40
+STEPS = 30
 LOST = "another process of the run has ended, or cannot be reached any more"
 # 16 queries and 48 gallery images in batches of 40: the second process has rows that fill up alone.
 # Without the teachers, which test_steps.py trains, it compiles in less than half the time.
-OPTIONS = {"eval.batch_size": 40, "train.checkpoint_every": 5, "model.pose_branches": False}
+OPTIONS = {
+    "eval.batch_size": 40,
+    "train.epochs": 3.75,
+    "train.checkpoint_every": 5,
+    "model.pose_branches": False,
+}
 
 
 def _start(workdir, data_dir, **changes):
@@ -51,7 +56,7 @@ def test_process_0_alone_prints_and_writes(undisturbed):
     lines = out0.splitlines()
     assert lines[0] == "evaluation at step 0"
     shown = [line.split("|")[0] for line in lines if line.startswith("step ")]
-    assert shown == [f"step {step:2d}/{STEPS} " for step in range(5, 41, 5)]
+    assert shown == [f"step {step:2d}/{STEPS} " for step in range(5, STEPS + 1, 5)]
     assert lines[-1].startswith("best step ")
     workdir = folder / "run"
     assert {path.name for path in workdir.iterdir()} == {
@@ -107,7 +112,7 @@ def _kill(processes, number, workdir, step):
 def test_what_ends_a_process_loses_nothing(undisturbed, tmp_path):
     folder, _ = undisturbed
     data_dir, workdir = folder / "data", tmp_path / "run"
-    for number, step in ((1, 5), (0, 15)):
+    for number, step in ((1, 5), (0, 10)):
         processes = _start(workdir, data_dir)
         (code, _, err), seconds = _kill(processes, number, workdir, step)
         assert code != 0
@@ -117,12 +122,12 @@ def test_what_ends_a_process_loses_nothing(undisturbed, tmp_path):
         assert step <= _newest(workdir) < STEPS
     # SIGTERM reaches one of them only; both stop at one step.
     processes = _start(workdir, data_dir)
-    _await_step(processes, workdir, 25)
+    _await_step(processes, workdir, 15)
     processes[1].send_signal(signal.SIGTERM)
     (code, out, err), (other, other_out, other_err) = finish(processes)
     assert (code, other, err, other_out, other_err) == (0, 0, "", "", "")
     stopped = int(re.search(r"^stopped at step (\d+) and saved", out, re.MULTILINE)[1])
-    assert stopped == _newest(workdir) >= 25
+    assert stopped == _newest(workdir) >= 15
     (code, out, err), (other, _, _) = finish(_start(workdir, data_dir))
     assert (code, other) == (0, 0), err
     assert out.startswith(f"resuming from step {stopped} of {STEPS}")
