@@ -182,13 +182,14 @@ def collect(config: Config, out: Path, seeds: int) -> dict[int, dict[str, Any]]:
         UserError: a run failed, or the sides of a seed did not start or read alike.
     """
     runs: dict[int, dict[str, Any]] = {}
+    options = config.flat_options() | {"commit": source_commit()}
     for seed in range(seeds):
         # Each comes first in turn, since a machine may grow slower.
         for side in SIDES[seed % len(SIDES) :] + SIDES[: seed % len(SIDES)]:
             path = out / "runs" / f"{side}-{seed}.json"
-            facts = config.flat_options() | {"seed": seed, "commit": source_commit()}
-            facts = json.loads(json.dumps(facts))
-            if not (path.exists() and json.loads(path.read_text())["facts"] == facts):
+            facts = json.loads(json.dumps(options | {"seed": seed}))
+            # One that was interrupted before its facts were added has none.
+            if not (path.exists() and json.loads(path.read_text()).get("facts") == facts):
                 _say(f"seed {seed}: {NAMES[side]}")
                 _measure_apart(side, seed, path)
                 write_json(path, {"facts": facts} | json.loads(path.read_text()))
