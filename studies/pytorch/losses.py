@@ -54,7 +54,7 @@ def mine_hardest(distances: Tensor, labels: Tensor, mask: Tensor | None = None) 
     present = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask > 0
     both = present[:, None] & present[None, :]
     same = labels[:, None] == labels[None, :]
-    positives = both & same & ~torch.eye(len(labels), dtype=torch.bool)
+    positives = both & same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     negatives = both & ~same
     return HardestPairs(
         positive=distances.masked_fill(~positives, -torch.inf).argmax(1),
@@ -83,7 +83,7 @@ def triplet_loss(
     """
     between = distances(anchors, candidates)
     positive, negative, valid = mine_hardest(between.detach(), labels, mask)
-    rows = torch.arange(len(labels))
+    rows = torch.arange(len(labels), device=labels.device)
     gap = between[rows, positive] - between[rows, negative]
     losses = F.softplus(gap) if margin is None else F.relu(gap + margin)
     return masked_mean(losses, valid.to(losses.dtype))

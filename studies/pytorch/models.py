@@ -75,10 +75,11 @@ class BNNeck(nn.Module):
             count = weights.sum()
             mean = (weights * x).sum(0) / count.clamp(min=1)
             var = (weights * (x - mean) ** 2).sum(0) / count.clamp(min=1)
-            if count > 0:
-                with torch.no_grad():
-                    self.running_mean.lerp_(mean, self.momentum)
-                    self.running_var.lerp_(var, self.momentum)
+            # Not an `if`, for which a GPU's result would have to be waited for.
+            weight = self.momentum * (count > 0).to(x.dtype)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, weight)
+                self.running_var.lerp_(var, weight)
         return (x - mean) / torch.sqrt(var + self.eps) * self.weight
 
 

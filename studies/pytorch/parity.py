@@ -284,11 +284,15 @@ def _all_groups(step: Step) -> dict[str, dict[str, np.ndarray]]:
     return dict(_groups(step)) | {"loss terms": step.terms, "gradients": step.gradients}
 
 
-def training(parity: Parity, data_dir: str, backbone: str = "resnet8") -> None:
+def training(
+    parity: Parity, data_dir: str, backbone: str = "resnet8", size: tuple[int, int] = (64, 32)
+) -> None:
     """Twenty steps with L2 decay, warm-up and milestone, clipping, statistics and averages."""
-    config = make_config(data_dir, **{"model.backbone": backbone, "optim.clip_norm": 10.0})
+    changes = {"data.height": size[0], "data.width": size[1], "model.backbone": backbone}
+    config = make_config(data_dir, **changes, **{"optim.clip_norm": 10.0})
     batches = real_batches(config, STEPS)
-    section = f"{backbone}, 64x32, {len(batches[0]['labels'])} images, {STEPS} steps, float64"
+    images = f"{size[0]}x{size[1]}, {len(batches[0]['labels'])} images"
+    section = f"{backbone}, {images}, {STEPS} steps, float64"
     _say(section)
     for name, values in compare_trainings(parity, section, config, batches, TRAINING).items():
         parity.curve("steps", name, values)
@@ -307,8 +311,8 @@ def training(parity: Parity, data_dir: str, backbone: str = "resnet8") -> None:
 
 
 def training_resnet50(parity: Parity, data_dir: str) -> None:
-    """The same by ResNet-50, which takes minutes: float64 convolutions of XLA on CPUs are slow."""
-    training(parity, data_dir, "resnet50")
+    """The same at full size, for a GPU: float64 convolutions of XLA on CPUs are slow."""
+    training(parity, data_dir, "resnet50", (256, 128))
 
 
 def compare_trainings(
