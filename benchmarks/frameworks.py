@@ -27,7 +27,6 @@ from importlib import metadata
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 from absl import flags

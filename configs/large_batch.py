@@ -2,7 +2,7 @@
 
 Run, on 8 devices or more (docs/scaling.md tells how on several machines):
 ``python main.py --config=configs/large_batch.py --workdir=runs/large_batch``. It has not been
-trained to its end yet; docs/results.md tells what was. The choices and their reasons:
+trained at this size yet; docs/results.md has a run of 256 images. The choices and their reasons:
 
 - **P = 256 people, K = 8 images.** The batch grows in people first: each anchor then looks for its
   hardest negative among 255 people in place of 15, which is what a large batch is worth to the

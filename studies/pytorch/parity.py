@@ -407,7 +407,7 @@ PARTS: dict[str, Callable[[Parity, str], None]] = {
 
 
 def write_report(parity: Parity, out: Path, seconds: float) -> int:
-    """Print the table, write the files; 1 if a bound is exceeded, else 0."""
+    """Write the files, print the last line; 1 if a bound is exceeded, else 0."""
     names = ("torch", "jax", "flax", "optax", "numpy")
     versions = {name: importlib.metadata.version(name) for name in names}
     table = markdown(parity.figures)
@@ -427,7 +427,7 @@ def write_report(parity: Parity, out: Path, seconds: float) -> int:
     (out / "parity.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if parity.curves:
         plot(parity, out / "parity.png")
-    print(f"{table}\n{summary}", flush=True)
+    print(f"\n{summary}", flush=True)
     return int(bool(failed))
 
 
@@ -509,7 +509,9 @@ def main(argv: list[str]) -> int:
     started = time.monotonic()
     parity = Parity()
     for name in FLAGS.part:
+        before = len(parity.figures)
         PARTS[name](parity, FLAGS.data_dir)
+        print(markdown(parity.figures[before:]), flush=True)
     return write_report(parity, out, time.monotonic() - started)
 
 

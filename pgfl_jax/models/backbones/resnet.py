@@ -62,7 +62,10 @@ class Conv1x1(nn.Module):
     @nn.compact
     def __call__(self, x: Features) -> Output:
         """Map (B, h, w, C) to (B, ceil(h / stride), ceil(w / stride), features)."""
-        x = x[:, :: self.stride, :: self.stride]
+        if self.stride > 1:
+            # Kept apart from the product: fused with it, XLA's compiler for GPUs aborts where a
+            # basic block adds its shortcut ("subdim_size_accumulator", jaxlib 0.10.2 and 0.11.2).
+            x = jax.lax.optimization_barrier(x[:, :: self.stride, :: self.stride])
         return nn.DenseGeneral(
             self.features, use_bias=False, kernel_init=_he_init, dtype=self.dtype, name="dense"
         )(x)

@@ -1,0 +1,31 @@
+"""What runs on GPUs compiles for GPUs: XLA's passes for them are others, and can abort."""
+
+import json
+
+import pytest
+
+from tests.runs import ROOT, finish, launch
+
+PLUGIN = ROOT / ".cache" / "cuda"
+
+
+@pytest.mark.skipif(
+    not PLUGIN.exists(),
+    reason="pip install -c constraints.txt --no-deps --target .cache/cuda "
+    "jax-cuda13-plugin jax-cuda13-pjrt",
+)
+def test_steps_and_embeddings_compile_for_an_h100():
+    process = launch("-m", "tests.gpu_compiling", env={"PYTHONPATH": str(PLUGIN)})
+    status, out, err = finish(process)
+    assert status == 0, err
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [line["case"] for line in found] == [
+        "resnet8 float32 train",
+        "resnet8 float32 embed",
+        "resnet18 bfloat16 embed",
+        "resnet50 bfloat16 embed",
+    ]
+    for line in found:
+        # The state whole and an equal share of the batch; to embed, images and main branch alone.
+        assert line["argument_bytes"] == line["expected_bytes"], line
+        assert line["exchanges"] == line["case"].endswith("train"), line
