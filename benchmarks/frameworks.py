@@ -15,6 +15,7 @@ clock starts: of data and their transfer nothing is measured. ``--side`` picks t
 and JAX by default has them do; ``bfloat16`` is ``--config.model.dtype=bfloat16``.
 """
 
+import dataclasses
 import gc
 import json
 import resource
@@ -71,6 +72,8 @@ def jax_side(run: Run, batch: Batch, task: str) -> tuple[Repeat, Callable[[], di
     """What repeats the task and waits for its end; and what tells the device and its memory."""
     mesh = make_mesh(jax.devices()[:1])
     state = run.init_state(mesh)
+    if task == "embed":
+        state = dataclasses.replace(state, opt_state=(), average=None)
     placed = shard_batch(batch, mesh)
     train_step = make_train_step(run, mesh)
     embed = make_embed(run.model, mesh, ("main",))
@@ -203,8 +206,7 @@ def main(argv: list[str]) -> None:
     """Print one line per side."""
     del argv
     values = FLAGS.config
-    if FLAGS.precision == "bfloat16":
-        values.model.dtype = "bfloat16"
+    values.model.dtype = "bfloat16" if FLAGS.precision == "bfloat16" else "float32"
     if FLAGS.batch:
         if FLAGS.batch % values.data.images_per_identity:
             raise UserError(
@@ -213,13 +215,14 @@ def main(argv: list[str]) -> None:
             )
         values.data.identities_per_batch = FLAGS.batch // values.data.images_per_identity
     config = parse_config(values)
+    if config.train.accumulation > 1:
+        raise UserError("config.train.accumulation: the twin has none")
     if FLAGS.here:
-        print(json.dumps(measure(config, FLAGS.side[0])), flush=True)
+        print(json.dumps(measure(config, FLAGS.side[-1])), flush=True)
         return
     for side in FLAGS.side:
-        own = ["--here", f"--side={side}"]
-        given = [argument for argument in sys.argv[1:] if not argument.startswith("--side")]
-        command = [sys.executable, "-m", "benchmarks.frameworks", *given, *own]
+        own = ["--here", f"--side={side}"]  # the last one counts
+        command = [sys.executable, "-m", "benchmarks.frameworks", *sys.argv[1:], *own]
         if subprocess.run(command).returncode:
             raise UserError(f"{side} failed; its own error stands above")
 

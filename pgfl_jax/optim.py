@@ -44,10 +44,11 @@ def learning_rate_schedule(
     if config.schedule == "cosine":
         main = optax.cosine_decay_schedule(peak, max(num_steps - warmup_steps, 1))
     else:
-        boundaries = {
-            round(epoch * steps_per_epoch) - warmup_steps: config.decay_factor
-            for epoch in config.milestones
-        }
+        boundaries: dict[int, float] = {}
+        for epoch in config.milestones:
+            # Two may fall on one step.
+            step = round(epoch * steps_per_epoch) - warmup_steps
+            boundaries[step] = config.decay_factor * boundaries.get(step, 1.0)
         main = optax.piecewise_constant_schedule(peak, boundaries)
     if warmup_steps == 0:
         return main

@@ -25,8 +25,8 @@ StateDict = dict[str, np.ndarray]
 
 # Where a state dict lies in a checkpoint that holds more.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
-# What DataParallel, torch.compile and Lightning put into every name.
-_ADDED = {"module", "_orig_mod", "model"}
+# What DataParallel, torch.compile and Lightning put before every name.
+_ADDED = re.compile(r"((module|_orig_mod|model)\.)+")
 # How names begin in each scheme, and how ours do; the first is the trunk's.
 _SCHEMES = (
     {"trunk.": "trunk.", "main_neck.": "main_neck.", "main_pooling.": "main_pooling."},
@@ -71,7 +71,8 @@ class Report:
     """What became of each array; BatchNorm's counters of batches are left out.
 
     Attributes:
-        used: those of the file that were taken, by the file's names.
+        used: those of the file that were taken, by the file's names without what
+            :func:`read_state_dict` takes off them.
         missing: those of the network that the file lacks, by our PyTorch names.
         left_over: those of the file that were not taken.
         reasons: why, for those that one might expect to be taken.
@@ -115,18 +116,18 @@ def load_backbone(path: Path | str, variables: Mapping[str, Any]) -> tuple[dict[
         PretrainedError: the file cannot be read, or holds another architecture.
     """
     tensors = read_state_dict(path)
-    return _fill(tensors, _our_names(tensors, str(path)), variables, str(path), whole=False)
+    return _fill(tensors, _our_names(tensors, str(path)), variables, str(path), None)
 
 
 def from_state_dict(
-    state_dict: Mapping[str, Any], variables: Mapping[str, Any]
+    state_dict: Mapping[str, Any], variables: Mapping[str, Any], num_identities: int
 ) -> tuple[dict[str, Any], Report]:
     """Take the whole network from a state dict with the names of :func:`to_state_dict`.
 
     Args:
-        state_dict: arrays, or tensors on the CPU.
-        variables: as of :func:`load_backbone`. A classifier of N identities must have N, rounded
-            up to a multiple of 128, columns.
+        state_dict: arrays by name, as of :func:`read_state_dict`.
+        variables: as of :func:`load_backbone`, of a network of N identities.
+        num_identities: N.
 
     Returns:
         As :func:`load_backbone`; ``missing`` speaks of the whole network, and what is missing
@@ -135,9 +136,8 @@ def from_state_dict(
     Raises:
         PretrainedError: an array of the trunk is missing, or one has another shape.
     """
-    tensors = {name: np.asarray(value) for name, value in state_dict.items()}
-    names = {name: name for name in tensors}
-    return _fill(tensors, names, variables, "the state dict", whole=True)
+    names = {name: name for name in state_dict}
+    return _fill(dict(state_dict), names, variables, "the state dict", num_identities)
 
 
 def to_state_dict(variables: Mapping[str, Any], num_identities: int) -> StateDict:
@@ -150,6 +150,9 @@ def to_state_dict(variables: Mapping[str, Any], num_identities: int) -> StateDic
     Args:
         variables: ``params`` and ``batch_stats`` of :class:`pgfl_jax.models.PGFL`.
         num_identities: N.
+
+    Raises:
+        ValueError: N identities have other columns than the classifiers here.
     """
     state_dict = {}
     for path, leaf in flatten_dict(variables).items():
@@ -197,7 +200,8 @@ def read_state_dict(path: Path | str) -> StateDict:
         The arrays by name; half precision as float32.
 
     Raises:
-        PretrainedError: there is no such file, it is damaged, or it holds no state dict.
+        PretrainedError: there is no such file, it cannot be read, is damaged, holds no state dict,
+            or an array of a kind that NumPy lacks, or one twice.
     """
     path = Path(path)
     if not path.is_file():
@@ -205,14 +209,20 @@ def read_state_dict(path: Path | str) -> StateDict:
     if path.suffix == ".safetensors":
         try:
             tensors = safetensors.numpy.load_file(path)
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
+            raise PretrainedError(f"{path}: {error.strerror or error}") from error
+        except SafetensorError as error:
             raise PretrainedError(f"{path}: damaged, or no safetensors file ({error})") from error
+        except AttributeError as error:  # how it says so
+            raise PretrainedError(f"{path}: holds a type that NumPy lacks ({error})") from error
     else:
         tensors = _read_torch(path)
-    arrays = {}
+    arrays: StateDict = {}
     for name, tensor in tensors.items():
         half = tensor.dtype.name in ("float16", "bfloat16")
-        plain = ".".join(part for part in name.split(".") if part not in _ADDED)
+        plain = name[match.end() :] if (match := _ADDED.match(name)) else name
+        if plain in arrays:
+            raise PretrainedError(f"{path}: holds {plain} twice, once as {name}")
         arrays[plain] = tensor.astype(np.float32) if half else tensor
     return arrays
 
@@ -220,7 +230,11 @@ def read_state_dict(path: Path | str) -> StateDict:
 def _read_torch(path: Path) -> StateDict:
     torch = _torch(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # torchreid keeps scores as NumPy numbers: no more than a type and bytes.
+        with torch.serialization.safe_globals(_numpy_numbers()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise PretrainedError(f"{path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
         if refused := re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error)):
             raise PretrainedError(
@@ -237,10 +251,21 @@ def _read_torch(path: Path) -> StateDict:
         found = ", ".join(map(str, itertools.islice(content, 5))) if _is_dict(content) else ""
         raise PretrainedError(f"{path}: holds no state dict, but {found or type(content).__name__}")
     half = (torch.float16, torch.bfloat16)  # NumPy has no bfloat16
-    return {
-        name: (value.float() if value.dtype in half else value).numpy()
-        for name, value in tensors.items()
-    }
+    arrays = {}
+    for name, value in tensors.items():
+        try:
+            arrays[name] = (value.float() if value.dtype in half else value).numpy(force=True)
+        except TypeError as error:  # sparse, or of eight bits
+            raise PretrainedError(f"{path}: {name} is no array for NumPy ({error})") from error
+    return arrays
+
+
+def _numpy_numbers() -> list[Any]:
+    """What makes a NumPy number, under the names of NumPy 1 and 2."""
+    scalar: Any = np.float32().__reduce__()[0]
+    names = "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"
+    types = [type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")]
+    return [*((scalar, name) for name in names), np.dtype, *types]
 
 
 def _torch(path: Path) -> Any:
@@ -294,16 +319,18 @@ def _fill(
     names: Mapping[str, str],
     variables: Mapping[str, Any],
     source: str,
-    *,
-    whole: bool,
+    num_identities: int | None,
 ) -> tuple[dict[str, Any], Report]:
-    """Put ``tensors`` in the place of the variables that ``names`` gives them."""
-    leaves = flatten_dict(variables)
+    """Put ``tensors`` in the place of the variables that ``names`` gives them.
+
+    With ``num_identities`` the whole network is meant.
+    """
+    leaves, whole = flatten_dict(variables), num_identities is not None
     places = {torch_name(path[1:]): path for path in leaves}
     tensors = {name: value for name, value in tensors.items() if not name.endswith(_COUNTER)}
     ours = {names[name]: value for name, value in tensors.items() if name in names}
     wanted = {
-        name: _expected(name, path, leaves[path].shape, ours.get(name))
+        name: _to_torch(name, path[-1], np.zeros(leaves[path].shape, bool), num_identities).shape
         for name, path in places.items()
     }
     found = {name: value.shape for name, value in ours.items()}
@@ -345,11 +372,14 @@ def torch_name(path: tuple[str, ...]) -> str:
     return ".".join(re.sub(r"^(layer\d+)_", r"\1.", part) for part in parts)
 
 
-def _to_torch(name: str, leaf: str, value: np.ndarray, num_identities: int) -> np.ndarray:
-    """A view of a Flax array in PyTorch's layout."""
+def _to_torch(name: str, leaf: str, value: np.ndarray, num_identities: int | None) -> np.ndarray:
+    """A view of a Flax array in PyTorch's layout; None: of classifiers with what fills them up."""
     if leaf != "kernel":
         return value
     if not name.startswith("trunk."):
+        columns = value.shape[1]
+        if num_identities is not None and not 0 <= columns - num_identities < CLASS_MULTIPLE:
+            raise ValueError(f"{name} has {columns} columns, not those of {num_identities}")
         return value[:, :num_identities].T
     if value.ndim == 2:
         # A matrix product stands for a 1x1 convolution, and in the stem for one of 4x4 patches.
@@ -365,14 +395,6 @@ def _to_flax(name: str, leaf: str, value: np.ndarray, shape: Shape) -> np.ndarra
     if not name.startswith("trunk."):
         return np.pad(value.T, ((0, 0), (0, shape[1] - len(value))))
     return value.transpose(2, 3, 1, 0).reshape(shape)
-
-
-def _expected(name: str, path: tuple[str, ...], shape: Shape, value: np.ndarray | None) -> Shape:
-    """PyTorch's shape of a variable, for the identities of ``value`` if they are possible."""
-    identities = shape[-1] if shape else 0
-    if value is not None and value.ndim and 0 <= identities - len(value) < CLASS_MULTIPLE:
-        identities = len(value)
-    return _to_torch(name, path[-1], np.zeros(shape, bool), identities).shape
 
 
 def _check_trunk(found: Mapping[str, Shape], wanted: Mapping[str, Shape], source: str) -> None:

@@ -59,8 +59,6 @@ CASES = [
 ]
 
 
-
-
 def compile_case(module, backbone, dtype, task, devices):
     """Bytes that a device holds of the arguments, and those that it should hold."""
     values = module.get_config()

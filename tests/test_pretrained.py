@@ -288,7 +288,7 @@ def test_the_whole_network_goes_to_pytorch_and_back(backbone, options, dtype, tm
         assert [entry.name for entry in tmp_path.iterdir() if ".tmp" in entry.name] == []
         read = read_state_dict(path)
         assert_equal(read, state_dict)
-        back, report = from_state_dict(read, abstract(backbone, **options))
+        back, report = from_state_dict(read, abstract(backbone, **options), 10)
         assert report.missing == report.left_over == {}
         assert_equal(flatten_dict(back, sep="/"), flatten_dict(variables, sep="/"))
         assert_equal(to_state_dict(back, 10), state_dict)
@@ -316,15 +316,41 @@ def test_a_lacking_branch_is_missing_and_a_wrong_shape_an_error():
     variables = random_variables("resnet8")
     state_dict = to_state_dict(variables, 10)
     without = {name: x for name, x in state_dict.items() if not name.startswith("parts_")}
-    back, report = from_state_dict(without, variables)
+    back, report = from_state_dict(without, variables, 10)
     assert set(report.missing) == {
         "parts_neck.weight", "parts_neck.running_mean", "parts_neck.running_var",
         "parts_classifier.weight",
     }  # fmt: skip
     assert back["params"]["parts_neck"]["scale"] is variables["params"]["parts_neck"]["scale"]
-    wrong = state_dict | {"main_classifier.weight": np.zeros((200, 192), np.float32)}
-    with pytest.raises(PretrainedError, match=r"^the state dict: main_classifier.weight is \(200"):
-        from_state_dict(wrong, variables)
+    # 100 identities are filled up to as many columns as 10.
+    for identities in (100, 200):
+        wrong = state_dict | {"main_classifier.weight": np.zeros((identities, 192), np.float32)}
+        message = rf"^the state dict: main_classifier.weight is \({identities}, .* has \(10, 192\)"
+        with pytest.raises(PretrainedError, match=message):
+            from_state_dict(wrong, variables, 10)
+
+
+@pytest.mark.parametrize("identities", [0, 200])
+def test_identities_that_the_classifiers_do_not_have_are_an_error(identities):
+    with pytest.raises(ValueError, match=f"has 128 columns, not those of {identities}"):
+        to_state_dict(random_variables("resnet8"), identities)
+
+
+def test_numpy_numbers_beside_the_state_dict_do_no_harm(tmp_path):
+    """Torchreid's checkpoints hold their Rank-1 so."""
+    content = {"state_dict": prefixed("module.", resnet18()), "epoch": 60}
+    content |= {"rank1": np.float32(0.9), "map": np.float64(0.8), "best": np.bool_(True)}
+    torch.save(content, tmp_path / "model.pth.tar-60")
+    _, report = load_backbone(tmp_path / "model.pth.tar-60", abstract("resnet18"))
+    assert report.missing == report.left_over == {}
+
+
+def test_parameters_are_read_as_well_as_tensors(tmp_path):
+    parameters = {name: torch.nn.Parameter(x) if x.is_floating_point() else x
+                  for name, x in resnet18().items()}  # fmt: skip
+    torch.save(parameters, tmp_path / "net.pth")
+    read = read_state_dict(tmp_path / "net.pth")
+    assert_equal(read, {name: x.numpy() for name, x in resnet18().items()})
 
 
 class Thing:
@@ -339,6 +365,11 @@ def _truncated(path):
 def _truncated_safetensors(path):
     save_state_dict(path, {name: x.numpy() for name, x in resnet18().items()})
     path.write_bytes(path.read_bytes()[:-100_000])
+
+
+def _eight_bits(path):
+    header = b'{"w":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
 
 
 def _pickled(content):
@@ -358,9 +389,22 @@ def _pickled(content):
         ("a.pth", lambda path: torch.save(Thing(), path), "holds more than arrays ("),
         (
             "a.pth",
-            lambda path: torch.save({"state_dict": resnet18(), "rank1": np.float64(1)}, path),
-            "multiarray.scalar), which is not loaded since it could run any program; if you trust",
+            lambda path: torch.save({"state_dict": resnet18(), "config": Thing()}, path),
+            "Thing), which is not loaded since it could run any program; if you trust",
         ),
+        (
+            "a.pth",
+            lambda path: torch.save({"conv1.weight": torch.zeros(2, 2).to_sparse()}, path),
+            "conv1.weight is no array for NumPy (",
+        ),
+        (
+            "a.pth",
+            lambda path: torch.save(
+                {"bn1.bias": torch.zeros(2), "module.bn1.bias": torch.ones(2)}, path
+            ),
+            "holds bn1.bias twice, once as module.bn1.bias",
+        ),
+        ("a.safetensors", _eight_bits, "holds a type that NumPy lacks (module 'numpy' has no"),
         ("a.pth", lambda path: torch.save({"epoch": 3}, path), "holds no state dict, but epoch"),
         ("a.pth", lambda path: torch.save([1], path), "holds no state dict, but list"),
         (

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from pgfl_jax.config import Config
+from configs import synthetic_tiny
+from pgfl_jax.config import Config, parse_config
 from pgfl_jax.losses import mine_hardest
 from pgfl_jax.models.backbones.resnet import BasicBlock, Bottleneck
 from pgfl_jax.models.branches import pose_mask
@@ -27,7 +28,6 @@ from pgfl_jax.sharding import make_mesh
 from pgfl_jax.train_state import Average, TrainState
 from pgfl_jax.train_step import loss_and_gradients, make_train_step
 from studies.pytorch import losses, models
-from studies.pytorch.optim import learning_rate_schedule, make_optimizer
 from studies.pytorch.train_step import Training, backward, to_tensors
 
 Arrays = dict[str, np.ndarray]
@@ -56,6 +56,13 @@ class Step(NamedTuple):
     statistics: Arrays
     parameters: Arrays
     updates: Arrays
+
+
+def tiny_config(changes: Mapping[str, Any]) -> Config:
+    """The configuration of the tiny set with ``changes``, by their flattened names."""
+    values = synthetic_tiny.get_config()
+    values.update_from_flattened_dict(changes)
+    return parse_config(values)
 
 
 def to_arrays(variables: Mapping[str, Any], num_identities: int) -> Arrays:
@@ -211,16 +218,8 @@ def twin_step(run: Run, variables: Mapping[str, Any], batch: Batch, *, step: int
 def _updates(run: Run, twin: models.PGFL) -> Arrays:
     """Take the first step of a fresh optimizer; what it adds to every parameter."""
     before = {name: value.detach().clone() for name, value in twin.named_parameters()}
-    optimizer = make_optimizer(run.config.optim, twin)
-    schedule = learning_rate_schedule(
-        run.config.optim,
-        batch_size=run.config.data.batch_size,
-        num_steps=run.num_steps,
-        steps_per_epoch=run.steps_per_epoch,
-    )
-    for group in optimizer.param_groups:
-        group["lr"] = schedule(0)
-    optimizer.step()
+    num_images = round(run.steps_per_epoch * run.config.data.batch_size)
+    Training(run.config, twin, num_images=num_images).update()
     return {
         name: (value.detach() - before[name]).numpy() for name, value in twin.named_parameters()
     }

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from configs import synthetic_tiny
-from pgfl_jax.config import Config, parse_config
+from pgfl_jax.config import Config
 from pgfl_jax.run import Run
-from studies.pytorch.compare import twin_step
+from studies.pytorch.compare import tiny_config, twin_step
 from studies.pytorch.drawn import Noise, draw_batch, draw_variables
 from studies.pytorch.losses import total_loss
 from studies.pytorch.models import BranchOutputs, PGFLOutputs
@@ -50,9 +49,7 @@ EPOCH = 1.5  # of the losses: a quarter of the ramp
 
 def make_config(**changes: Any) -> Config:
     """The tiny configuration with every loss on, and with ``changes``."""
-    values = synthetic_tiny.get_config()
-    values.update_from_flattened_dict({**ALL_ON, **changes})
-    return parse_config(values)
+    return tiny_config({**ALL_ON, **changes})
 
 
 def draw_outputs(noise: Noise) -> dict[str, np.ndarray]:

@@ -6,7 +6,8 @@ or a gradient, and a mean over no images is exactly 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -81,12 +82,15 @@ def triplet_loss(
     Positives and negatives are the candidates' rows; with the anchors themselves as candidates it
     is the usual loss.
     """
-    between = distances(anchors, candidates)
-    positive, negative, valid = mine_hardest(between.detach(), labels, mask)
-    rows = torch.arange(len(labels), device=labels.device)
-    gap = between[rows, positive] - between[rows, negative]
+    with torch.no_grad():
+        pairs = mine_hardest(distances(anchors, candidates), labels, mask)
+    far, near = (
+        torch.linalg.vector_norm(anchors - candidates[rows], dim=1)
+        for rows in (pairs.positive, pairs.negative)
+    )
+    gap = far - near
     losses = F.softplus(gap) if margin is None else F.relu(gap + margin)
-    return masked_mean(losses, valid.to(losses.dtype))
+    return masked_mean(losses, pairs.valid.to(losses.dtype))
 
 
 def _shares(maps: Tensor) -> Tensor:
@@ -165,15 +169,18 @@ def total_loss(
     weights: dict[str, float | Tensor] = {}
     terms: dict[str, Tensor] = {}
 
-    def add(name: str, weight: float, value: Tensor, scale: float | Tensor = 1.0) -> None:
+    def add(
+        name: str, weight: float, value: Callable[[], Tensor], scale: float | Tensor = 1.0
+    ) -> None:
         if weight:
-            weights[name], terms[name] = weight * scale, value
+            weights[name], terms[name] = weight * scale, value()
 
     def add_branch(name: str, branch: BranchOutputs, mask: Tensor | None) -> None:
-        identity = identity_loss(branch.logits, labels, smoothing=config.smoothing, mask=mask)
+        smoothing, margin = config.smoothing, config.triplet_margin
+        embedding, logits = branch.embedding, branch.logits
+        identity = partial(identity_loss, logits, labels, smoothing=smoothing, mask=mask)
         add(f"id_{name}", config.identity, identity)
-        embedding, margin = branch.embedding, config.triplet_margin
-        triplet = triplet_loss(embedding, embedding, labels, margin=margin, mask=mask)
+        triplet = partial(triplet_loss, embedding, embedding, labels, margin=margin, mask=mask)
         add(f"triplet_{name}", config.triplet, triplet)
 
     main = outputs.main
@@ -183,18 +190,21 @@ def total_loss(
         has_pose = pose_mask(visibility)
         features = outputs.features.to(main.embedding.dtype)
         if config.alignment_variant == "cosine":
-            alignment = feature_kd(main.embedding, outputs.foreground.embedding, has_pose)
+            foreground = outputs.foreground.embedding
+            alignment = partial(feature_kd, main.embedding, foreground, has_pose)
         else:
-            alignment = alignment_loss(features, part_maps.amax(1), has_pose)
+            alignment = partial(alignment_loss, features, part_maps.amax(1), has_pose)
         add("alignment", config.alignment, alignment)
-        add("semantic", config.semantic, semantic_loss(features, part_maps, visibility))
-        between = interaction_loss(outputs, labels, has_pose, config)
+        add("semantic", config.semantic, partial(semantic_loss, features, part_maps, visibility))
+        between = partial(interaction_loss, outputs, labels, has_pose, config)
         add("interaction", config.interaction, between)
         for name, teacher in (("foreground", outputs.foreground), ("parts", outputs.parts)):
             add_branch(name, teacher, has_pose)
-            feature = feature_kd(main.neck, teacher.neck, has_pose)
+            feature = partial(feature_kd, main.neck, teacher.neck, has_pose)
             add(f"kd_feature_{name}", config.feature_kd, feature, scale)
-            logit = logit_kd(main.logits, teacher.logits, has_pose, temperature=config.temperature)
+            logit = partial(
+                logit_kd, main.logits, teacher.logits, has_pose, temperature=config.temperature
+            )
             add(f"kd_logit_{name}", config.logit_kd, logit, scale)
     total = sum(weights[name] * value for name, value in terms.items())
     return total, terms | {"total": total}

@@ -22,19 +22,19 @@ class BatchNorm(nn.BatchNorm2d):
     """BatchNorm whose running variance takes the biased batch variance, as Flax's does.
 
     Both frameworks normalise by the biased variance v. Into the running average PyTorch puts
-    v·n/(n − 1) of n values, Flax v itself. PyTorch's momentum of 0.1 is Flax's of 0.9. Statistics
-    are of the parameters' precision, also where the network computes in bfloat16.
+    v·n/(n − 1) of n values, Flax v itself. PyTorch's momentum of 0.1 is Flax's of 0.9. PyTorch
+    takes the statistics of bfloat16 values in float32, too.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, h, w) over all axes but the second."""
         before = self.running_var.clone()
-        y = super().forward(x.to(self.weight.dtype))
+        y = super().forward(x)
         if self.training:
             added = self.running_var - (1 - self.momentum) * before
             # Not in place: the backward pass holds on to the old one.
             self.running_var = self.running_var - added / (x.numel() / x.shape[1])
-        return y.to(x.dtype)
+        return y
 
 
 class InstanceBatchNorm(nn.Module):

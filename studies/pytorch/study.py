@@ -182,14 +182,16 @@ def collect(config: Config, out: Path, seeds: int) -> dict[int, dict[str, Any]]:
         UserError: a run failed, or the sides of a seed did not start or read alike.
     """
     runs: dict[int, dict[str, Any]] = {}
-    options = config.flat_options() | {"commit": source_commit()}
+    commit = source_commit()
+    options = config.flat_options() | {"commit": commit, "packages": packages()}
     for seed in range(seeds):
         # Each comes first in turn, since a machine may grow slower.
         for side in SIDES[seed % len(SIDES) :] + SIDES[: seed % len(SIDES)]:
             path = out / "runs" / f"{side}-{seed}.json"
             facts = json.loads(json.dumps(options | {"seed": seed}))
             # One that was interrupted before its facts were added has none.
-            if not (path.exists() and json.loads(path.read_text()).get("facts") == facts):
+            kept = path.exists() and json.loads(path.read_text()).get("facts") == facts
+            if not kept or str(commit).endswith("+changes"):
                 _say(f"seed {seed}: {NAMES[side]}")
                 _measure_apart(side, seed, path)
                 write_json(path, {"facts": facts} | json.loads(path.read_text()))
@@ -341,11 +343,16 @@ def plot(runs: Mapping[int, Mapping[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
+def packages() -> dict[str, str]:
+    """Versions of what the scores depend on."""
+    names = "jax", "jaxlib", "flax", "optax", "torch", "numpy", "tensorflow-cpu"
+    return {name: metadata.version(name) for name in names}
+
+
 def environment() -> dict[str, Any]:
     """Versions, commit and machine."""
-    packages = "jax", "jaxlib", "flax", "optax", "torch", "numpy", "tensorflow-cpu"
     return {
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": packages(),
         "python": platform.python_version(),
         "commit": source_commit(),
         "machine": {

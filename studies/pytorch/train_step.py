@@ -76,6 +76,11 @@ class Training:
         epoch = self.step / self.steps_per_epoch
         _, terms = backward(self.model, batch, self.config.loss, epoch=epoch)
         norm = global_norm(parameter.grad for parameter in self.model.parameters())
+        self.update()
+        return terms | {"gradient_norm": norm}
+
+    def update(self) -> None:
+        """Clip the gradients, and move parameters and average by them."""
         if self.config.optim.clip_norm:
             clip_gradients(self.model, self.config.optim.clip_norm)
         for group in self.optimizer.param_groups:
@@ -84,4 +89,3 @@ class Training:
         if self.average is not None:
             self.average.update(self.model, self.step)
         self.step += 1
-        return terms | {"gradient_norm": norm}

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from pgfl_jax.models.backbones.resnet import InstanceBatchNorm
 from pgfl_jax.pretrained import from_state_dict, read_state_dict, save_state_dict, to_state_dict
 from pgfl_jax.run import Run
 from pgfl_jax.sharding import make_mesh
@@ -36,30 +37,6 @@ def drawn_batches(monkeypatch):
     monkeypatch.setattr(parity, "ALL_ON", parity.ALL_ON | SMALL)
 
 
-def _figures(part):
-    """The figures of a part."""
-    found = parity.Parity()
-    part(found, "data")
-    return found
-
-
-def test_losses_and_their_variants(drawn_batches, monkeypatch):
-    """`make parity` takes the rest of the programs, which take long to compile."""
-    few = {name: parity.VARIANTS[name] for name in list(parity.VARIANTS)[:2]}
-    monkeypatch.setattr(parity, "VARIANTS", few)
-    found = _figures(parity.variants)
-    assert len(found.figures) == 4 * (4 + len(few))
-    assert [figure for figure in found.figures if not figure.ok] == []
-
-
-def test_optimizers(drawn_batches, monkeypatch):
-    few = {name: parity.OPTIMIZERS[name] for name in list(parity.OPTIMIZERS)[1:2]}
-    monkeypatch.setattr(parity, "OPTIMIZERS", few)
-    found = _figures(parity.optimizers)
-    assert len(found.figures) == 4 * len(few)
-    assert [figure for figure in found.figures if not figure.ok] == []
-
-
 def test_a_planted_error_fails(drawn_batches, monkeypatch, tmp_path, capsys):
     """Of 1e-3, in one loss of the twin."""
     honest = losses.logit_kd
@@ -82,6 +59,10 @@ def test_nan_is_above_every_bound():
     found = parity.Parity()
     found.worst("section", "name", {"a": 1.0, "b": float("nan")}, 10)
     assert not found.figures[0].ok and found.figures[0].where == "b"
+
+
+def test_an_infinite_bound_is_none():
+    assert not parity.Figure("section", "", "name", 1e-9, float("inf")).ok
 
 
 def test_zero_is_compared_exactly():
@@ -119,6 +100,45 @@ def test_initial_weights_are_drawn_from_the_same_distributions():
         ), name
 
 
+def test_instance_and_batch_norm_side_by_side_in_training():
+    """IBN-a: output, gradients and running statistics; a whole network takes long to compile."""
+    ours, theirs = InstanceBatchNorm(use_running_average=False), models.InstanceBatchNorm(6)
+    rng = np.random.default_rng(0)
+    x, direction = rng.normal(1, 2, (2, 4, 5, 3, 6))
+    affine = {kind: rng.normal(1, 0.5, (2, 3)) for kind in ("IN", "BN")}
+    params = {kind: {"scale": x[0], "bias": x[1]} for kind, x in affine.items()}
+    statistics = {"BN": {"mean": np.zeros(3), "var": np.ones(3)}}
+    with torch.no_grad():
+        for kind, values in affine.items():
+            getattr(theirs, kind).weight.data = torch.tensor(values[0])
+            getattr(theirs, kind).bias.data = torch.tensor(values[1])
+    theirs.BN.running_mean, theirs.BN.running_var = torch.zeros(3).double(), torch.ones(3).double()
+
+    def loss(params, x):
+        y, updates = ours.apply(
+            {"params": params, "batch_stats": statistics}, x, mutable=["batch_stats"]
+        )
+        return (y * direction).sum(), (y, updates["batch_stats"])
+
+    with jax.enable_x64(True):
+        (by_params, by_x), (y, updated) = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, x)
+    tensor = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+    expected = theirs(tensor)
+    (expected * torch.tensor(direction.transpose(0, 3, 1, 2))).sum().backward()
+
+    def same(found, tensor):
+        found = np.moveaxis(found, -1, 1) if found.ndim == 4 else found
+        assert compare.relative(found, tensor.detach().numpy()) < 1e-12
+
+    same(y, expected)
+    same(by_x, tensor.grad)
+    for kind in ("IN", "BN"):
+        same(by_params[kind]["scale"], getattr(theirs, kind).weight.grad)
+        same(by_params[kind]["bias"], getattr(theirs, kind).bias.grad)
+    same(updated["BN"]["mean"], theirs.BN.running_mean)
+    same(updated["BN"]["var"], theirs.BN.running_var)
+
+
 @pytest.mark.parametrize("backbone", ["resnet8", "resnet50_ibn_a"])
 def test_evaluation_runs_on_images_alone(backbone):
     run = parity.make_run(parity.make_config("data", **SMALL, **{"model.backbone": backbone}))
@@ -143,7 +163,9 @@ def test_what_the_twin_saves_goes_into_flax_and_back(tmp_path, suffix):
         torch.save(twin.state_dict(), path)
     else:
         save_state_dict(path, saved)
-    variables, report = from_state_dict(read_state_dict(path), draw_variables(run, 2, np.float32))
+    variables, report = from_state_dict(
+        read_state_dict(path), draw_variables(run, 2, np.float32), run.model.num_identities
+    )
     assert (dict(report.missing), dict(report.left_over)) == ({}, {})
     back = to_state_dict(variables, run.model.num_identities)
     assert back.keys() == saved.keys()

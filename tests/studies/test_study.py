@@ -73,6 +73,7 @@ def test_runs_are_kept_and_must_start_alike(runs, tiny_config, tmp_path, monkeyp
         path.write_text(json.dumps(runs[seed][side]))
 
     monkeypatch.setattr(study, "_measure_apart", measure)
+    monkeypatch.setattr(study, "source_commit", lambda: "1234")
     config = tiny_config()
     first = study.collect(config, tmp_path, 2)
     assert measured == [(s, 0) for s in ("jax", "torch", "control")] + [
@@ -81,6 +82,11 @@ def test_runs_are_kept_and_must_start_alike(runs, tiny_config, tmp_path, monkeyp
     assert study.collect(config, tmp_path, 2) == first and len(measured) == 6
     study.collect(tiny_config(**{"optim.weight_decay": 0.1}), tmp_path, 2)
     assert len(measured) == 12  # another training
+    monkeypatch.setattr(study, "source_commit", lambda: "1234+changes")
+    for _ in range(2):
+        study.collect(config, tmp_path, 2)
+    assert len(measured) == 24  # nobody knows what changed
+    monkeypatch.setattr(study, "source_commit", lambda: "1234")
     runs[2]["torch"]["batches"] = "others"
     with pytest.raises(UserError, match="seed 2: the sides differ in batches"):
         study.collect(config, tmp_path, 3)
