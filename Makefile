@@ -33,7 +33,7 @@ scaling: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tpu]'
 	$(BIN)/python -m benchmarks.aot --table $(OPTIONS)
 
-# Both frameworks through the same steps (docs/parity.md); five to ten minutes. The exit status is 1 if a
+# Both frameworks through the same steps (docs/parity.md); four minutes. The exit status is 1 if a
 # figure exceeds its bound. The report lies in .cache/parity.
 parity: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[parity]'
