@@ -38,8 +38,8 @@ def test_step_schedule_by_hand():
 def test_milestones_that_fall_on_one_step_both_count():
     config = dataclasses.replace(CONFIG, milestones=(4.0, 4.01), warmup_epochs=0.0)
     rate = learning_rate_schedule(config, batch_size=64, num_steps=80, steps_per_epoch=10.0)
-    assert float(rate(40)) == pytest.approx(0.1)
-    assert float(rate(41)) == pytest.approx(0.001)
+    assert float(rate(39)) == pytest.approx(0.1)
+    assert float(rate(40)) == pytest.approx(0.001)
 
 
 def test_cosine_schedule_by_hand():

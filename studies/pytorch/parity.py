@@ -292,18 +292,9 @@ def _all_groups(step: Step) -> dict[str, dict[str, np.ndarray]]:
     return dict(_groups(step)) | {"loss terms": step.terms, "gradients": step.gradients}
 
 
-def training(
-    parity: Parity, data_dir: str, backbone: str = "resnet8", size: tuple[int, int] = (64, 32)
-) -> None:
-    """Twenty steps with L2 decay, warm-up and milestone, clipping, statistics and averages."""
-    changes = {"data.height": size[0], "data.width": size[1], "model.backbone": backbone}
-    config = make_config(data_dir, **changes, **{"optim.clip_norm": 10.0})
-    batches = real_batches(config, STEPS)
-    images = f"{size[0]}x{size[1]}, {len(batches[0]['labels'])} images"
-    section = f"{backbone}, {images}, {STEPS} steps, float64"
-    _say(section)
-    for name, values in compare_trainings(parity, section, config, batches, TRAINING).items():
-        parity.curve("steps", name, values)
+def training(parity: Parity, data_dir: str) -> None:
+    """Twenty steps of a small network in float64 and in float32."""
+    config, batches, section = training_float64(parity, data_dir, "resnet8", (64, 32))
     section = section.replace("float64", "float32: distance from float64 at the end")
     _say(section)
     run, singles = make_run(config), [cast(batch, np.float32) for batch in batches]
@@ -319,8 +310,27 @@ def training(
 
 
 def training_resnet50(parity: Parity, data_dir: str) -> None:
-    """The same at full size, for a GPU: float64 convolutions of XLA on CPUs are slow."""
-    training(parity, data_dir, "resnet50", (256, 128))
+    """Twenty steps at full size; float64 convolutions of XLA on CPUs take ten minutes for it."""
+    training_float64(parity, data_dir, "resnet50", (256, 128))
+
+
+def training_float64(
+    parity: Parity, data_dir: str, backbone: str, size: tuple[int, int]
+) -> tuple[Config, list[Batch], str]:
+    """Twenty steps with L2 decay, warm-up and milestone, clipping, statistics and averages.
+
+    Returns:
+        The configuration, the batches, and the section of the figures.
+    """
+    changes = {"data.height": size[0], "data.width": size[1], "model.backbone": backbone}
+    config = make_config(data_dir, **changes, **{"optim.clip_norm": 10.0})
+    batches = real_batches(config, STEPS)
+    images = f"{size[0]}x{size[1]}, {len(batches[0]['labels'])} images"
+    section = f"{backbone}, {images}, {STEPS} steps, float64"
+    _say(section)
+    for name, values in compare_trainings(parity, section, config, batches, TRAINING).items():
+        parity.curve("steps", name, values)
+    return config, batches, section
 
 
 def compare_trainings(
