@@ -40,7 +40,7 @@ from pgfl_jax.evaluate import make_embed
 from pgfl_jax.run import Run
 from pgfl_jax.sharding import make_mesh, shard_batch
 from pgfl_jax.train_step import make_train_step
-from studies.pytorch.models import PGFL
+from studies.pytorch.compare import fresh_twin
 from studies.pytorch.train_step import Training, to_tensors
 
 FLAGS = flags.FLAGS
@@ -103,18 +103,10 @@ def torch_side(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    config = run.config
-    network = PGFL(
-        run.model.num_identities,
-        config.model.backbone,
-        pooling=config.model.pooling,
-        pose_branches=config.model.pose_branches,
-        interaction=config.loss.interaction_variant,
-        dtype=torch.bfloat16 if config.model.dtype == "bfloat16" else None,
-    )
+    network = fresh_twin(run)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    num_images = round(run.steps_per_epoch * config.data.batch_size)
-    training = Training(config, network, num_images=num_images)
+    num_images = round(run.steps_per_epoch * run.config.data.batch_size)
+    training = Training(run.config, network, num_images=num_images)
     if compiled:
         network.compile()
     placed = {name: tensor.to(device) for name, tensor in to_tensors(batch).items()}

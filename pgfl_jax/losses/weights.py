@@ -55,7 +55,7 @@ class LossConfig:
 
 
 def kd_scale(epoch: float | Float[Array, ""], weights: LossConfig) -> Float[Array, ""]:
-    """Share of the distillation's weight, as float32 in [0, 1].
+    """Share of the distillation's weight, in [0, 1], of the default float type.
 
     It is 0 before ``kd_start`` and rises linearly to 1 at ``kd_start + kd_ramp``; with a ramp of 0
     it is 1 from ``kd_start`` on. Safe under jit.
@@ -66,7 +66,7 @@ def kd_scale(epoch: float | Float[Array, ""], weights: LossConfig) -> Float[Arra
 
     Reference: docs/method.md, loss 5 (the warm-up).
     """
-    since_start = jnp.asarray(epoch, jnp.float32) - weights.kd_start
+    since_start = jnp.asarray(epoch, float) - weights.kd_start
     if weights.kd_ramp == 0:
-        return (since_start >= 0).astype(jnp.float32)
+        return (since_start >= 0).astype(since_start.dtype)
     return jnp.clip(since_start / weights.kd_ramp, 0.0, 1.0)

@@ -74,10 +74,10 @@ def to_arrays(variables: Mapping[str, Any], num_identities: int) -> Arrays:
     return {name: x for name, x in arrays.items() if not name.endswith("num_batches_tracked")}
 
 
-def make_twin(run: Run, variables: Mapping[str, Any]) -> models.PGFL:
-    """The PyTorch network with the variables of the Flax network."""
+def fresh_twin(run: Run) -> models.PGFL:
+    """The PyTorch network of a run, with initial weights of its own."""
     config, network = run.config, run.model
-    twin = models.PGFL(
+    return models.PGFL(
         network.num_identities,
         network.backbone,
         pooling=network.pooling,
@@ -85,9 +85,14 @@ def make_twin(run: Run, variables: Mapping[str, Any]) -> models.PGFL:
         interaction=network.interaction,
         dtype=torch.bfloat16 if config.model.dtype == "bfloat16" else None,
     )
-    arrays = to_state_dict(variables, network.num_identities)
+
+
+def make_twin(run: Run, variables: Mapping[str, Any]) -> models.PGFL:
+    """The PyTorch network with the variables of the Flax network."""
+    arrays = to_state_dict(variables, run.model.num_identities)
     state = {name: torch.tensor(value) for name, value in arrays.items()}
-    twin.to(state["trunk.conv1.weight"].dtype).load_state_dict(state)
+    twin = fresh_twin(run).to(state["trunk.conv1.weight"].dtype)
+    twin.load_state_dict(state)
     return twin
 
 

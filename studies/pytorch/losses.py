@@ -150,15 +150,12 @@ def interaction_loss(
     return (first + second) / 2
 
 
-def kd_scale(epoch: float, config: LossConfig) -> Tensor:
-    """Share of the distillation's weight: 0 before ``kd_start``, then 1 after ``kd_ramp`` epochs.
-
-    A float32 in any case, as it is defined to be.
-    """
-    since_start = torch.tensor(epoch, dtype=torch.float32) - config.kd_start
+def kd_scale(epoch: float, config: LossConfig) -> float:
+    """Share of the distillation's weight: 0 before ``kd_start``, 1 ``kd_ramp`` epochs later."""
+    since_start = epoch - config.kd_start
     if config.kd_ramp == 0:
-        return (since_start >= 0).float()
-    return (since_start / config.kd_ramp).clamp(0, 1)
+        return float(since_start >= 0)
+    return min(max(since_start / config.kd_ramp, 0.0), 1.0)
 
 
 def total_loss(
@@ -166,12 +163,10 @@ def total_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum, and every term by name, unweighted; terms of weight 0 are left out."""
     labels, scale = batch["labels"], kd_scale(epoch, config)
-    weights: dict[str, float | Tensor] = {}
+    weights: dict[str, float] = {}
     terms: dict[str, Tensor] = {}
 
-    def add(
-        name: str, weight: float, value: Callable[[], Tensor], scale: float | Tensor = 1.0
-    ) -> None:
+    def add(name: str, weight: float, value: Callable[[], Tensor], scale: float = 1.0) -> None:
         if weight:
             weights[name], terms[name] = weight * scale, value()
 

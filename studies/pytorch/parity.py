@@ -8,17 +8,12 @@ synthetic set, and compares all that comes out (docs/parity.md). Prints a table;
 its bound.
 """
 
-import dataclasses
-import importlib.metadata
-import json
-import math
 import os
-import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -45,6 +40,7 @@ from studies.pytorch.compare import (
     twin_updates,
 )
 from studies.pytorch.drawn import draw_variables
+from studies.pytorch.report import Parity, largest, markdown, write_report
 
 FLAGS = flags.FLAGS
 IDENTITIES, IMAGES = 16, 64  # the classifier, and what makes an epoch: 8 steps of 8 images
@@ -123,56 +119,6 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     },
     "lamb, root scaling": {"optim.name": "lamb", "optim.scaling": "sqrt"},
 }
-
-
-class Figure(NamedTuple):
-    """One line of the table.
-
-    Attributes:
-        section: what was run.
-        case: which of several in the section; empty where there is one.
-        name: what was compared.
-        value: the largest difference found.
-        bound: what it may be at most.
-        where: at which tensor, term or step it was found.
-    """
-
-    section: str
-    case: str
-    name: str
-    value: float
-    bound: float
-    where: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """Whether the bound is kept; NaN does not keep it, and an infinite bound is none."""
-        return self.value <= self.bound < math.inf
-
-
-@dataclasses.dataclass
-class Parity:
-    """The figures so far, and the curves of the plot by panel and name."""
-
-    figures: list[Figure] = dataclasses.field(default_factory=list)
-    curves: dict[str, dict[str, list[float]]] = dataclasses.field(default_factory=dict)
-    labels: list[str] = dataclasses.field(default_factory=list)
-
-    def worst(
-        self, section: str, name: str, found: dict[str, float], bound: float, case: str = ""
-    ) -> None:
-        """Add the largest of some differences."""
-        where = largest(found)
-        self.figures.append(Figure(section, case, name, found[where], bound, where))
-
-    def curve(self, panel: str, name: str, values: list[float]) -> None:
-        """Add a curve to the plot."""
-        self.curves.setdefault(panel, {})[name] = values
-
-
-def largest(found: Mapping[str, float]) -> str:
-    """The key of the largest difference; NaN counts as the largest of all."""
-    return max(found, key=lambda key: math.inf if math.isnan(found[key]) else found[key])
 
 
 def make_config(data_dir: str, **changes: Any) -> Config:
@@ -425,93 +371,6 @@ PARTS: dict[str, Callable[[Parity, str], None]] = {
     "one_step": one_step,
     "training_resnet50": training_resnet50,
 }
-
-
-def write_report(parity: Parity, out: Path, seconds: float) -> int:
-    """Write the files, print the last line; 1 if a bound is exceeded, else 0."""
-    names = ("torch", "jax", "flax", "optax", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    table = markdown(parity.figures)
-    failed = [figure for figure in parity.figures if not figure.ok]
-    verdict = f"{len(parity.figures)} figures, {len(failed)} above their bound"
-    told = ", ".join(f"{name} {version}" for name, version in versions.items())
-    summary = f"{verdict}; {seconds:.0f} s on {os.cpu_count()} CPU cores, {told}."
-    (out / "parity.md").write_text(f"{table}\n{summary}\n", encoding="utf-8")
-    content = {
-        "versions": versions | {"python": platform.python_version()},
-        "machine": {"system": platform.platform(), "cpu_cores": os.cpu_count()},
-        "seconds": round(seconds, 1),
-        "figures": [figure._asdict() | {"ok": figure.ok} for figure in parity.figures],
-        "layers": parity.labels,
-        "curves": parity.curves,
-    }
-    (out / "parity.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    if parity.curves:
-        plot(parity, out / "parity.png")
-    print(f"\n{summary}", flush=True)
-    return int(bool(failed))
-
-
-def markdown(figures: list[Figure]) -> str:
-    """A table for each section; one with several cases has a row for each."""
-    lines: list[str] = []
-    for section in dict.fromkeys(figure.section for figure in figures):
-        group = [figure for figure in figures if figure.section == section]
-        lines += ["", f"**{section}**", ""]
-        if not group[0].case:
-            lines += ["| compared | largest difference | bound | | at |", "|---|---:|---:|---|---|"]
-            lines += [
-                f"| {x.name} | {_short(x.value)} | {_short(x.bound)} | {_verdict(x)} | {x.where} |"
-                for x in group
-            ]
-            continue
-        bounds = {figure.name: figure.bound for figure in group}
-        heads = [f"{name}, at most {_short(bound)}" for name, bound in bounds.items()]
-        lines += [f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
-        for case in dict.fromkeys(figure.case for figure in group):
-            row = [figure for figure in group if figure.case == case]
-            cells = [
-                f"{_short(x.value)} {_verdict(x)}{'' if x.ok else f' at {x.where}'}" for x in row
-            ]
-            lines.append(f"| {case} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _short(value: float) -> str:
-    return f"{value:.1e}" if value else "0"
-
-
-def _verdict(figure: Figure) -> str:
-    return "ok" if figure.ok else "FAILED"
-
-
-def plot(parity: Parity, path: Path) -> None:
-    """Differences by layer, by parameter and by step."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    titles = {
-        "layers": "Outputs of BatchNorms and blocks, from input to output",
-        "gradients": "Gradients, from input to output",
-        "steps": "After each step, float64",
-    }
-    figure, axes = pyplot.subplots(len(parity.curves), figsize=(9, 3.2 * len(parity.curves)))
-    for axis, (panel, curves) in zip(np.atleast_1d(axes), parity.curves.items(), strict=True):
-        for name, values in curves.items():
-            first = 1 if panel == "steps" else 0
-            # A logarithmic axis has no 0.
-            positive = np.where(np.asarray(values) > 0, values, np.nan)
-            axis.semilogy(np.arange(len(values)) + first, positive, ".-", label=name, linewidth=0.8)
-        axis.set_title(titles[panel], fontsize=10)
-        axis.set_ylabel("relative difference")
-        axis.set_xlabel({"layers": "layer", "gradients": "parameter", "steps": "step"}[panel])
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 def _say(message: str) -> None:

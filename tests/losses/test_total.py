@@ -170,6 +170,8 @@ def test_kd_scale_waits_then_rises_then_stays():
     values = [float(scale(epoch)) for epoch in (0.0, 9.9, 10.0, 11.0, 12.0, 13.0, 14.0, 1000.0)]
     assert values == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1]
     assert scale(3.0).dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert scale(10.4) == (10.4 - 10) / 4  # no float32 on the way
 
 
 def test_kd_scale_without_a_ramp_or_a_wait():

@@ -17,9 +17,9 @@ from pgfl_jax.sharding import make_mesh
 from studies.pytorch.drawn import draw_batch, draw_variables
 
 torch = pytest.importorskip("torch")
-compare, losses, models, parity = (
+compare, losses, models, parity, report = (
     importlib.import_module(f"studies.pytorch.{name}")
-    for name in ("compare", "losses", "models", "parity")
+    for name in ("compare", "losses", "models", "parity", "report")
 )
 
 SMALL = {"data.height": 32, "data.width": 16}
@@ -56,13 +56,13 @@ def test_a_planted_error_fails(drawn_batches, monkeypatch, tmp_path, capsys):
 
 
 def test_nan_is_above_every_bound():
-    found = parity.Parity()
+    found = report.Parity()
     found.worst("section", "name", {"a": 1.0, "b": float("nan")}, 10)
     assert not found.figures[0].ok and found.figures[0].where == "b"
 
 
 def test_an_infinite_bound_is_none():
-    assert not parity.Figure("section", "", "name", 1e-9, float("inf")).ok
+    assert not report.Figure("section", "", "name", 1e-9, float("inf")).ok
 
 
 def test_zero_is_compared_exactly():
