@@ -105,8 +105,7 @@ def torch_side(
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     network = fresh_twin(run)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    num_images = round(run.steps_per_epoch * run.config.data.batch_size)
-    training = Training(run.config, network, num_images=num_images)
+    training = Training(run.config, network, steps_per_epoch=run.steps_per_epoch)
     if compiled:
         network.compile()
     placed = {name: tensor.to(device) for name, tensor in to_tensors(batch).items()}

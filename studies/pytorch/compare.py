@@ -223,8 +223,7 @@ def twin_step(run: Run, variables: Mapping[str, Any], batch: Batch, *, step: int
 def _updates(run: Run, twin: models.PGFL) -> Arrays:
     """Take the first step of a fresh optimizer; what it adds to every parameter."""
     before = {name: value.detach().clone() for name, value in twin.named_parameters()}
-    num_images = round(run.steps_per_epoch * run.config.data.batch_size)
-    Training(run.config, twin, num_images=num_images).update()
+    Training(run.config, twin, steps_per_epoch=run.steps_per_epoch).update()
     return {
         name: (value.detach() - before[name]).numpy() for name, value in twin.named_parameters()
     }
@@ -275,12 +274,10 @@ def flax_training(run: Run, variables: Mapping[str, Any], batches: list[Batch]) 
         yield _moment(terms, arrays, average, start)
 
 
-def twin_training(
-    run: Run, variables: Mapping[str, Any], batches: list[Batch], *, num_images: int
-) -> Iterator[Moment]:
+def twin_training(run: Run, variables: Mapping[str, Any], batches: list[Batch]) -> Iterator[Moment]:
     """Train by PyTorch."""
     twin = make_twin(run, variables)
-    training = Training(run.config, twin, num_images=num_images)
+    training = Training(run.config, twin, steps_per_epoch=run.steps_per_epoch)
     start = to_arrays(variables, run.model.num_identities)
     dtype = torch.float64 if batches[0]["images"].dtype == np.float64 else torch.float32
     for batch in batches:

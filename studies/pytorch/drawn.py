@@ -1,6 +1,7 @@
 """Weights and batches that anybody can draw again, with or without PyTorch."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -56,6 +57,17 @@ def draw_variables(run: Run, seed: int, dtype: Any) -> dict[str, Any]:
 
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return jax.tree_util.tree_map_with_path(draw, variables)
+
+
+def moved_by_rounding(variables: Mapping[str, Any], seed: int) -> Mapping[str, Any]:
+    """Every float moved to one of its two neighbours, by chance; 0, as in padding, stays."""
+    rng = np.random.default_rng(seed)
+
+    def move(leaf: np.ndarray) -> np.ndarray:
+        towards = np.where(rng.random(leaf.shape) < 0.5, -np.inf, np.inf).astype(leaf.dtype)
+        return np.where(leaf == 0, leaf, np.nextafter(leaf, towards))
+
+    return jax.tree.map(move, variables)
 
 
 def draw_batch(seed: int) -> dict[str, np.ndarray]:

@@ -12,6 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Title and unit of the abscissa of each panel of the plot.
+PANELS = {
+    "resnet8": ("Small network: after each step, float64", "step"),
+    "layers": ("ResNet-50: outputs of BatchNorms and blocks, from input to output", "layer"),
+    "gradients": ("ResNet-50: gradients, from input to output", "parameter"),
+    "resnet50": ("ResNet-50, rate 3.5e-6: after each step, float64", "step"),
+    "rounding": ("ResNet-50, rate 3.5e-4: parameters, distance from PyTorch, float64", "step"),
+}
+
 
 class Figure(NamedTuple):
     """One line of the table.
@@ -54,7 +63,7 @@ class Parity:
         self.figures.append(Figure(section, case, name, found[where], bound, where))
 
     def curve(self, panel: str, name: str, values: list[float]) -> None:
-        """Add a curve to the plot."""
+        """Add a curve to one of :data:`PANELS`."""
         self.curves.setdefault(panel, {})[name] = values
 
 
@@ -128,21 +137,17 @@ def plot(parity: Parity, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    titles = {
-        "layers": "Outputs of BatchNorms and blocks, from input to output",
-        "gradients": "Gradients, from input to output",
-        "steps": "After each step, float64",
-    }
     figure, axes = pyplot.subplots(len(parity.curves), figsize=(9, 3.2 * len(parity.curves)))
     for axis, (panel, curves) in zip(np.atleast_1d(axes), parity.curves.items(), strict=True):
         for name, values in curves.items():
-            first = 1 if panel == "steps" else 0
+            title, unit = PANELS[panel]
+            first = 1 if unit == "step" else 0
             # A logarithmic axis has no 0.
             positive = np.where(np.asarray(values) > 0, values, np.nan)
             axis.semilogy(np.arange(len(values)) + first, positive, ".-", label=name, linewidth=0.8)
-        axis.set_title(titles[panel], fontsize=10)
+        axis.set_title(title, fontsize=10)
         axis.set_ylabel("relative difference")
-        axis.set_xlabel({"layers": "layer", "gradients": "parameter", "steps": "step"}[panel])
+        axis.set_xlabel(unit)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()

@@ -48,6 +48,7 @@ from pgfl_jax.sharding import make_mesh
 from pgfl_jax.train_state import TrainState
 from pgfl_jax.train_step import make_train_step
 from studies.pytorch.compare import initial_state, make_twin, to_arrays
+from studies.pytorch.drawn import moved_by_rounding
 from studies.pytorch.train_step import Training, to_tensors
 
 FLAGS = flags.FLAGS
@@ -58,17 +59,6 @@ SCORES = "mAP", "Rank-1"
 Variables = Mapping[str, Any]
 Batch = Mapping[str, np.ndarray]
 TrainStep = Callable[[Batch], Mapping[str, Any]]
-
-
-def moved_by_rounding(variables: Variables, seed: int) -> Variables:
-    """Every float32 moved to one of its two neighbours, by chance; 0, as in padding, stays."""
-    rng = np.random.default_rng(seed)
-
-    def move(leaf: np.ndarray) -> np.ndarray:
-        towards = np.where(rng.random(leaf.shape) < 0.5, -np.inf, np.inf).astype(leaf.dtype)
-        return np.where(leaf == 0, leaf, np.nextafter(leaf, towards))
-
-    return jax.tree.map(move, variables)
 
 
 def jax_side(run: Run, variables: Variables) -> tuple[TrainStep, Callable[[], TrainState], EmbedFn]:
@@ -86,10 +76,11 @@ def jax_side(run: Run, variables: Variables) -> tuple[TrainStep, Callable[[], Tr
 
 
 def torch_side(
-    run: Run, variables: Variables, num_images: int
+    run: Run, variables: Variables
 ) -> tuple[TrainStep, Callable[[], TrainState], EmbedFn]:
     """The same by PyTorch; of the state there is only the step."""
-    training = Training(run.config, make_twin(run, variables), num_images=num_images)
+    twin = make_twin(run, variables)
+    training = Training(run.config, twin, steps_per_epoch=run.steps_per_epoch)
 
     def step(batch: Batch) -> Mapping[str, Any]:
         return {
@@ -129,7 +120,7 @@ def measure(config: Config, side: str) -> dict[str, Any]:
     variables: Variables = {"params": fresh.params, "batch_stats": fresh.batch_stats}
     initial = _digest(to_arrays(variables, training.num_identities))
     if side == "torch":
-        step, state, embed = torch_side(run, variables, images)
+        step, state, embed = torch_side(run, variables)
     else:
         if side == "control":
             moved = moved_by_rounding(variables["params"], config.seed)

@@ -57,13 +57,13 @@ class Training:
         step: steps taken so far.
     """
 
-    def __init__(self, config: Config, model: PGFL, *, num_images: int):
-        """Make the optimizer for a training set of ``num_images``."""
+    def __init__(self, config: Config, model: PGFL, *, steps_per_epoch: float):
+        """Make the optimizer and its schedule."""
         self.config, self.model, self.step = config, model, 0
         self.optimizer = make_optimizer(config.optim, model)
         decay = config.optim.ema_decay
         self.average = Average(model, decay) if decay else None
-        self.steps_per_epoch = num_images / config.data.batch_size
+        self.steps_per_epoch = steps_per_epoch
         self.schedule = learning_rate_schedule(
             config.optim,
             batch_size=config.data.batch_size,
