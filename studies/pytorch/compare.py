@@ -24,7 +24,7 @@ from pgfl_jax.models.backbones.resnet import BasicBlock, Bottleneck
 from pgfl_jax.models.branches import pose_mask
 from pgfl_jax.pretrained import to_state_dict, torch_name
 from pgfl_jax.run import Run
-from pgfl_jax.sharding import make_mesh
+from pgfl_jax.sharding import make_mesh, state_shardings
 from pgfl_jax.train_state import Average, TrainState
 from pgfl_jax.train_step import loss_and_gradients, make_train_step
 from studies.pytorch import losses, models
@@ -97,14 +97,14 @@ def make_twin(run: Run, variables: Mapping[str, Any]) -> models.PGFL:
 
 
 def initial_state(run: Run, variables: Mapping[str, Any]) -> TrainState:
-    """The state of step 0."""
+    """The state of step 0, placed as steps leave it, so that the second compiles nothing again."""
     params, batch_stats = jax.tree.map(jnp.array, (variables["params"], variables["batch_stats"]))
     average = None
     if run.config.optim.ema_decay:
         average = jax.tree.map(jnp.array, Average(params, batch_stats))
-    return TrainState(
-        jnp.zeros((), jnp.int32), params, batch_stats, run.optimizer.init(params), average
-    )
+    step, moments = jnp.zeros((), jnp.int32), run.optimizer.init(params)
+    state = TrainState(step, params, batch_stats, moments, average)
+    return jax.device_put(state, state_shardings(state, make_mesh(jax.devices()[:1])))
 
 
 def flax_step(run: Run, variables: Mapping[str, Any], batch: Batch, *, step: int = 0) -> Step:
