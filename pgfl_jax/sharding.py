@@ -46,7 +46,7 @@ def state_shardings(state: Tree, mesh: Mesh) -> Tree:
         The same tree, of shardings.
     """
 
-    def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    def place(path: tuple, leaf: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
         classifier = any(str(getattr(key, "key", "")).endswith("_classifier") for key in path)
         split = classifier and len(leaf.shape) == 2
         return NamedSharding(mesh, PartitionSpec(None, "model") if split else PartitionSpec())

@@ -43,9 +43,8 @@ def loss_and_gradients(
             train=True,
             mutable=["batch_stats"],
         )
-        # Integers would be divided in float32 in any case.
-        epoch = jnp.asarray(state.step, float) / run.steps_per_epoch
-        total, terms = total_loss(outputs, batch, weights, kd_scale=kd_scale(epoch, weights))
+        scale = kd_scale(state.step / run.steps_per_epoch, weights)
+        total, terms = total_loss(outputs, batch, weights, kd_scale=scale)
         return total, (updates["batch_stats"], terms)
 
     gradients, (batch_stats, terms) = jax.grad(loss_fn, has_aux=True)(state.params)

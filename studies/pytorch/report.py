@@ -14,10 +14,10 @@ import numpy as np
 
 # Title and unit of the abscissa of each panel of the plot.
 PANELS = {
-    "resnet8": ("Small network: after each step, float64", "step"),
+    "steps": ("Small network: after each step, float64", "step"),
     "layers": ("ResNet-50: outputs of BatchNorms and blocks, from input to output", "layer"),
     "gradients": ("ResNet-50: gradients, from input to output", "parameter"),
-    "resnet50": ("ResNet-50, rate 3.5e-6: after each step, float64", "step"),
+    "steps of ResNet-50": ("ResNet-50, rate 3.5e-6: after each step, float64", "step"),
     "rounding": ("ResNet-50, rate 3.5e-4: parameters, distance from PyTorch, float64", "step"),
 }
 

@@ -58,7 +58,7 @@ class Training:
     """
 
     def __init__(self, config: Config, model: PGFL, *, steps_per_epoch: float):
-        """Make the optimizer and its schedule."""
+        """Make the optimizer and its schedule, which counts in epochs of so many steps."""
         self.config, self.model, self.step = config, model, 0
         self.optimizer = make_optimizer(config.optim, model)
         decay = config.optim.ema_decay

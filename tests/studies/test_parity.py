@@ -55,6 +55,26 @@ def test_a_planted_error_fails(drawn_batches, monkeypatch, tmp_path, capsys):
     assert {where[:8] for name, where in failed if name == "loss terms"} == {"kd_logit"}
 
 
+def test_a_rounding_of_the_start_and_the_other_framework_part_alike(
+    drawn_batches, monkeypatch, tmp_path, capsys
+):
+    """Two steps of the small network, from the command to the plot."""
+    monkeypatch.setattr(parity, "FEW", SMALL)
+    monkeypatch.setattr(parity, "STEPS", 2)
+    chosen = SimpleNamespace(part=["rounding"], data_dir="data", out=str(tmp_path))
+    monkeypatch.setattr(parity, "FLAGS", chosen)
+
+    assert parity.main([]) == 0
+
+    (curves,) = json.loads((tmp_path / "parity.json").read_text())["curves"].values()
+    assert len(curves) == 2
+    for values in curves.values():
+        # A rounding is 1e-16 of a weight; the first step of Adam divides it by small gradients.
+        assert len(values) == 2 and all(1e-16 < value < 1e-7 for value in values)
+    assert len(capsys.readouterr().err.splitlines()) == 3
+    assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_nan_is_above_every_bound():
     found = report.Parity()
     found.worst("section", "name", {"a": 1.0, "b": float("nan")}, 10)
@@ -163,10 +183,10 @@ def test_what_the_twin_saves_goes_into_flax_and_back(tmp_path, suffix):
         torch.save(twin.state_dict(), path)
     else:
         save_state_dict(path, saved)
-    variables, report = from_state_dict(
+    variables, used = from_state_dict(
         read_state_dict(path), draw_variables(run, 2, np.float32), run.model.num_identities
     )
-    assert (dict(report.missing), dict(report.left_over)) == ({}, {})
+    assert (dict(used.missing), dict(used.left_over)) == ({}, {})
     back = to_state_dict(variables, run.model.num_identities)
     assert back.keys() == saved.keys()
     for name, value in saved.items():

@@ -11,6 +11,7 @@ import scipy.stats
 
 from pgfl_jax.errors import UserError
 from studies.pytorch import study
+from studies.pytorch.drawn import moved_by_rounding
 
 
 def _run(seed, mean_ap, *, shift=0.0):
@@ -92,10 +93,11 @@ def test_runs_are_kept_and_must_start_alike(runs, tiny_config, tmp_path, monkeyp
         study.collect(config, tmp_path, 3)
 
 
-def test_the_control_moves_every_value_by_one_rounding():
-    values = np.array([1.0, -2.0, 1e-30, 0.0], np.float32)
-    moved = study.moved_by_rounding({"a": values}, 0)["a"]
-    apart = np.abs(values.view(np.int32) - moved.view(np.int32))
+@pytest.mark.parametrize("bits", [32, 64])
+def test_the_control_moves_every_value_by_one_rounding(bits):
+    values = np.array([1.0, -2.0, 1e-30, 0.0], f"float{bits}")
+    moved = moved_by_rounding({"a": values}, 0)["a"]
+    apart = np.abs(values.view(f"int{bits}") - moved.view(f"int{bits}"))
     assert apart.tolist() == [1, 1, 1, 0]
 
 
