@@ -1,6 +1,5 @@
 """From a configuration to what a run reads: the training set and the evaluation splits."""
 
-import functools
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -201,8 +200,7 @@ def _report(findings: Findings) -> None:
 
 def evaluation_split(catalog: Catalog, config: Config) -> EvaluationSplit:
     """A catalog as the evaluation reads it."""
-    batches = functools.partial(
-        evaluation_batches,
+    batches = evaluation_batches(
         catalog,
         config.data,
         map_shape=config.map_shape,

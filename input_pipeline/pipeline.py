@@ -124,8 +124,8 @@ def evaluation_batches(
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> Batches:
-    """The catalog once, in its order, in batches of one static shape.
+) -> Callable[[], Batches]:
+    """What reads the catalog once, in its order, in batches of one static shape.
 
     Every process gets the same number of batches, each with its b = batch_size / process_count
     rows of the global batch; the last ones are filled up with rows of zeros.
@@ -139,8 +139,9 @@ def evaluation_batches(
         process_count: how many slices.
 
     Returns:
-        Iterator of dicts as of :func:`train_batches`, without ``labels`` and with ``valid`` (b,)
-        float32: 1 for an image, 0 for a filling row (whose index is 0).
+        A function that starts a new iterator, for which little is left to prepare. Its dicts are
+        as of :func:`train_batches`, without ``labels`` and with ``valid`` (b,) float32: 1 for an
+        image, 0 for a filling row (whose index is 0).
 
     Raises:
         DataError: the processes do not divide the batch; while iterating, an image that cannot be
@@ -156,8 +157,8 @@ def evaluation_batches(
             part = geometry.unchanged(local)
             yield {**_rows(catalog, indices, part, 0, config), "valid": valid}
 
-    extra = {"valid": tf.float32}
-    return Batches(catalog, _dataset(rows, catalog, extra, local, 0, config, map_shape))
+    dataset = _dataset(rows, catalog, {"valid": tf.float32}, local, 0, config, map_shape)
+    return lambda: Batches(catalog, dataset)
 
 
 def _local_size(batch_size: int, process_count: int, option: str) -> int:

@@ -152,9 +152,10 @@ def test_no_poses_give_zero_maps(catalog):
 
 
 def evaluate(catalog, batch_size, **options):
-    return list(
-        evaluation_batches(catalog, CONFIG, map_shape=MAP_SHAPE, batch_size=batch_size, **options)
+    read = evaluation_batches(
+        catalog, CONFIG, map_shape=MAP_SHAPE, batch_size=batch_size, **options
     )
+    return list(read())
 
 
 def test_evaluation_goes_through_the_catalog_once_in_order(catalog):
@@ -171,6 +172,16 @@ def test_evaluation_goes_through_the_catalog_once_in_order(catalog):
     for name in ("images", "part_maps", "visibility"):
         assert not joined[name][27:].any(), name
     assert set(joined) == {"images", "part_maps", "visibility", "indices", "valid"}
+
+
+def test_every_evaluation_reads_the_same_from_the_beginning(catalog):
+    read = evaluation_batches(catalog, CONFIG, map_shape=MAP_SHAPE, batch_size=8)
+    next(left := read())  # an evaluation that was given up
+    first, second = list(read()), list(read())
+    left.close()
+    assert len(first) == len(second) == 4
+    for batch, other in zip(first, second, strict=True):
+        assert_equal(batch, other)
 
 
 def test_evaluation_maps_are_those_of_the_resized_pose(catalog):
@@ -248,7 +259,7 @@ import runpy, sys
 module = runpy.run_path(sys.argv[1])
 catalog, config = module["make_catalog"](), module["CONFIG"]
 batches = module["train_batches"](catalog, config, map_shape=(8, 4), seed=0)
-others = module["evaluation_batches"](catalog, config, map_shape=(8, 4), batch_size=4)
+others = module["evaluation_batches"](catalog, config, map_shape=(8, 4), batch_size=4)()
 next(batches), next(others)
 raise SystemExit("left")
 """
