@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Not compiled: most modules are never imported, and compiling them takes half of the installation.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 DEMO_DIR ?= runs/demo
 
 .PHONY: setup demo test lint scaling parity
@@ -13,7 +15,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo 'installing the dependencies into $(VENV) (a minute or two)'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PIP) -e '.[dev]'
 	@touch $@
 
 demo: setup
@@ -30,11 +32,11 @@ lint: setup
 # The tables of docs/scaling.md; half an hour, for the training step is compiled fifteen times.
 # After an interruption: make scaling OPTIONS=--keep
 scaling: setup
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tpu]'
+	@$(PIP) -e '.[tpu]'
 	$(BIN)/python -m benchmarks.aot --table $(OPTIONS)
 
-# Both frameworks through the same steps (docs/parity.md); four minutes. The exit status is 1 if a
+# Both frameworks through the same steps (docs/parity.md); seven minutes. The exit status is 1 if a
 # figure exceeds its bound. The report lies in .cache/parity.
 parity: setup
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[parity]'
+	@$(PIP) -e '.[parity]'
 	$(BIN)/python -m studies.pytorch.parity $(OPTIONS)
