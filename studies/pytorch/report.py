@@ -59,17 +59,17 @@ class Parity:
         self, section: str, name: str, found: dict[str, float], bound: float, case: str = ""
     ) -> None:
         """Add the largest of some differences."""
-        where = largest(found)
-        self.figures.append(Figure(section, case, name, found[where], bound, where))
+        where, value = largest(found)
+        self.figures.append(Figure(section, case, name, value, bound, where))
 
     def curve(self, panel: str, name: str, values: list[float]) -> None:
         """Add a curve to one of :data:`PANELS`."""
         self.curves.setdefault(panel, {})[name] = values
 
 
-def largest(found: Mapping[str, float]) -> str:
-    """The key of the largest difference; NaN counts as the largest of all."""
-    return max(found, key=lambda key: math.inf if math.isnan(found[key]) else found[key])
+def largest(found: Mapping[str, float]) -> tuple[str, float]:
+    """The largest difference and its key, which comes first; NaN is larger than all others."""
+    return max(found.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
 
 
 def write_report(parity: Parity, out: Path, seconds: float) -> int:
@@ -91,6 +91,7 @@ def write_report(parity: Parity, out: Path, seconds: float) -> int:
         "curves": parity.curves,
     }
     (out / "parity.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (out / "parity.png").unlink(missing_ok=True)
     if parity.curves:
         plot(parity, out / "parity.png")
     print(f"\n{summary}", flush=True)
