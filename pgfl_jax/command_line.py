@@ -5,7 +5,6 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from absl import app, flags
@@ -24,8 +23,7 @@ def run(
         interrupted: what is printed when the user stops it.
     """
     flags.mark_flags_as_required(required)
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGALRM, interrupt)
+    hear_interrupts()
     try:
         app.run(main, flags_parser=parse_flags)
     except (UserError, OSError) as error:
@@ -35,16 +33,23 @@ def run(
         sys.exit(130)
 
 
-def interrupt(signum: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt where it is heard.
+def hear_interrupts() -> None:
+    """See to it that every interrupt is raised where it is heard.
 
-    What is raised while Python collects garbage is dropped, and JAX has a function called then: an
-    interrupt that comes there is put off by a moment.
+    Python drops what is raised while it collects garbage, of which JAX has itself told, or calls
+    back a weak reference: an interrupt that comes there is raised again, a moment later.
     """
-    if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
-        signal.setitimer(signal.ITIMER_REAL, 0.02)
-    else:
-        raise KeyboardInterrupt
+    shown = sys.unraisablehook
+
+    def again(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+        else:
+            shown(unraisable)
+
+    sys.unraisablehook = again
+    for number in (signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, signal.default_int_handler)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -58,7 +58,7 @@ class StopSignal:
             before = self._before[number]
             self._restore()
             if callable(before):  # not where it was ignored, as in a shell's background jobs
-                before(number, frame)  # with this frame, by which it tells where it was heard
+                before(number, frame)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
