@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.FATAL)
     # Imported late: the processes that render the synthetic data set import this file too.
     from pgfl_jax.config import parse_config
-    from pgfl_jax.processes import joined
+    from pgfl_jax.distributed.launch import joined
 
     config = parse_config(FLAGS.config)
     place = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
@@ -49,18 +49,18 @@ def work(config: "Config") -> None:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
-    from pgfl_jax import processes
-    from pgfl_jax.reporting.manifest import common_facts
+    from pgfl_jax.distributed import launch as processes
+    from pgfl_jax.report.manifest import common_facts
 
-    processes.agree(common_facts(config))
+    processes.assert_same_everywhere(common_facts(config))
     config.check_devices(jax.device_count())  # before any data is prepared
     workdir = writable_folder(Path(FLAGS.workdir), "--workdir")
     processes.check_shared(workdir)
     if config.model.pretrained:
         begin(config, workdir)
 
-    from input_pipeline.dataset import evaluation_data, training_data  # before TensorFlow
-    from pgfl_jax.evaluate import evaluate_checkpoint
+    from input_pipeline.from_config import evaluation_data, training_data  # before TensorFlow
+    from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
     from pgfl_jax.train import train
 
     import tensorflow as tf  # isort: skip
@@ -71,7 +71,7 @@ def work(config: "Config") -> None:
     evaluation = evaluation_data(config)
     described = training.description if training else {}
     named = {f"training data ({name})": value for name, value in described.items()}
-    processes.agree(named | evaluation.facts())
+    processes.assert_same_everywhere(named | evaluation.facts())
     if training:
         train(config, workdir, training, evaluation)
     else:
@@ -80,10 +80,10 @@ def work(config: "Config") -> None:
 
 def begin(config: "Config", workdir: Path) -> None:
     """Look at the weights that a new run starts from; a resumed one needs them no more."""
-    from pgfl_jax import processes
     from pgfl_jax.checkpoint import has_checkpoint
-    from pgfl_jax.integrity import sha256
-    from pgfl_jax.run import examine_pretrained
+    from pgfl_jax.checksums import sha256
+    from pgfl_jax.distributed import launch as processes
+    from pgfl_jax.experiment import examine_pretrained
 
     resumes = FLAGS.mode == "train" and has_checkpoint(workdir)
     trained = FLAGS.mode == "evaluate" and config.eval.checkpoint != "untrained"
@@ -91,7 +91,7 @@ def begin(config: "Config", workdir: Path) -> None:
         return
     report = examine_pretrained(config)
     digest = sha256(Path(config.model.pretrained))
-    processes.agree({"the file of config.model.pretrained": digest})
+    processes.assert_same_everywhere({"the file of config.model.pretrained": digest})
     if processes.is_primary():
         print(f"{config.model.pretrained}: {report}", flush=True)
 

@@ -56,10 +56,10 @@ from benchmarks.hlo import Program
 from configs import default
 from pgfl_jax.command_line import run as run_command_line
 from pgfl_jax.config import NUM_PARTS, Config, parse_config
+from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.errors import UserError
-from pgfl_jax.reporting.writers import replace_text
-from pgfl_jax.run import Run
-from pgfl_jax.sharding import make_mesh
+from pgfl_jax.experiment import Experiment
+from pgfl_jax.report.writers import replace_text
 from pgfl_jax.train_step import make_train_step
 
 FLAGS = flags.FLAGS
@@ -113,7 +113,7 @@ def measure(case: Case) -> dict[str, Any]:
     """
     devices = topology_devices(case.topology)
     case.config.check_devices(len(devices))
-    run = Run.create(
+    experiment = Experiment.create(
         case.config,
         num_identities=case.identities,
         num_images=STEPS_PER_EPOCH * case.config.data.batch_size,
@@ -121,8 +121,8 @@ def measure(case: Case) -> dict[str, Any]:
     mesh = make_mesh(devices, model=case.config.mesh.model)
     line = described(case) | {"chips": len(devices), "mesh": dict(mesh.shape)}
     started = time.perf_counter()
-    train_step: Any = make_train_step(run, mesh)
-    lowered = train_step.lower(run.abstract_state(), abstract_batch(case.config))
+    train_step: Any = make_train_step(experiment, mesh)
+    lowered = train_step.lower(experiment.abstract_state(), abstract_batch(case.config))
     line["lower_seconds"] = round(time.perf_counter() - started, 1)
     _say(f"{case.name} on {case.topology}: compiling, which takes minutes")
     started = time.perf_counter()

@@ -35,10 +35,10 @@ from ml_collections import config_flags
 
 from pgfl_jax.command_line import run as run_command_line
 from pgfl_jax.config import NUM_PARTS, Config, parse_config
+from pgfl_jax.distributed.sharding import make_mesh, shard_batch
 from pgfl_jax.errors import UserError
-from pgfl_jax.evaluate import make_embed
-from pgfl_jax.run import Run
-from pgfl_jax.sharding import make_mesh, shard_batch
+from pgfl_jax.experiment import Experiment
+from pgfl_jax.retrieval.evaluate import make_embed
 from pgfl_jax.train_step import make_train_step
 from studies.pytorch.compare import fresh_twin
 from studies.pytorch.train_step import Training, to_tensors
@@ -68,15 +68,17 @@ def random_batch(config: Config, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def jax_side(run: Run, batch: Batch, task: str) -> tuple[Repeat, Callable[[], dict[str, Any]]]:
+def jax_side(
+    experiment: Experiment, batch: Batch, task: str
+) -> tuple[Repeat, Callable[[], dict[str, Any]]]:
     """What repeats the task and waits for its end; and what tells the device and its memory."""
     mesh = make_mesh(jax.devices()[:1])
-    state = run.init_state(mesh)
+    state = experiment.init_state(mesh)
     if task == "embed":
         state = dataclasses.replace(state, opt_state=(), average=None)
     placed = shard_batch(batch, mesh)
-    train_step = make_train_step(run, mesh)
-    embed = make_embed(run.model, mesh, ("main",))
+    train_step = make_train_step(experiment, mesh)
+    embed = make_embed(experiment.model, mesh, ("main",))
 
     def repeat(times: int) -> None:
         nonlocal state
@@ -97,15 +99,15 @@ def jax_side(run: Run, batch: Batch, task: str) -> tuple[Repeat, Callable[[], di
 
 
 def torch_side(
-    run: Run, batch: Batch, task: str, *, precision: str, compiled: bool
+    experiment: Experiment, batch: Batch, task: str, *, precision: str, compiled: bool
 ) -> tuple[Repeat, Callable[[], dict[str, Any]]]:
     """The same by the twin."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    network = fresh_twin(run)
+    network = fresh_twin(experiment)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    training = Training(run.config, network, steps_per_epoch=run.steps_per_epoch)
+    training = Training(experiment.config, network, steps_per_epoch=experiment.steps_per_epoch)
     if compiled:
         network.compile()
     placed = {name: tensor.to(device) for name, tensor in to_tensors(batch).items()}
@@ -134,18 +136,18 @@ def torch_side(
 def measure(config: Config, side: str) -> dict[str, Any]:
     """Warm up, then time rounds of steps; see the module's docstring."""
     batch_size = config.data.batch_size
-    run = Run.create(
+    experiment = Experiment.create(
         config, num_identities=FLAGS.identities, num_images=STEPS_PER_EPOCH * batch_size
     )
     batch = random_batch(config, config.seed)
     started = time.perf_counter()
     if side == "jax":
         jax.config.update("jax_default_matmul_precision", PRECISIONS[FLAGS.precision])
-        repeat, told = jax_side(run, batch, FLAGS.task)
+        repeat, told = jax_side(experiment, batch, FLAGS.task)
     else:
         compiled = side == "torch_compiled"
         repeat, told = torch_side(
-            run, batch, FLAGS.task, precision=FLAGS.precision, compiled=compiled
+            experiment, batch, FLAGS.task, precision=FLAGS.precision, compiled=compiled
         )
     repeat(1)
     first = time.perf_counter() - started

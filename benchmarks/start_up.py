@@ -67,7 +67,7 @@ def prepare(folder: Path) -> dict:
 def start(folder: Path, memory_gib: float) -> dict:
     """Open the training split, make the first batch, then some more."""
     from configs import msmt17
-    from input_pipeline.dataset import open_builder, open_catalog, training_data
+    from input_pipeline.from_config import open_builder, open_catalog, training_data
     from pgfl_jax.config import parse_config
 
     values = msmt17.get_config()

@@ -15,10 +15,16 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from pgfl_jax.checksums import find_damage, write_checksums
+from pgfl_jax.distributed.launch import (
+    all_processes,
+    barrier,
+    broadcast_from_primary,
+    is_primary,
+    peer_lost,
+)
+from pgfl_jax.distributed.sharding import state_shardings
 from pgfl_jax.errors import DiskFullError, UserError, full_disk
-from pgfl_jax.integrity import damage, seal
-from pgfl_jax.processes import barrier, is_primary, of_primary, on_all, peer_lost
-from pgfl_jax.sharding import state_shardings
 from pgfl_jax.train_state import TrainState
 
 SCORE = "score"
@@ -36,12 +42,12 @@ class _SealedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
     async def finalize(self) -> None:
         if self.get_final().name.isdecimal():  # the whole, not one of its items
             # Orbax has notes of its own still to write at the top; none is needed to restore.
-            seal(Path(self.get()))
+            write_checksums(Path(self.get()))
         await super().finalize()
 
 
 class _Manager(ocp.CheckpointManager):
-    """Leaves SIGTERM to :mod:`pgfl_jax.stopping`, which saves and asks at steps of its own."""
+    """Leaves SIGTERM to :mod:`pgfl_jax.distributed.preemption`."""
 
     def reached_preemption(self, step: int) -> bool:
         return False
@@ -223,7 +229,7 @@ class Checkpoints:
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether ``workdir`` holds a checkpoint to go on from, as process 0 sees it."""
-    return bool(of_primary(float(bool(_steps(workdir / "checkpoints")))))
+    return bool(broadcast_from_primary(float(bool(_steps(workdir / "checkpoints")))))
 
 
 def _unreadable(folder: Path, error: Exception) -> CheckpointError:
@@ -243,7 +249,7 @@ def _steps(directory: Path) -> list[int]:
 
 def _examine(directory: Path) -> dict[int, str]:
     """The steps of damaged checkpoints, with what is wrong about each."""
-    found = {step: damage(directory / str(step)) for step in _steps(directory)}
+    found = {step: find_damage(directory / str(step)) for step in _steps(directory)}
     # A training that is running may have deleted one meanwhile.
     return {step: wrong for step, wrong in found.items() if wrong and step in _steps(directory)}
 
@@ -261,7 +267,7 @@ def _free(path: Path) -> Path:
 def _set_damaged_aside(directory: Path) -> None:
     """Move damaged checkpoints out of the way, as long as a sound one is left."""
     damaged = _examine(directory) if is_primary() else {}
-    if not on_all(not damaged or len(damaged) < len(_steps(directory))):
+    if not all_processes(not damaged or len(damaged) < len(_steps(directory))):
         raise CheckpointError(
             f"{directory}: no checkpoint is sound: {_list(damaged) or 'see process 0'}; put a "
             "copy back, or begin anew in another --workdir"

@@ -13,21 +13,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pgfl_jax.checkpoint import open_checkpoints
+from pgfl_jax.checksums import sha256
 from pgfl_jax.config import Config, ConfigError
+from pgfl_jax.distributed.launch import agreed_step, broadcast_from_primary, is_primary
+from pgfl_jax.distributed.preemption import StopSignal
+from pgfl_jax.distributed.sharding import make_mesh, shard_batch
 from pgfl_jax.errors import UserError
-from pgfl_jax.evaluate import EvaluationData, Evaluator
-from pgfl_jax.integrity import sha256
-from pgfl_jax.processes import agreed_step, is_primary, of_primary
-from pgfl_jax.reporting.manifest import read_run, write_run
-from pgfl_jax.reporting.writers import (
+from pgfl_jax.experiment import Experiment
+from pgfl_jax.report.manifest import read_run, write_run
+from pgfl_jax.report.writers import (
     MetricWriter,
     duration,
     embedding_label,
     progress_line,
 )
-from pgfl_jax.run import Run
-from pgfl_jax.sharding import make_mesh, shard_batch
-from pgfl_jax.stopping import StopSignal
+from pgfl_jax.retrieval.evaluate import EvaluationData, Evaluator
 from pgfl_jax.train_state import TrainState
 from pgfl_jax.train_step import Metrics, make_train_step
 
@@ -102,43 +102,43 @@ def train(
     """
     mesh = make_mesh(devices, model=config.mesh.model)
     config.check_devices(mesh.size)
-    run = Run.create(
+    experiment = Experiment.create(
         config, num_identities=training.num_identities, num_images=len(training.filenames)
     )
-    train_step = make_train_step(run, mesh)
-    evaluator = Evaluator(run, mesh, evaluation, workdir)
+    train_step = make_train_step(experiment, mesh)
+    evaluator = Evaluator(experiment, mesh, evaluation, workdir)
     with open_checkpoints(workdir) as checkpoints:
         restored = agreed_step(checkpoints.newest)
         start = restored or 0
-        needed = itertools.islice(training.batches(start), run.num_steps - start)
+        needed = itertools.islice(training.batches(start), experiment.num_steps - start)
         batches = _prefetch(needed, mesh, config.train.accumulation)
-        facts = training.facts() | {"best_by": evaluation.decides}
+        facts = training.facts() | {"best_by": evaluation.selection_protocol}
         if restored is None:
             pretrained = config.model.pretrained
             facts["pretrained_sha256"] = sha256(Path(pretrained)) if pretrained else None
             _warn_of_lost_checkpoints(workdir)
-            state, unlogged = run.init_state(mesh), []
+            state, unlogged = experiment.init_state(mesh), []
         else:
             manifest = read_run(workdir, config, training.description)
             _check_deciding(manifest, evaluation, workdir)
             facts["pretrained_sha256"] = manifest.get("pretrained_sha256")
-            state = checkpoints.restore(run.abstract_state(), mesh, start)
+            state = checkpoints.restore(experiment.abstract_state(), mesh, start)
             unlogged = checkpoints.unlogged(start)
-            if start == run.num_steps:
+            if start == experiment.num_steps:
                 _say(f"{workdir} is finished; evaluating it again")
                 evaluator(state)
                 return state
-            _say(f"resuming from step {start} of {run.num_steps} in {workdir}")
-        evaluator.rehearse(state)  # nothing should be found out hours later
+            _say(f"resuming from step {start} of {experiment.num_steps} in {workdir}")
+        evaluator.dry_run(state)  # nothing should be found out hours later
         if is_primary():
             write_run(workdir, config, facts)
         with (
-            _Log(workdir, restored, unlogged, run, training.filenames) as log,
+            _Log(workdir, restored, unlogged, experiment, training.filenames) as log,
             _Trace(config, workdir) as trace,
             StopSignal() as stop,
         ):
-            for step in range(start, run.num_steps + 1):
-                last = step == run.num_steps
+            for step in range(start, experiment.num_steps + 1):
+                last = step == experiment.num_steps
                 stopped = not last and stop.requested(step)
                 evaluation_due = step % config.train.eval_every == 0 or last
                 save_due = step % config.train.checkpoint_every == 0 or evaluation_due
@@ -236,11 +236,11 @@ def _warn_of_lost_checkpoints(workdir: Path) -> None:
 
 def _check_deciding(manifest: Mapping[str, Any], evaluation: EvaluationData, workdir: Path) -> None:
     """Steps chosen by different test sets cannot be compared."""
-    if manifest["best_by"] != evaluation.decides:
+    if manifest["best_by"] != evaluation.selection_protocol:
         raise ConfigError(
             f"config.eval.datasets: the best step of {workdir} is chosen by {manifest['best_by']}, "
-            f"not {evaluation.decides}; name that set first, or use another --workdir (a finished "
-            "run is scored on other sets by --mode=evaluate)"
+            f"not {evaluation.selection_protocol}; name that set first, or use another --workdir "
+            "(--mode=evaluate scores a finished run on other sets)"
         )
 
 
@@ -255,11 +255,11 @@ class _Log:
         workdir: Path,
         restored: int | None,
         unlogged: Sequence[Mapping[str, float]],
-        run: Run,
+        experiment: Experiment,
         filenames: np.ndarray,
     ) -> None:
         self._writer = MetricWriter(workdir, restored) if is_primary() else None
-        self._run = run
+        self._experiment = experiment
         self._filenames = filenames
         # The steps before the restored one; their images have been found to be sound.
         self._pending: list[tuple[int, Mapping[str, Any], np.ndarray]] = [
@@ -289,7 +289,7 @@ class _Log:
             self.restart_clock()
         else:
             self._timed_steps += 1
-        if step % self._run.config.train.log_every == 0:
+        if step % self._experiment.config.train.log_every == 0:
             self.flush()
 
     def unlogged(self) -> list[dict[str, float]]:
@@ -320,15 +320,15 @@ class _Log:
         step = self._pending[-1][0]
         self._pending = []
         means = {name: float(np.mean([value[name] for value in values])) for name in values[0]}
-        rates = {"learning_rate": float(self._run.schedule(step - 1))}
+        rates = {"learning_rate": float(self._experiment.schedule(step - 1))}
         if self._timed_steps:
             steps_per_second = self._timed_steps / seconds
-            rates["images_per_second"] = self._run.config.data.batch_size * steps_per_second
-            seconds_left = (self._run.num_steps - step) / steps_per_second
+            rates["images_per_second"] = self._experiment.config.data.batch_size * steps_per_second
+            seconds_left = (self._experiment.num_steps - step) / steps_per_second
             pace = f"{rates['images_per_second']:.0f} images/s | ETA {duration(seconds_left)}"
         else:
             pace = "compiled"  # the only step since the last line was the one that compiles
-        _say(progress_line(step, self._run.num_steps, means, pace))
+        _say(progress_line(step, self._experiment.num_steps, means, pace))
         if self._writer:
             self._writer.write(step, means | rates)
         self.restart_clock()
@@ -343,7 +343,7 @@ class _Log:
         if self._writer:
             self._writer.write(results[0]["step"], values)
         # Every process has ranked for itself; one score must choose the best step.
-        return of_primary(results[0]["mAP"])
+        return broadcast_from_primary(results[0]["mAP"])
 
 
 def _check_finite(

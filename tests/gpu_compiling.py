@@ -17,10 +17,10 @@ from jax.experimental import topologies
 from benchmarks.aot import abstract_batch
 from configs import default, synthetic_demo
 from pgfl_jax.config import parse_config
-from pgfl_jax.evaluate import make_embed
+from pgfl_jax.distributed.sharding import make_mesh, state_shardings
+from pgfl_jax.experiment import Experiment
 from pgfl_jax.models import main_branch
-from pgfl_jax.run import Run
-from pgfl_jax.sharding import make_mesh, state_shardings
+from pgfl_jax.retrieval.evaluate import make_embed
 from pgfl_jax.train_step import make_train_step
 
 # What the compiler must know of the chip; the numbers are the manufacturer's.
@@ -64,14 +64,16 @@ def compile_case(module, backbone, dtype, task, devices):
     values = module.get_config()
     values.model.backbone, values.model.dtype = backbone, dtype
     config = parse_config(values)
-    run = Run.create(config, num_identities=IDENTITIES, num_images=10 * config.data.batch_size)
+    experiment = Experiment.create(
+        config, num_identities=IDENTITIES, num_images=10 * config.data.batch_size
+    )
     topology = topologies.get_topology_desc(
         platform="cuda", topology_name="", target_config=H100, topology=f"1x1x{devices}"
     )
     mesh = make_mesh(topology.devices)
-    state, batch = run.abstract_state(), abstract_batch(config)
+    state, batch = experiment.abstract_state(), abstract_batch(config)
     if task == "train":
-        function = make_train_step(run, mesh)
+        function = make_train_step(experiment, mesh)
         expected = _bytes(state) + _bytes(batch) // devices
     else:
         # A trained state says by itself where it lies.
@@ -80,7 +82,7 @@ def compile_case(module, backbone, dtype, task, devices):
             state,
             state_shardings(state, mesh),
         )
-        function = make_embed(run.model, mesh, ("main",))
+        function = make_embed(experiment.model, mesh, ("main",))
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         expected = _bytes(main_branch(variables)) + _bytes(batch["images"])
     compiled = function.lower(state, batch).compile()

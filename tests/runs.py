@@ -12,8 +12,8 @@ import numpy as np
 from configs import synthetic_tiny
 from pgfl_jax.checkpoint import open_checkpoints
 from pgfl_jax.config import parse_config
-from pgfl_jax.run import Run
-from pgfl_jax.sharding import make_mesh
+from pgfl_jax.distributed.sharding import make_mesh
+from pgfl_jax.experiment import Experiment
 
 ROOT = Path(__file__).parent.parent
 
@@ -87,9 +87,9 @@ def leaves(workdir, step):
     stored = json.loads((workdir / "config.json").read_text())
     for name in ("optim.name", "model.pose_branches"):
         values.update_from_flattened_dict({name: stored[name]})
-    run = Run.create(parse_config(values), num_identities=16, num_images=128)
+    experiment = Experiment.create(parse_config(values), num_identities=16, num_images=128)
     with open_checkpoints(workdir, read_only=True) as checkpoints:
-        state = checkpoints.restore(run.abstract_state(), make_mesh(jax.devices()[:1]), step)
+        state = checkpoints.restore(experiment.abstract_state(), make_mesh(jax.devices()[:1]), step)
     found = {
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state))

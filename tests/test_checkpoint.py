@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 
 from pgfl_jax.checkpoint import CheckpointError, open_checkpoints
-from pgfl_jax.run import Run
-from pgfl_jax.sharding import make_mesh
+from pgfl_jax.distributed.sharding import make_mesh
+from pgfl_jax.experiment import Experiment
 
 
 def _run(config):
-    return Run.create(config, num_identities=4, num_images=64)
+    return Experiment.create(config, num_identities=4, num_images=64)
 
 
 def test_the_newest_two_and_the_best_are_kept(tiny_config, tmp_path):
-    run, mesh = _run(tiny_config()), make_mesh()
-    state = run.init_state(mesh)
+    experiment, mesh = _run(tiny_config()), make_mesh()
+    state = experiment.init_state(mesh)
     with open_checkpoints(tmp_path) as checkpoints:
         assert checkpoints.newest is None and checkpoints.best is None
         for step, score in ((0, 0.1), (10, None), (20, 0.5), (30, 0.3), (40, None), (50, None)):
@@ -26,27 +26,27 @@ def test_the_newest_two_and_the_best_are_kept(tiny_config, tmp_path):
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_a_state_comes_back_bit_for_bit_onto_any_mesh(tiny_config, tmp_path, devices):
-    run = _run(tiny_config())
-    state = run.init_state(make_mesh(jax.devices()[:2]))
+    experiment = _run(tiny_config())
+    state = experiment.init_state(make_mesh(jax.devices()[:2]))
     with open_checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, 0.5)
     mesh = make_mesh(jax.devices()[:devices])
     with open_checkpoints(tmp_path) as checkpoints:
-        restored = checkpoints.restore(run.abstract_state(), mesh, 0)
+        restored = checkpoints.restore(experiment.abstract_state(), mesh, 0)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     leaf = jax.tree.leaves(restored.params)[0]
     assert len(leaf.sharding.device_set) == devices
 
 
 def test_another_architecture_is_refused_in_one_line(tiny_config, tmp_path):
-    run, mesh = _run(tiny_config()), make_mesh()
+    experiment, mesh = _run(tiny_config()), make_mesh()
     with open_checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(run.init_state(mesh), None)
+        checkpoints.save(experiment.init_state(mesh), None)
     others = {
         "foreground_classifier/kernel: the checkpoint has (192, 128), the configuration none": _run(
             tiny_config(**{"model.pose_branches": False})
         ),
-        "the checkpoint has (192, 128), the configuration (192, 256)": Run.create(
+        "the checkpoint has (192, 128), the configuration (192, 256)": Experiment.create(
             tiny_config(), num_identities=129, num_images=64
         ),
     }

@@ -14,13 +14,13 @@ import pytest
 
 from configs import synthetic_tiny
 from pgfl_jax.config import parse_config
+from pgfl_jax.experiment import Experiment
 from pgfl_jax.losses import LossConfig, kd_scale, total_loss
 from pgfl_jax.models import BranchOutputs, PGFLOutputs
 from pgfl_jax.pretrained import to_state_dict
-from pgfl_jax.run import Run
 from pgfl_jax.train_state import TrainState
 from pgfl_jax.train_step import loss_and_gradients
-from studies.pytorch.drawn import draw_batch, draw_variables
+from studies.pytorch.random_weights import draw_batch, draw_variables
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -75,20 +75,22 @@ def test_network():
     values = synthetic_tiny.get_config()
     values.update_from_flattened_dict({"data.height": 32, "data.width": 16})
     values.loss.update(origin["variants"]["all"])
-    run = Run.create(parse_config(values), num_identities=origin["identities"], num_images=16)
-    variables = draw_variables(run, origin["seed"], np.float64)
+    experiment = Experiment.create(
+        parse_config(values), num_identities=origin["identities"], num_images=16
+    )
+    variables = draw_variables(experiment, origin["seed"], np.float64)
     batch = draw_batch(origin["seed"])
     state = TrainState(jnp.zeros((), jnp.int32), **variables, opt_state=(), average=None)
 
     @jax.jit
     def step(state, batch):
-        outputs, _ = run.model.apply(
+        outputs, _ = experiment.model.apply(
             {"params": state.params, "batch_stats": state.batch_stats},
             *(batch[name] for name in ("images", "part_maps", "visibility")),
             train=True,
             mutable=["batch_stats"],
         )
-        return outputs, *loss_and_gradients(run, state, batch)
+        return outputs, *loss_and_gradients(experiment, state, batch)
 
     outputs, gradients, statistics, terms = step(state, batch)
     logits = {

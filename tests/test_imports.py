@@ -24,7 +24,7 @@ except ImportError:
 
 def test_the_package_imports_with_tensorflow_blocked():
     names = [module.name for module in pkgutil.walk_packages(pgfl_jax.__path__, "pgfl_jax.")]
-    assert {"pgfl_jax.train", "pgfl_jax.losses.total", "pgfl_jax.reporting.writers"} <= set(names)
+    assert {"pgfl_jax.train", "pgfl_jax.losses.total", "pgfl_jax.report.writers"} <= set(names)
     result = subprocess.run(
         [sys.executable, "-c", BLOCK, *names], capture_output=True, text=True, check=False
     )

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from input_pipeline.dataset import evaluation_data, training_data
+from input_pipeline.from_config import evaluation_data, training_data
+from pgfl_jax.distributed.sharding import make_mesh, shard_batch
+from pgfl_jax.experiment import Experiment
 from pgfl_jax.models.backbones import BACKBONES
-from pgfl_jax.run import Run
-from pgfl_jax.sharding import make_mesh, shard_batch
 from pgfl_jax.train import train
 from pgfl_jax.train_step import accumulated, loss_and_gradients, make_train_step
 
@@ -30,7 +30,7 @@ def _batch(size=16, seed=0):
 
 
 def _run(config):
-    return Run.create(config, num_identities=6, num_images=64)
+    return Experiment.create(config, num_identities=6, num_images=64)
 
 
 def _assert_close(actual, expected, rtol):
@@ -40,10 +40,10 @@ def _assert_close(actual, expected, rtol):
 
 
 def test_accumulation_is_the_mean_over_parts_that_are_batches_of_their_own(tiny_config):
-    run = _run(tiny_config(**{"train.accumulation": 2}))
+    experiment = _run(tiny_config(**{"train.accumulation": 2}))
     mesh = make_mesh(jax.devices()[:4])
-    state, batch = run.init_state(make_mesh(ONE)), _batch()
-    single = jax.jit(lambda state, batch: loss_and_gradients(run, state, batch))
+    state, batch = experiment.init_state(make_mesh(ONE)), _batch()
+    single = jax.jit(lambda state, batch: loss_and_gradients(experiment, state, batch))
     halves = [jax.tree.map(lambda rows, i=i: rows[8 * i : 8 * i + 8], batch) for i in (0, 1)]
     first, stats, terms_0 = single(state, halves[0])
     second, stats, terms_1 = single(state.replace(batch_stats=stats), halves[1])
@@ -52,8 +52,10 @@ def test_accumulation_is_the_mean_over_parts_that_are_batches_of_their_own(tiny_
     # Every device has rows of both parts.
     assert sharded["images"].shape == (2, 8, 64, 32, 3)
     assert sharded["images"].addressable_shards[0].data.shape == (2, 2, 64, 32, 3)
-    on_mesh = run.init_state(mesh)
-    gradients, new_stats, terms = jax.jit(lambda s, b: accumulated(run, s, b))(on_mesh, sharded)
+    on_mesh = experiment.init_state(mesh)
+    gradients, new_stats, terms = jax.jit(lambda s, b: accumulated(experiment, s, b))(
+        on_mesh, sharded
+    )
     # As in test_train_step: sums in another order.
     _assert_close(gradients, jax.tree.map(lambda a, b: (a + b) / 2, first, second), 5e-5)
     _assert_close(new_stats, stats, 5e-5)
@@ -61,15 +63,15 @@ def test_accumulation_is_the_mean_over_parts_that_are_batches_of_their_own(tiny_
 
 
 def test_bfloat16_is_in_the_convolutions_and_products_alone(tiny_config):
-    run = _run(tiny_config(**{"model.dtype": "bfloat16"}))
+    experiment = _run(tiny_config(**{"model.dtype": "bfloat16"}))
     exact = _run(tiny_config())
-    state, batch = run.init_state(make_mesh(ONE)), _batch()
-    results = jax.jit(lambda s, b: loss_and_gradients(run, s, b))(state, batch)
+    state, batch = experiment.init_state(make_mesh(ONE)), _batch()
+    results = jax.jit(lambda s, b: loss_and_gradients(experiment, s, b))(state, batch)
     for leaf in jax.tree.leaves((state.params, state.batch_stats, state.opt_state, results)):
         assert leaf.dtype in (jnp.float32, jnp.int32)
 
     outputs, _ = jax.eval_shape(
-        lambda v, *x: run.model.apply(v, *x, train=True, mutable=["batch_stats"]),
+        lambda v, *x: experiment.model.apply(v, *x, train=True, mutable=["batch_stats"]),
         {"params": state.params, "batch_stats": state.batch_stats},
         *(batch[name] for name in ("images", "part_maps", "visibility")),
     )
@@ -77,7 +79,7 @@ def test_bfloat16_is_in_the_convolutions_and_products_alone(tiny_config):
     for branch in (outputs.main, outputs.foreground, outputs.parts):
         assert {x.dtype for x in branch} == {jnp.dtype(jnp.float32)}
 
-    text = str(jax.make_jaxpr(lambda s, b: loss_and_gradients(run, s, b))(state, batch))
+    text = str(jax.make_jaxpr(lambda s, b: loss_and_gradients(experiment, s, b))(state, batch))
     convolutions = [line for line in text.splitlines() if "conv_general_dilated[" in line]
     assert len(convolutions) > 10
     assert all("bf16[" in line.split("=")[0] for line in convolutions)
@@ -121,10 +123,10 @@ def test_rematerialisation_keeps_less_and_changes_no_number():
 
 
 def test_the_step_keeps_the_average_and_the_evaluation_takes_it(tiny_config):
-    run, mesh = _run(tiny_config(**{"optim.ema_decay": 0.5})), make_mesh(ONE)
-    state = run.init_state(mesh)
+    experiment, mesh = _run(tiny_config(**{"optim.ema_decay": 0.5})), make_mesh(ONE)
+    state = experiment.init_state(mesh)
     before = jax.device_get(state)
-    state, _ = make_train_step(run, mesh)(state, shard_batch(_batch(), mesh))
+    state, _ = make_train_step(experiment, mesh)(state, shard_batch(_batch(), mesh))
     # Step 0: the decay is (1 + 0) / (10 + 0), below 0.5.
     for old, new, average in zip(
         *map(jax.tree.leaves, (before.params, state.params, state.average.params)), strict=True

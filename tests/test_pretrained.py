@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from pgfl_jax.distributed.sharding import make_mesh
+from pgfl_jax.experiment import Experiment
 from pgfl_jax.models import PGFL
 from pgfl_jax.models.backbones import BACKBONES
 from pgfl_jax.pretrained import (
@@ -25,8 +27,6 @@ from pgfl_jax.pretrained import (
     save_state_dict,
     to_state_dict,
 )
-from pgfl_jax.run import Run
-from pgfl_jax.sharding import make_mesh
 from tests.runs import finish, leaves, start
 
 torch = pytest.importorskip("torch")
@@ -477,10 +477,10 @@ def test_a_state_on_a_mesh_starts_from_the_file_and_so_does_its_average(tmp_path
     path = tmp_path / "net.safetensors"
     save_state_dict(path, to_state_dict(variables, 10))
     config = tiny_config(**{"model.pretrained": str(path), "optim.ema_decay": 0.9})
-    run = Run.create(config, num_identities=200, num_images=128)
-    plain = Run.create(tiny_config(), num_identities=200, num_images=128)
+    experiment = Experiment.create(config, num_identities=200, num_images=128)
+    plain = Experiment.create(tiny_config(), num_identities=200, num_images=128)
     mesh = make_mesh(jax.devices()[:2], model=2)
-    state, drawn = run.init_state(mesh), plain.init_state(mesh)
+    state, drawn = experiment.init_state(mesh), plain.init_state(mesh)
     for start_of in (state, state.average):
         for name in ("trunk", "main_neck"):
             ours = start_of.params[name], start_of.batch_stats[name]

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.input_pipeline import load_catalog, parse_options, run_config
 from configs import default
-from input_pipeline.dataset import evaluation_data, training_data
+from input_pipeline.from_config import evaluation_data, training_data
 from input_pipeline.keypoints import JOINTS
 from input_pipeline.poses.__main__ import main as poses
 from pgfl_jax.config import parse_config

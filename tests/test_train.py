@@ -11,12 +11,12 @@ import pytest
 
 from input_pipeline import builders
 from input_pipeline.catalog import DataError
-from input_pipeline.dataset import evaluation_data, training_data
+from input_pipeline.from_config import evaluation_data, training_data
 from pgfl_jax.checkpoint import open_checkpoints
 from pgfl_jax.config import ConfigError
-from pgfl_jax.evaluate import EvaluationError, evaluate_checkpoint
-from pgfl_jax.run import Run
-from pgfl_jax.sharding import make_mesh, shard_batch
+from pgfl_jax.distributed.sharding import make_mesh, shard_batch
+from pgfl_jax.experiment import Experiment
+from pgfl_jax.retrieval.evaluate import EvaluationError, evaluate_checkpoint
 from pgfl_jax.train import NonFiniteLossError, train
 from pgfl_jax.train_step import make_train_step
 from tests.runs import finish, history, start
@@ -38,7 +38,7 @@ def undisturbed(tiny_data_dir, tmp_path_factory):
 
 
 def _run(config):
-    return Run.create(config, num_identities=16, num_images=128)
+    return Experiment.create(config, num_identities=16, num_images=128)
 
 
 def test_a_run_leaves_what_the_design_promises(undisturbed):
@@ -62,11 +62,11 @@ def test_a_run_leaves_what_the_design_promises(undisturbed):
     assert "step 40/40 | total " in out and "images/s | ETA 0:00" in out
 
 
-def _energy_on_parts(run, state, evaluation):
+def _energy_on_parts(experiment, state, evaluation):
     """Mean share of each visible part's channel-group energy on the cells of the part."""
     shares = []
     for batch in evaluation.splits["synthetic_occluded_reid/tiny/query_holistic"].batches():
-        features = run.model.apply(
+        features = experiment.model.apply(
             {"params": state.params, "batch_stats": state.batch_stats},
             jnp.asarray(batch["images"]),
             train=False,
@@ -85,13 +85,13 @@ def test_the_pose_terms_move_the_channel_groups_onto_their_parts(tiny_config):
             **{"loss.semantic": weight, "loss.alignment": weight, "train.epochs": 12.5}
         )
         training, evaluation = _data(config)
-        run, mesh = _run(config), make_mesh(ONE)
-        state, train_step = run.init_state(mesh), make_train_step(run, mesh)
-        before = _energy_on_parts(run, state, evaluation)
+        experiment, mesh = _run(config), make_mesh(ONE)
+        state, train_step = experiment.init_state(mesh), make_train_step(experiment, mesh)
+        before = _energy_on_parts(experiment, state, evaluation)
         for batch in itertools.islice(training.batches(0), 100):
             inputs = {name: value for name, value in batch.items() if name != "indices"}
             state, _ = train_step(state, shard_batch(inputs, mesh))
-        moved[weight] = _energy_on_parts(run, state, evaluation) / before
+        moved[weight] = _energy_on_parts(experiment, state, evaluation) / before
     print(moved)
     # Images of people who were not trained on: what moved is where the groups look.
     assert moved[1.0] > 1.25
@@ -232,10 +232,10 @@ def test_a_run_goes_on_with_what_chose_its_best_step(ten_steps, tiny_config):
 def test_what_cannot_be_evaluated_is_found_out_before_step_1(tiny_config, tmp_path):
     config = tiny_config(**{"train.epochs": 1.25})
     training, evaluation = _data(config)
-    protocol = evaluation.rehearsal.protocols[0]
-    split = evaluation.rehearsal.splits[protocol.gallery]
+    protocol = evaluation.dry_run.protocols[0]
+    split = evaluation.dry_run.splits[protocol.gallery]
     hopeless = dataclasses.replace(split, identities=split.identities + 1000)
-    evaluation.rehearsal.splits[protocol.gallery] = hopeless
+    evaluation.dry_run.splits[protocol.gallery] = hopeless
     with pytest.raises(EvaluationError, match="occluded"):
         train(config, tmp_path, training, evaluation, devices=ONE)
 

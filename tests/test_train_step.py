@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pgfl_jax.distributed.sharding import make_mesh, shard_batch
+from pgfl_jax.experiment import Experiment
 from pgfl_jax.models import pgfl
-from pgfl_jax.run import Run
-from pgfl_jax.sharding import make_mesh, shard_batch
 from pgfl_jax.train_step import loss_and_gradients, make_train_step
 
 IDENTITIES = 6
@@ -39,7 +39,7 @@ def every_loss(tiny_config):
 
 
 def _run(config):
-    return Run.create(config, num_identities=IDENTITIES, num_images=64)
+    return Experiment.create(config, num_identities=IDENTITIES, num_images=64)
 
 
 def _assert_close(actual, expected, rtol):
@@ -57,20 +57,20 @@ def _assert_close(actual, expected, rtol):
 
 
 def test_one_step_of_training_is_the_optimizer_on_these_gradients(every_loss):
-    run, batch, mesh = _run(every_loss), _batch(every_loss), make_mesh(jax.devices()[:2])
-    state = run.init_state(mesh)
+    experiment, batch, mesh = _run(every_loss), _batch(every_loss), make_mesh(jax.devices()[:2])
+    state = experiment.init_state(mesh)
     before = jax.device_get(state)
     gradients, stats, terms = jax.device_get(
-        jax.jit(lambda s, b: loss_and_gradients(run, s, b))(state, batch)
+        jax.jit(lambda s, b: loss_and_gradients(experiment, s, b))(state, batch)
     )
-    after, metrics = make_train_step(run, mesh)(state, shard_batch(batch, mesh))
+    after, metrics = make_train_step(experiment, mesh)(state, shard_batch(batch, mesh))
     assert int(after.step) == 1
     _assert_close(after.batch_stats, stats, rtol=1e-5)
     norm = np.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in jax.tree.leaves(gradients)))
     assert float(metrics.pop("gradient_norm")) == pytest.approx(norm, rel=1e-4)
     _assert_close(metrics, terms, rtol=5e-5)
     # AdamW's first update is rate · (sign-like g / (|g| + ε) + decay · x).
-    rate, decay = float(run.schedule(0)), run.config.optim.weight_decay
+    rate, decay = float(experiment.schedule(0)), experiment.config.optim.weight_decay
     expected = jax.tree.map(
         lambda x, g: x - rate * (g / (np.abs(g) + 1e-8) + decay * x), before.params, gradients
     )
@@ -88,9 +88,9 @@ def test_three_steps_trace_once(every_loss, monkeypatch):
         traces.append(1)
         return original(self, *args, **kwargs)
 
-    run, mesh = _run(every_loss), make_mesh()
-    state = run.init_state(mesh)
-    train_step = make_train_step(run, mesh)
+    experiment, mesh = _run(every_loss), make_mesh()
+    state = experiment.init_state(mesh)
+    train_step = make_train_step(experiment, mesh)
     monkeypatch.setattr(pgfl.PGFL, "__call__", counted)
     for seed in range(3):
         state, _ = train_step(state, shard_batch(_batch(every_loss, seed), mesh))
@@ -98,11 +98,13 @@ def test_three_steps_trace_once(every_loss, monkeypatch):
 
 
 def test_a_batch_without_poses_has_pose_terms_of_zero(every_loss):
-    run, batch = _run(every_loss), _batch(every_loss)
+    experiment, batch = _run(every_loss), _batch(every_loss)
     batch["visibility"] = np.zeros_like(batch["visibility"])
     batch["part_maps"] = np.zeros_like(batch["part_maps"])
-    state = run.init_state(make_mesh(jax.devices()[:1]))
-    gradients, stats, terms = jax.jit(lambda s, b: loss_and_gradients(run, s, b))(state, batch)
+    state = experiment.init_state(make_mesh(jax.devices()[:1]))
+    gradients, stats, terms = jax.jit(lambda s, b: loss_and_gradients(experiment, s, b))(
+        state, batch
+    )
     assert terms.keys() == POSE_TERMS | {"id_main", "triplet_main", "total"}
     assert all(float(terms[name]) == 0 for name in POSE_TERMS)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradients, stats)))
@@ -121,13 +123,13 @@ def test_a_batch_without_poses_has_pose_terms_of_zero(every_loss):
 
 def test_the_warm_up_holds_the_distillation_back(tiny_config):
     config = tiny_config(**{"loss.kd_start": 1.0, "loss.kd_ramp": 2.0})
-    run, batch = _run(config), {k: jnp.asarray(v) for k, v in _batch(config).items()}
-    state = run.init_state(make_mesh(jax.devices()[:1]))
+    experiment, batch = _run(config), {k: jnp.asarray(v) for k, v in _batch(config).items()}
+    state = experiment.init_state(make_mesh(jax.devices()[:1]))
     kd = ("kd_feature_foreground", "kd_feature_parts")
     weighted = []
     for epoch in (0, 1, 2, 3, 9):  # 64 images in batches of 16: 4 steps are an epoch
         at = state.replace(step=jnp.asarray(4 * epoch))
-        terms = jax.jit(lambda s, b: loss_and_gradients(run, s, b)[2])(at, batch)
+        terms = jax.jit(lambda s, b: loss_and_gradients(experiment, s, b)[2])(at, batch)
         others = config.loss.alignment * terms["alignment"]
         others += config.loss.semantic * terms["semantic"]
         others += sum(v for name, v in terms.items() if name.startswith(("id_", "triplet_")))

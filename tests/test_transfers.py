@@ -6,7 +6,7 @@ import jax
 import pytest
 from jax._src import array  # counting is not possible from outside
 
-from input_pipeline.dataset import evaluation_data, training_data
+from input_pipeline.from_config import evaluation_data, training_data
 from pgfl_jax.train import train
 
 ONE = jax.devices()[:1]

@@ -60,8 +60,8 @@ def examine(config: Config, output: str | None = None) -> int:
     tf.config.set_visible_devices([], "GPU")  # nothing here needs one
 
     from input_pipeline.doctor.diagnosis import diagnose
-    from input_pipeline.doctor.page import write_page
-    from input_pipeline.doctor.report import format_text
+    from input_pipeline.doctor.html import write_page
+    from input_pipeline.doctor.text import format_text
 
     diagnosis = diagnose(config)
     print(format_text(diagnosis))

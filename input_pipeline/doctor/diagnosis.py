@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from input_pipeline import checks
+from input_pipeline import validation
 from input_pipeline.catalog import DataError
-from input_pipeline.checks import Findings, some
 from input_pipeline.doctor import duplicates
-from input_pipeline.doctor.opening import open_dataset, open_pose_files
-from input_pipeline.doctor.survey import Found, Listing, Split, Survey, unless_used
+from input_pipeline.doctor.loading import open_dataset, open_pose_files
+from input_pipeline.doctor.statistics import Found, Listing, Split, Survey, unless_used
 from input_pipeline.poses.cache import PoseCache
 from input_pipeline.sampler import identity_batches
+from input_pipeline.validation import Findings, some
 from pgfl_jax.config import Config
 
 
@@ -43,7 +43,7 @@ def images(survey: Survey) -> Found:
     """Images that cannot be read."""
     for split in survey.splits:
         catalog = split.catalog
-        found = checks.check_images(split.label, catalog)
+        found = validation.check_images(split.label, catalog)
         # The others are whole as far as their markers tell: training would only fail on the way.
         further = split.unreadable[catalog.image_sizes[split.unreadable].all(axis=1)]
         if further.size:
@@ -63,10 +63,10 @@ def training(survey: Survey) -> Found:
     config = survey.config
     for split in survey.splits:
         if split.name == "train" and split.used:
-            found = checks.check_training(split.label, split.catalog)
+            found = validation.check_training(split.label, split.catalog)
             yield Findings(warnings=found.warnings)  # its errors are those of its images
             if config.trains_with_poses:
-                yield checks.check_poses(split.label, split.catalog, config.data.pose.files)
+                yield validation.check_poses(split.label, split.catalog, config.data.pose.files)
             yield Findings(errors=_batch_problems(config, split))
 
 
@@ -91,7 +91,7 @@ def protocols(survey: Survey) -> Found:
         for protocol in dataset.protocols:
             query, gallery = protocol.query, protocol.gallery
             if protocol.matchless.size:
-                found = checks.check_protocol(protocol.label, query.catalog, gallery.catalog)
+                found = validation.check_protocol(protocol.label, query.catalog, gallery.catalog)
                 yield unless_used(found, dataset.scored)
                 lines = [query.describe(row) for row in protocol.matchless]
                 yield Listing(f"{protocol.label}: queries without a possible match", lines)

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from input_pipeline.checks import Findings, some
-from input_pipeline.doctor.survey import Found, Listing, Protocol, Split, Survey, unless_used
+from input_pipeline.doctor.statistics import Found, Listing, Protocol, Split, Survey, unless_used
+from input_pipeline.validation import Findings, some
 
 
 def within_splits(survey: Survey) -> Found:

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from pgfl_jax.distributed.sharding import AXES, constrain
 from pgfl_jax.losses.masking import masked_mean, upcast
-from pgfl_jax.sharding import AXES, constrain
 
 
 class HardestPairs(NamedTuple):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pgfl_jax.sharding import constrain
+from pgfl_jax.distributed.sharding import constrain
 
 CLASS_MULTIPLE = 128
 """Columns come in multiples of this, so that any power of two of devices up to it shares them."""

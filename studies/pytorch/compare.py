@@ -19,12 +19,12 @@ import torch
 
 from configs import synthetic_tiny
 from pgfl_jax.config import Config, parse_config
+from pgfl_jax.distributed.sharding import make_mesh, state_shardings
+from pgfl_jax.experiment import Experiment
 from pgfl_jax.losses import mine_hardest
 from pgfl_jax.models.backbones.resnet import BasicBlock, Bottleneck
 from pgfl_jax.models.branches import pose_mask
 from pgfl_jax.pretrained import to_state_dict, torch_name
-from pgfl_jax.run import Run
-from pgfl_jax.sharding import make_mesh, state_shardings
 from pgfl_jax.train_state import Average, TrainState
 from pgfl_jax.train_step import loss_and_gradients, make_train_step
 from studies.pytorch import losses, models
@@ -74,9 +74,9 @@ def to_arrays(variables: Mapping[str, Any], num_identities: int) -> Arrays:
     return {name: x for name, x in arrays.items() if not name.endswith("num_batches_tracked")}
 
 
-def fresh_twin(run: Run) -> models.PGFL:
+def fresh_twin(experiment: Experiment) -> models.PGFL:
     """The PyTorch network of a run, with initial weights of its own."""
-    config, network = run.config, run.model
+    config, network = experiment.config, experiment.model
     return models.PGFL(
         network.num_identities,
         network.backbone,
@@ -87,38 +87,40 @@ def fresh_twin(run: Run) -> models.PGFL:
     )
 
 
-def make_twin(run: Run, variables: Mapping[str, Any]) -> models.PGFL:
+def make_twin(experiment: Experiment, variables: Mapping[str, Any]) -> models.PGFL:
     """The PyTorch network with the variables of the Flax network."""
-    arrays = to_state_dict(variables, run.model.num_identities)
+    arrays = to_state_dict(variables, experiment.model.num_identities)
     state = {name: torch.tensor(value) for name, value in arrays.items()}
-    twin = fresh_twin(run).to(state["trunk.conv1.weight"].dtype)
+    twin = fresh_twin(experiment).to(state["trunk.conv1.weight"].dtype)
     twin.load_state_dict(state)
     return twin
 
 
-def initial_state(run: Run, variables: Mapping[str, Any]) -> TrainState:
+def initial_state(experiment: Experiment, variables: Mapping[str, Any]) -> TrainState:
     """The state of step 0, placed as steps leave it, so that the second compiles nothing again."""
     params, batch_stats = jax.tree.map(jnp.array, (variables["params"], variables["batch_stats"]))
     average = None
-    if run.config.optim.ema_decay:
+    if experiment.config.optim.ema_decay:
         average = jax.tree.map(jnp.array, Average(params, batch_stats))
-    step, moments = jnp.zeros((), jnp.int32), run.optimizer.init(params)
+    step, moments = jnp.zeros((), jnp.int32), experiment.optimizer.init(params)
     state = TrainState(step, params, batch_stats, moments, average)
     return jax.device_put(state, state_shardings(state, make_mesh(jax.devices()[:1])))
 
 
-def flax_step(run: Run, variables: Mapping[str, Any], batch: Batch, *, step: int = 0) -> Step:
-    """One step by pgfl_jax, as it were ``step`` (which the warm-ups go by)."""
+def flax_step(
+    experiment: Experiment, variables: Mapping[str, Any], batch: Batch, *, step: int = 0
+) -> Step:
+    """One step by pgfl_jax, as if it were ``step`` (which the warm-ups go by)."""
     with jax.enable_x64(batch["images"].dtype == np.float64):
-        state = initial_state(run, variables)
+        state = initial_state(experiment, variables)
         state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32))
-        found = jax.device_get(_flax_step(run, state, dict(batch)))
+        found = jax.device_get(_flax_step(experiment, state, dict(batch)))
     outputs, captured, triplets, terms, gradients, statistics, updates = found
     layers = {
         torch_name(tuple(key.key for key in keys[:-2])): value
         for keys, value in jax.tree_util.tree_leaves_with_path(captured)
     }
-    identities = run.model.num_identities
+    identities = experiment.model.num_identities
     named = {
         name: value[:, :identities] if name.endswith("logits") else value
         for name, value in _named_outputs(outputs).items()
@@ -136,11 +138,11 @@ def flax_step(run: Run, variables: Mapping[str, Any], batch: Batch, *, step: int
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _flax_step(run: Run, state: TrainState, batch: Mapping[str, jax.Array]) -> tuple:
-    gradients, statistics, terms = loss_and_gradients(run, state, batch)
-    updates, _ = run.optimizer.update(gradients, state.opt_state, state.params)
+def _flax_step(experiment: Experiment, state: TrainState, batch: Mapping[str, jax.Array]) -> tuple:
+    gradients, statistics, terms = loss_and_gradients(experiment, state, batch)
+    updates, _ = experiment.optimizer.update(gradients, state.opt_state, state.params)
     # The compiler finds that this forward pass is the one above.
-    outputs, captured = run.model.apply(
+    outputs, captured = experiment.model.apply(
         {"params": state.params, "batch_stats": state.batch_stats},
         batch["images"],
         batch["part_maps"],
@@ -183,9 +185,11 @@ def _named_outputs(outputs: Any) -> dict[str, Any]:
     return named
 
 
-def twin_step(run: Run, variables: Mapping[str, Any], batch: Batch, *, step: int = 0) -> Step:
+def twin_step(
+    experiment: Experiment, variables: Mapping[str, Any], batch: Batch, *, step: int = 0
+) -> Step:
     """The same by PyTorch."""
-    twin = make_twin(run, variables)
+    twin = make_twin(experiment, variables)
     layers: Arrays = {}
     kinds = models.BatchNorm | models.BasicBlock | models.Bottleneck
     for name, module in twin.named_modules():
@@ -195,12 +199,12 @@ def twin_step(run: Run, variables: Mapping[str, Any], batch: Batch, *, step: int
             )
     dtype = torch.float64 if batch["images"].dtype == np.float64 else torch.float32
     tensors = to_tensors(batch, dtype)
-    config = run.config
-    epoch = step / run.steps_per_epoch
+    config = experiment.config
+    epoch = step / experiment.steps_per_epoch
     outputs, terms = backward(twin, tensors, config.loss, epoch=epoch)
     gradients = {name: value.grad.numpy().copy() for name, value in twin.named_parameters()}
     statistics = _statistics(twin.state_dict())
-    updates = _updates(run, twin)
+    updates = _updates(experiment, twin)
     triplets = {}
     for name, anchors, candidates, mask in _mined(outputs, models.pose_mask(tensors["visibility"])):
         between = losses.distances(anchors, candidates)
@@ -220,21 +224,21 @@ def twin_step(run: Run, variables: Mapping[str, Any], batch: Batch, *, step: int
     )
 
 
-def _updates(run: Run, twin: models.PGFL) -> Arrays:
+def _updates(experiment: Experiment, twin: models.PGFL) -> Arrays:
     """Take the first step of a fresh optimizer; what it adds to every parameter."""
     before = {name: value.detach().clone() for name, value in twin.named_parameters()}
-    Training(run.config, twin, steps_per_epoch=run.steps_per_epoch).update()
+    Training(experiment.config, twin, steps_per_epoch=experiment.steps_per_epoch).update()
     return {
         name: (value.detach() - before[name]).numpy() for name, value in twin.named_parameters()
     }
 
 
-def twin_updates(run: Run, variables: Mapping[str, Any], gradients: Arrays) -> Arrays:
+def twin_updates(experiment: Experiment, variables: Mapping[str, Any], gradients: Arrays) -> Arrays:
     """What the first step of PyTorch's optimizer adds to every parameter, of given gradients."""
-    twin = make_twin(run, variables)
+    twin = make_twin(experiment, variables)
     for name, value in twin.named_parameters():
         value.grad = torch.tensor(gradients[name])
-    return _updates(run, twin)
+    return _updates(experiment, twin)
 
 
 def _channels_last(maps: torch.Tensor) -> np.ndarray:
@@ -255,30 +259,34 @@ class Moment(NamedTuple):
     average: Arrays
 
 
-def flax_training(run: Run, variables: Mapping[str, Any], batches: list[Batch]) -> Iterator[Moment]:
+def flax_training(
+    experiment: Experiment, variables: Mapping[str, Any], batches: list[Batch]
+) -> Iterator[Moment]:
     """Train by pgfl_jax's own compiled step."""
     with jax.enable_x64(batches[0]["images"].dtype == np.float64):
-        step = make_train_step(run, make_mesh(jax.devices()[:1]))
-        state = initial_state(run, variables)
-    start = to_arrays(variables, run.model.num_identities)
+        step = make_train_step(experiment, make_mesh(jax.devices()[:1]))
+        state = initial_state(experiment, variables)
+    start = to_arrays(variables, experiment.model.num_identities)
     for batch in batches:
         with jax.enable_x64(batch["images"].dtype == np.float64):
             state, terms = step(state, dict(batch))
             state_, terms = jax.device_get((state, terms))
         now = {"params": state_.params, "batch_stats": state_.batch_stats}
-        arrays = to_arrays(now, run.model.num_identities)
+        arrays = to_arrays(now, experiment.model.num_identities)
         average = {}
         if state_.average is not None:
             trees = {"params": state_.average.params, "batch_stats": state_.average.batch_stats}
-            average = to_arrays(trees, run.model.num_identities)
+            average = to_arrays(trees, experiment.model.num_identities)
         yield _moment(terms, arrays, average, start)
 
 
-def twin_training(run: Run, variables: Mapping[str, Any], batches: list[Batch]) -> Iterator[Moment]:
+def twin_training(
+    experiment: Experiment, variables: Mapping[str, Any], batches: list[Batch]
+) -> Iterator[Moment]:
     """Train by PyTorch."""
-    twin = make_twin(run, variables)
-    training = Training(run.config, twin, steps_per_epoch=run.steps_per_epoch)
-    start = to_arrays(variables, run.model.num_identities)
+    twin = make_twin(experiment, variables)
+    training = Training(experiment.config, twin, steps_per_epoch=experiment.steps_per_epoch)
+    start = to_arrays(variables, experiment.model.num_identities)
     dtype = torch.float64 if batches[0]["images"].dtype == np.float64 else torch.float32
     for batch in batches:
         terms = training.train_step(to_tensors(batch, dtype))
@@ -322,7 +330,7 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[s
 
 def real_batches(config: Config, count: int) -> list[dict[str, np.ndarray]]:
     """Batches of the pipeline in float64; the first image of each has no pose."""
-    from input_pipeline.dataset import training_data  # TensorFlow is for this alone
+    from input_pipeline.from_config import training_data  # TensorFlow is for this alone
 
     found = []
     for batch in itertools.islice(training_data(config).batches(0), count):

@@ -4,7 +4,7 @@
 
 Writes what the twin computes in float64, with the inputs: ``losses.npz``, every loss in all its
 variants, with gradients; ``network.npz``, a ResNet-8 with three branches on tiny images, with
-weights that studies.pytorch.drawn.py draws again. tests/test_golden.py compares.
+weights that studies.pytorch.random_weights.py draws again. tests/test_golden.py compares.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from pgfl_jax.config import Config
-from pgfl_jax.run import Run
+from pgfl_jax.experiment import Experiment
 from studies.pytorch.compare import tiny_config, twin_step
-from studies.pytorch.drawn import Noise, draw_batch, draw_variables
 from studies.pytorch.losses import total_loss
 from studies.pytorch.models import BranchOutputs, PGFLOutputs
+from studies.pytorch.random_weights import Noise, draw_batch, draw_variables
 
 FOLDER = Path("tests/golden")
 SEED = 5
@@ -94,8 +94,8 @@ def _vector(values: Mapping[str, Any]) -> np.ndarray:
 
 def network_values() -> dict[str, np.ndarray]:
     """One step of a network: logits, terms, and the norms of gradients and statistics."""
-    run = Run.create(make_config(), num_identities=IDENTITIES, num_images=IMAGES)
-    step = twin_step(run, draw_variables(run, SEED, np.float64), draw_batch(SEED))
+    experiment = Experiment.create(make_config(), num_identities=IDENTITIES, num_images=IMAGES)
+    step = twin_step(experiment, draw_variables(experiment, SEED, np.float64), draw_batch(SEED))
     logits = {name: x for name, x in step.outputs.items() if name.endswith("logits")}
     norms = {name: np.linalg.norm(gradient) for name, gradient in step.gradients.items()}
     sizes = {name: np.linalg.norm(values) for name, values in step.statistics.items()}

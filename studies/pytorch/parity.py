@@ -26,7 +26,7 @@ from input_pipeline.progress import progress
 from pgfl_jax.command_line import run as run_command_line
 from pgfl_jax.command_line import writable_folder
 from pgfl_jax.config import Config
-from pgfl_jax.run import Run
+from pgfl_jax.experiment import Experiment
 from studies.pytorch.compare import (
     Batch,
     Step,
@@ -40,7 +40,7 @@ from studies.pytorch.compare import (
     twin_training,
     twin_updates,
 )
-from studies.pytorch.drawn import draw_variables, moved_by_rounding
+from studies.pytorch.random_weights import draw_variables, moved_by_rounding
 from studies.pytorch.report import Parity, largest, markdown, write_report
 
 FLAGS = flags.FLAGS
@@ -134,10 +134,10 @@ def make_config(data_dir: str, **changes: Any) -> Config:
     return tiny_config({"data.data_dir": data_dir, **ALL_ON, **changes})
 
 
-def make_run(config: Config) -> Run:
+def make_experiment(config: Config) -> Experiment:
     """What both sides are built from."""
     num_images = STEPS_PER_EPOCH * config.data.batch_size
-    return Run.create(config, num_identities=IDENTITIES, num_images=num_images)
+    return Experiment.create(config, num_identities=IDENTITIES, num_images=num_images)
 
 
 def _groups(step: Step) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
@@ -178,12 +178,12 @@ def one_step(parity: Parity, data_dir: str) -> None:
     (batch,) = real_batches(config, 1)
     section = f"ResNet-50, 256x128, {len(batch['labels'])} images, one step, float64"
     _say(section)
-    run = make_run(config)
-    variables = draw_variables(run, 0, np.float64)
-    found = flax_step(run, variables, batch, step=MID_RAMP)
-    truth = twin_step(run, variables, batch, step=MID_RAMP)
+    experiment = make_experiment(config)
+    variables = draw_variables(experiment, 0, np.float64)
+    found = flax_step(experiment, variables, batch, step=MID_RAMP)
+    truth = twin_step(experiment, variables, batch, step=MID_RAMP)
     compare_steps(parity, section, found, truth)
-    updates = twin_updates(run, variables, found.gradients)
+    updates = twin_updates(experiment, variables, found.gradients)
     parity.worst(section, SAME_GRADIENTS, differences(found.updates, updates), GRADIENT)
     parity.labels = list(truth.layers)
     parity.curve("layers", "float64", _values(found.layers, truth.layers))
@@ -201,8 +201,8 @@ def precisions(parity: Parity, data_dir: str) -> None:
     changes = {"data.images_per_identity": 4}
     config = make_config(data_dir, **changes)
     (batch,) = real_batches(config, 1)
-    run = make_run(config)
-    truth = twin_step(run, draw_variables(run, 0, np.float64), batch, step=MID_RAMP)
+    experiment = make_experiment(config)
+    truth = twin_step(experiment, draw_variables(experiment, 0, np.float64), batch, step=MID_RAMP)
     for dtype in UNIT:
         section = f"resnet8, 64x32, 16 images, one step, {dtype}: distance from float64"
         config = make_config(data_dir, **changes, **{"model.dtype": dtype})
@@ -226,11 +226,11 @@ def compare_precisions(
         The step by JAX and by PyTorch.
     """
     _say(section)
-    run = make_run(config)
-    variables = draw_variables(run, 0, np.float32)
+    experiment = make_experiment(config)
+    variables = draw_variables(experiment, 0, np.float32)
     single = cast(batch, np.float32)
-    ours = flax_step(run, variables, single, step=MID_RAMP)
-    theirs = twin_step(run, variables, single, step=MID_RAMP)
+    ours = flax_step(experiment, variables, single, step=MID_RAMP)
+    theirs = twin_step(experiment, variables, single, step=MID_RAMP)
     expected, mine, other = (_all_groups(step) for step in (truth, ours, theirs))
     for name, group in expected.items():
         _, reference = largest(differences(other[name], group))
@@ -253,12 +253,12 @@ def training(parity: Parity, data_dir: str) -> None:
     )
     section = section.replace("float64", "float32: distance from float64 at the end")
     _say(section)
-    run, singles = make_run(config), [cast(batch, np.float32) for batch in batches]
-    variables = draw_variables(run, 0, np.float32)
-    *_, ours = flax_training(run, variables, singles)
-    *_, theirs = twin_training(run, variables, singles)
-    variables = draw_variables(run, 0, np.float64)
-    *_, truth = twin_training(run, variables, batches)
+    experiment, singles = make_experiment(config), [cast(batch, np.float32) for batch in batches]
+    variables = draw_variables(experiment, 0, np.float32)
+    *_, ours = flax_training(experiment, variables, singles)
+    *_, theirs = twin_training(experiment, variables, singles)
+    variables = draw_variables(experiment, 0, np.float64)
+    *_, truth = twin_training(experiment, variables, batches)
     for name, expected in truth._asdict().items():
         _, reference = largest(differences(getattr(theirs, name), expected))
         bound = RATIO * reference + UNITS * UNIT["float32"]
@@ -278,13 +278,13 @@ def rounding(parity: Parity, data_dir: str) -> None:
     """How far one rounding of the start leads in the same steps at the full rate; no bound."""
     config = make_config(data_dir, **FEW)
     _say(f"{config.model.backbone} at the full rate, and its control: parameters after each step")
-    run, batches = make_run(config), real_batches(config, STEPS)
-    variables = draw_variables(run, 0, np.float64)
+    experiment, batches = make_experiment(config), real_batches(config, STEPS)
+    variables = draw_variables(experiment, 0, np.float64)
     moved = {**variables, "params": moved_by_rounding(variables["params"], seed=0)}
-    truth = twin_training(run, variables, batches)
+    truth = twin_training(experiment, variables, batches)
     sides = {
-        "JAX": flax_training(run, variables, batches),
-        "PyTorch, start moved by one rounding": twin_training(run, moved, batches),
+        "JAX": flax_training(experiment, variables, batches),
+        "PyTorch, start moved by one rounding": twin_training(experiment, moved, batches),
     }
     curves: dict[str, list[float]] = {name: [] for name in sides}
     for step, moments in enumerate(zip(truth, *sides.values(), strict=True), 1):
@@ -331,13 +331,13 @@ def compare_trainings(
     Returns:
         The largest difference after each step, of each kind.
     """
-    run = make_run(config)
-    variables = draw_variables(run, 0, np.float64)
+    experiment = make_experiment(config)
+    variables = draw_variables(experiment, 0, np.float64)
     curves: dict[str, list[float]] = {}
     worst: dict[str, dict[str, float]] = {}
     sides = (
-        flax_training(run, variables, batches),
-        twin_training(run, variables, batches),
+        flax_training(experiment, variables, batches),
+        twin_training(experiment, variables, batches),
     )
     pairs = progress(zip(*sides, strict=True), case or section, total=len(batches))
     for step, (found, truth) in enumerate(pairs, 1):
@@ -359,24 +359,30 @@ def variants(parity: Parity, data_dir: str) -> None:
     blank = {key: np.zeros_like(batch[key]) for key in ("part_maps", "visibility")}
     section = "resnet8, 64x32, 16 images, one step, float64"
     _say(section)
-    run = make_run(config)
-    compare_variant(parity, section, "all losses, distillation in its warm-up", run, batch)
-    compare_variant(parity, section, "all losses, distillation not yet", run, batch, step=1)
-    compare_variant(parity, section, "all losses, distillation in full", run, batch, step=20)
-    compare_variant(parity, section, "all losses, no image has a pose", run, batch | blank)
+    experiment = make_experiment(config)
+    compare_variant(parity, section, "all losses, distillation in its warm-up", experiment, batch)
+    compare_variant(parity, section, "all losses, distillation not yet", experiment, batch, step=1)
+    compare_variant(parity, section, "all losses, distillation in full", experiment, batch, step=20)
+    compare_variant(parity, section, "all losses, no image has a pose", experiment, batch | blank)
     for name, variant in VARIANTS.items():
-        run = make_run(make_config(data_dir, **changes, **variant))
-        compare_variant(parity, section, name, run, batch)
+        experiment = make_experiment(make_config(data_dir, **changes, **variant))
+        compare_variant(parity, section, name, experiment, batch)
 
 
 def compare_variant(
-    parity: Parity, section: str, case: str, run: Run, batch: Batch, *, step: int = MID_RAMP
+    parity: Parity,
+    section: str,
+    case: str,
+    experiment: Experiment,
+    batch: Batch,
+    *,
+    step: int = MID_RAMP,
 ) -> None:
     """Add the figures of one step of a variant."""
     _say(f"  {case}")
-    variables = draw_variables(run, 1, np.float64)
-    found = flax_step(run, variables, batch, step=step)
-    truth = twin_step(run, variables, batch, step=step)
+    variables = draw_variables(experiment, 1, np.float64)
+    found = flax_step(experiment, variables, batch, step=step)
+    truth = twin_step(experiment, variables, batch, step=step)
     forward = differences(found.outputs, truth.outputs)
     parity.worst(section, "forward", forward, FORWARD, case)
     parity.worst(section, "loss terms", differences(found.terms, truth.terms), FORWARD, case)

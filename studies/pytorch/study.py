@@ -38,17 +38,17 @@ from ml_collections import config_flags
 from pgfl_jax.command_line import run as run_command_line
 from pgfl_jax.command_line import writable_folder
 from pgfl_jax.config import Config, parse_config
+from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.errors import UserError
-from pgfl_jax.evaluate import EmbedFn, evaluate, make_embed
+from pgfl_jax.experiment import Experiment
 from pgfl_jax.models import normalise
-from pgfl_jax.reporting.manifest import source_commit
-from pgfl_jax.reporting.writers import write_json
-from pgfl_jax.run import Run
-from pgfl_jax.sharding import make_mesh
+from pgfl_jax.report.manifest import source_commit
+from pgfl_jax.report.writers import write_json
+from pgfl_jax.retrieval.evaluate import EmbedFn, evaluate, make_embed
 from pgfl_jax.train_state import TrainState
 from pgfl_jax.train_step import make_train_step
 from studies.pytorch.compare import initial_state, make_twin, to_arrays
-from studies.pytorch.drawn import moved_by_rounding
+from studies.pytorch.random_weights import moved_by_rounding
 from studies.pytorch.train_step import Training, to_tensors
 
 FLAGS = flags.FLAGS
@@ -61,26 +61,32 @@ Batch = Mapping[str, np.ndarray]
 TrainStep = Callable[[Batch], Mapping[str, Any]]
 
 
-def jax_side(run: Run, variables: Variables) -> tuple[TrainStep, Callable[[], TrainState], EmbedFn]:
+def jax_side(
+    experiment: Experiment, variables: Variables
+) -> tuple[TrainStep, Callable[[], TrainState], EmbedFn]:
     """A step, the state so far, and what embeds with it, by pgfl_jax on one device."""
     mesh = make_mesh(jax.devices()[:1])
-    state = initial_state(run, variables)
-    train_step = make_train_step(run, mesh)
+    state = initial_state(experiment, variables)
+    train_step = make_train_step(experiment, mesh)
 
     def step(batch: Batch) -> Mapping[str, Any]:
         nonlocal state
         state, terms = train_step(state, dict(batch))
         return jax.device_get(terms)
 
-    return step, lambda: state, make_embed(run.model, mesh, run.config.eval.embeddings)
+    return (
+        step,
+        lambda: state,
+        make_embed(experiment.model, mesh, experiment.config.eval.embeddings),
+    )
 
 
 def torch_side(
-    run: Run, variables: Variables
+    experiment: Experiment, variables: Variables
 ) -> tuple[TrainStep, Callable[[], TrainState], EmbedFn]:
     """The same by PyTorch; of the state there is only the step."""
-    twin = make_twin(run, variables)
-    training = Training(run.config, twin, steps_per_epoch=run.steps_per_epoch)
+    twin = make_twin(experiment, variables)
+    training = Training(experiment.config, twin, steps_per_epoch=experiment.steps_per_epoch)
 
     def step(batch: Batch) -> Mapping[str, Any]:
         return {
@@ -110,28 +116,30 @@ def measure(config: Config, side: str) -> dict[str, Any]:
         process) and ``memory_before_mib`` (that before the first step), and digests of the
         ``initial_weights`` and of the ``batches``.
     """
-    from input_pipeline.dataset import evaluation_data, training_data  # TensorFlow
+    from input_pipeline.from_config import evaluation_data, training_data  # TensorFlow
     from input_pipeline.progress import progress
 
     training, evaluation = training_data(config), evaluation_data(config)
     images = len(training.filenames)
-    run = Run.create(config, num_identities=training.num_identities, num_images=images)
-    fresh = jax.device_get(run.init_state(make_mesh(jax.devices()[:1])))
+    experiment = Experiment.create(
+        config, num_identities=training.num_identities, num_images=images
+    )
+    fresh = jax.device_get(experiment.init_state(make_mesh(jax.devices()[:1])))
     variables: Variables = {"params": fresh.params, "batch_stats": fresh.batch_stats}
     initial = _digest(to_arrays(variables, training.num_identities))
     if side == "torch":
-        step, state, embed = torch_side(run, variables)
+        step, state, embed = torch_side(experiment, variables)
     else:
         if side == "control":
             moved = moved_by_rounding(variables["params"], config.seed)
             variables = {**variables, "params": moved}
-        step, state, embed = jax_side(run, variables)
+        step, state, embed = jax_side(experiment, variables)
     before = _memory()
     losses: dict[str, list[float]] = {}
     seconds, digest = [], hashlib.sha256()
     started = time.perf_counter()
-    batches = itertools.islice(training.batches(0), run.num_steps)
-    for batch in progress(batches, NAMES[side], total=run.num_steps):
+    batches = itertools.islice(training.batches(0), experiment.num_steps)
+    for batch in progress(batches, NAMES[side], total=experiment.num_steps):
         batch = {name: values for name, values in batch.items() if name != "indices"}
         digest.update(_digest(batch).encode())
         begun = time.perf_counter()

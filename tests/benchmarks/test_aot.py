@@ -12,10 +12,10 @@ import pytest
 
 from benchmarks import aot
 from configs import default, synthetic_tiny
-from input_pipeline.dataset import training_data
+from input_pipeline.from_config import training_data
+from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.errors import UserError
-from pgfl_jax.run import Run
-from pgfl_jax.sharding import make_mesh
+from pgfl_jax.experiment import Experiment
 from pgfl_jax.train_step import make_train_step
 
 ROOT = Path(__file__).parent.parent.parent
@@ -52,10 +52,10 @@ def _bytes(tree):
 @pytest.mark.parametrize("model", [1, 4])
 def test_a_step_for_eight_devices(model):
     case = _tiny_case(32, **{"mesh.model": model, "optim.name": "sgd"})
-    run = Run.create(case.config, num_identities=IDENTITIES, num_images=320)
-    state, batch = run.abstract_state(), aot.abstract_batch(case.config)
+    experiment = Experiment.create(case.config, num_identities=IDENTITIES, num_images=320)
+    state, batch = experiment.abstract_state(), aot.abstract_batch(case.config)
     mesh = make_mesh(jax.devices()[:8], model=model)
-    compiled = make_train_step(run, mesh).lower(state, batch).compile()
+    compiled = make_train_step(experiment, mesh).lower(state, batch).compile()
     line = aot.analyse(compiled, images=4)
 
     classifiers = {
@@ -255,7 +255,7 @@ def test_a_step_for_four_chips():
     assert (line["chips"], line["mesh"], line["batch"]) == (4, {"data": 2, "model": 2}, 16)
     assert line["options"]["optim.name"] == "sgd"
     case = _tiny_case(16, **{"mesh.model": 2, "optim.name": "sgd"})
-    state = Run.create(case.config, num_identities=512, num_images=160).abstract_state()
+    state = Experiment.create(case.config, num_identities=512, num_images=160).abstract_state()
     classifiers = sum(
         _bytes(tree) for name, tree in state.params.items() if name.endswith("_classifier")
     )
@@ -268,8 +268,8 @@ def test_a_step_for_four_chips():
     gradients = (_bytes(state.params) - classifiers / 2) / 1e6
     assert gradients < line["collectives"]["all-reduce"]["mb"] < 1.3 * gradients
     # A quarter of what one CPU device computes for the same batch.
-    run = Run.create(case.config, num_identities=512, num_images=160)
-    step = make_train_step(run, make_mesh(jax.devices()[:1]))
+    experiment = Experiment.create(case.config, num_identities=512, num_images=160)
+    step = make_train_step(experiment, make_mesh(jax.devices()[:1]))
     compiled = step.lower(state, aot.abstract_batch(case.config)).compile()
     one = aot.analyse(compiled, images=16)["tflop"]
     assert line["tflop"] == pytest.approx(one / 4, rel=0.1)

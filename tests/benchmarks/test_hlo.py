@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.hlo import Collective, Program, array_bytes, dimensions
-from pgfl_jax.sharding import make_mesh
+from pgfl_jax.distributed.sharding import make_mesh
 
 REDUCTION = """
 %add (x: f32[], y: f32[]) -> f32[] {

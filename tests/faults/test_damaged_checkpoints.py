@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pgfl_jax.checkpoint import CheckpointError, open_checkpoints
-from pgfl_jax.run import Run
-from pgfl_jax.sharding import make_mesh
+from pgfl_jax.distributed.sharding import make_mesh
+from pgfl_jax.experiment import Experiment
 from tests.faults.conftest import STEPS
 from tests.runs import assert_same_end, finish, leaves, start, steps
 
@@ -39,16 +39,16 @@ def _copy(workdir, target):
     return shutil.copytree(workdir, target)
 
 
-def _restore(workdir, run):
+def _restore(workdir, experiment):
     mesh = make_mesh(jax.devices()[:1])
     with open_checkpoints(workdir) as checkpoints:
         step = checkpoints.newest
-        return step, checkpoints.restore(run.abstract_state(), mesh, step), checkpoints.best
+        return step, checkpoints.restore(experiment.abstract_state(), mesh, step), checkpoints.best
 
 
 @pytest.mark.parametrize("harm", HARMS)
 def test_no_harm_to_any_file_goes_unseen(undisturbed, tiny_config, tmp_path, harm, capsys):
-    run = Run.create(tiny_config(), num_identities=16, num_images=128)
+    experiment = Experiment.create(tiny_config(), num_identities=16, num_images=128)
     right = {step: leaves(undisturbed, step) for step in steps(undisturbed)}
     before, newest = list(right)[-2:]
     folder = undisturbed / "checkpoints" / str(newest)
@@ -57,7 +57,7 @@ def test_no_harm_to_any_file_goes_unseen(undisturbed, tiny_config, tmp_path, har
     for file in files:
         workdir = _copy(undisturbed, tmp_path / "run")
         harm(workdir / "checkpoints" / str(newest) / file)
-        step, state, best = _restore(workdir, run)
+        step, state, best = _restore(workdir, experiment)
         for name, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
             expected = right[step][jax.tree_util.keystr(name)]
             np.testing.assert_array_equal(leaf, expected, err_msg=f"{file}: {name}")
@@ -103,7 +103,7 @@ def test_when_all_are_damaged_nothing_is_moved(drive, undisturbed, tmp_path):
 @pytest.mark.parametrize("harm", HARMS)
 def test_reading_alone_tells_and_moves_nothing(undisturbed, tiny_config, tmp_path, harm):
     workdir = _copy(undisturbed, tmp_path / "run")
-    run = Run.create(tiny_config(), num_identities=16, num_images=128)
+    experiment = Experiment.create(tiny_config(), num_identities=16, num_images=128)
     first, newest = steps(workdir)[0], steps(workdir)[-1]
     harm(workdir / "checkpoints" / str(newest) / "metrics" / "metrics")
     there = sorted(workdir.rglob("*"))
@@ -113,8 +113,8 @@ def test_reading_alone_tells_and_moves_nothing(undisturbed, tiny_config, tmp_pat
                 _ = checkpoints.best
             mesh = make_mesh(jax.devices()[:1])
             with pytest.raises(CheckpointError, match="step 40 cannot be restored: 40 is damaged"):
-                checkpoints.restore(run.abstract_state(), mesh, newest)
-            assert int(checkpoints.restore(run.abstract_state(), mesh, first).step) == first
+                checkpoints.restore(experiment.abstract_state(), mesh, newest)
+            assert int(checkpoints.restore(experiment.abstract_state(), mesh, first).step) == first
     except CheckpointError as error:  # a score that is no JSON
         assert harm is not _delete and "cannot be opened: 40 is damaged (metrics" in str(error)
     assert sorted(workdir.rglob("*")) == there

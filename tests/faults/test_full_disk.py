@@ -13,7 +13,7 @@ import tempfile
 import pytest
 
 from pgfl_jax.errors import full_disk
-from pgfl_jax.reporting.writers import MetricWriter, write_json
+from pgfl_jax.report.writers import MetricWriter, write_json
 from tests.faults.conftest import STEPS
 from tests.runs import assert_same_end, finish, leaves, start, steps
 

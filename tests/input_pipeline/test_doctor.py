@@ -9,19 +9,19 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import builders, checks
+from input_pipeline import builders, validation
 from input_pipeline.catalog import Catalog, DataError
-from input_pipeline.checks import Findings
-from input_pipeline.dataset import evaluation_data, training_data
 from input_pipeline.doctor import diagnosis, duplicates
 from input_pipeline.doctor.__main__ import examine
 from input_pipeline.doctor.diagnosis import Diagnosis
-from input_pipeline.doctor.opening import undecodable
-from input_pipeline.doctor.page import choose_samples, draw_sample, format_page
-from input_pipeline.doctor.report import format_text, protocol_table, split_facts, split_table
-from input_pipeline.doctor.survey import Dataset, Listing, Protocol, Split, Survey
+from input_pipeline.doctor.html import choose_samples, draw_sample, format_page
+from input_pipeline.doctor.loading import undecodable
+from input_pipeline.doctor.statistics import Dataset, Listing, Protocol, Split, Survey
+from input_pipeline.doctor.text import format_text, protocol_table, split_facts, split_table
 from input_pipeline.encoded_images import image_size
+from input_pipeline.from_config import evaluation_data, training_data
 from input_pipeline.poses.cache import PoseCache, write_poses
+from input_pipeline.validation import Findings
 
 ROOT = Path(__file__).parents[2]
 
@@ -567,9 +567,9 @@ def test_a_clash_of_poses_that_evaluation_does_not_read_is_a_warning(
 
 def test_matches_and_copies_of_a_protocol_are_sought_once(tiny_config, monkeypatch):
     calls = []
-    original = checks.queries_without_match
+    original = validation.queries_without_match
     monkeypatch.setattr(
-        checks, "queries_without_match", lambda *pair: calls.append(pair) or original(*pair)
+        validation, "queries_without_match", lambda *pair: calls.append(pair) or original(*pair)
     )
     query, gallery = split_of("query", [(b"", 1, 0)]), split_of("gallery", [(b"", 1, 1)])
     survey = survey_of(tiny_config(), query, gallery)

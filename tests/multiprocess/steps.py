@@ -16,10 +16,10 @@ import numpy as np
 
 from configs import synthetic_tiny
 from pgfl_jax.config import parse_config
+from pgfl_jax.distributed.launch import joined
+from pgfl_jax.distributed.sharding import make_mesh, replicated, shard_batch
+from pgfl_jax.experiment import Experiment
 from pgfl_jax.losses import mine_hardest
-from pgfl_jax.processes import joined
-from pgfl_jax.run import Run
-from pgfl_jax.sharding import make_mesh, replicated, shard_batch
 from pgfl_jax.train_step import make_train_step
 
 STEPS = {1: 10, 2: 3}  # by the size of the mesh's axis "model"
@@ -33,7 +33,7 @@ def _double(tree):
 
 def _steps(data_dir, model):
     """What the first steps on a mesh of so many ``model`` devices compute, by name."""
-    from input_pipeline.dataset import training_data
+    from input_pipeline.from_config import training_data
 
     values = synthetic_tiny.get_config()
     values.data.data_dir = data_dir
@@ -42,16 +42,16 @@ def _steps(data_dir, model):
     values.optim.name, values.optim.learning_rate = "sgd", 1e-3
     config = parse_config(values)
     training = training_data(config)
-    run = Run.create(
+    experiment = Experiment.create(
         config, num_identities=training.num_identities, num_images=len(training.filenames)
     )
     mesh = make_mesh(model=model)
-    state = _double(run.init_state(mesh))
-    train_step = make_train_step(run, mesh)
+    state = _double(experiment.init_state(mesh))
+    train_step = make_train_step(experiment, mesh)
 
     def mine(state, batch):
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        outputs, _ = run.model.apply(
+        outputs, _ = experiment.model.apply(
             variables, batch["images"], train=True, mutable=["batch_stats"]
         )
         return mine_hardest(outputs.main.embedding, outputs.main.embedding, batch["labels"])

@@ -9,9 +9,9 @@ import time
 import pytest
 
 from configs import synthetic_tiny
-from input_pipeline.dataset import evaluation_data
+from input_pipeline.from_config import evaluation_data
 from pgfl_jax.config import parse_config
-from pgfl_jax.evaluate import evaluate_checkpoint
+from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
 from tests.multiprocess.launching import finish, free_port, train, two
 from tests.runs import assert_same_end, history, steps
 

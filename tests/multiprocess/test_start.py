@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
+from pgfl_jax.distributed.meeting import Place, meet
+from pgfl_jax.distributed.relay import Relay
 from pgfl_jax.errors import UserError
-from pgfl_jax.meeting import Place, meet
-from pgfl_jax.relay import Relay
 from tests.multiprocess.launching import finish, free_port, train, two
 
 pytestmark = pytest.mark.multiprocess
@@ -106,7 +106,7 @@ def test_the_relay_hides_nothing_else(monkeypatch):
     assert relay.lines(b"[Gloo] Rank 1 is connected to 1 peer ranks.\n") == []
     assert relay.lines(OMEN) == [] and relay.lines(b"after\n") == []
     assert relay.overdue() == []
-    monkeypatch.setattr("pgfl_jax.relay.PATIENCE", 0.0)
+    monkeypatch.setattr("pgfl_jax.distributed.relay.PATIENCE", 0.0)
     assert relay.overdue() == [OMEN, b"after\n"]
     assert relay.lines(b"later\n") == [b"later\n"]
 

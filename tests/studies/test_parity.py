@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import pytest
 
+from pgfl_jax.distributed.sharding import make_mesh
+from pgfl_jax.experiment import Experiment
 from pgfl_jax.models.backbones.resnet import InstanceBatchNorm
 from pgfl_jax.pretrained import from_state_dict, read_state_dict, save_state_dict, to_state_dict
-from pgfl_jax.run import Run
-from pgfl_jax.sharding import make_mesh
-from studies.pytorch.drawn import draw_batch, draw_variables
+from studies.pytorch.random_weights import draw_batch, draw_variables
 
 torch = pytest.importorskip("torch")
 compare, losses, models, parity, report = (
@@ -103,8 +103,10 @@ def test_running_variance_is_the_biased_one():
 
 
 def test_initial_weights_are_drawn_from_the_same_distributions():
-    run = Run.create(parity.make_config("data", **SMALL), num_identities=64, num_images=64)
-    variables = run.init_state(make_mesh(jax.devices()[:1]))
+    experiment = Experiment.create(
+        parity.make_config("data", **SMALL), num_identities=64, num_images=64
+    )
+    variables = experiment.init_state(make_mesh(jax.devices()[:1]))
     variables = {"params": variables.params, "batch_stats": variables.batch_stats}
     ours = compare.to_arrays(variables, 64)
     torch.manual_seed(0)
@@ -161,12 +163,14 @@ def test_instance_and_batch_norm_side_by_side_in_training():
 
 @pytest.mark.parametrize("backbone", ["resnet8", "resnet50_ibn_a"])
 def test_evaluation_runs_on_images_alone(backbone):
-    run = parity.make_run(parity.make_config("data", **SMALL, **{"model.backbone": backbone}))
-    variables, images = draw_variables(run, 0, np.float64), draw_batch(0)["images"]
+    experiment = parity.make_experiment(
+        parity.make_config("data", **SMALL, **{"model.backbone": backbone})
+    )
+    variables, images = draw_variables(experiment, 0, np.float64), draw_batch(0)["images"]
     with jax.enable_x64(True):
-        evaluate = jax.jit(lambda v, x: run.model.apply(v, x, train=False).main.neck)
+        evaluate = jax.jit(lambda v, x: experiment.model.apply(v, x, train=False).main.neck)
         expected = evaluate(variables, images)
-    twin = compare.make_twin(run, variables).eval()
+    twin = compare.make_twin(experiment, variables).eval()
     with torch.no_grad():
         outputs = twin(torch.tensor(images))
     assert outputs.main.logits is None and outputs.parts is None
@@ -175,8 +179,8 @@ def test_evaluation_runs_on_images_alone(backbone):
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_what_the_twin_saves_goes_into_flax_and_back(tmp_path, suffix):
-    run = parity.make_run(parity.make_config("data", **SMALL))
-    twin = compare.make_twin(run, draw_variables(run, 1, np.float32))
+    experiment = parity.make_experiment(parity.make_config("data", **SMALL))
+    twin = compare.make_twin(experiment, draw_variables(experiment, 1, np.float32))
     saved = {name: value.numpy() for name, value in twin.state_dict().items()}
     path = tmp_path / f"twin{suffix}"
     if suffix == ".pth":
@@ -184,10 +188,12 @@ def test_what_the_twin_saves_goes_into_flax_and_back(tmp_path, suffix):
     else:
         save_state_dict(path, saved)
     variables, used = from_state_dict(
-        read_state_dict(path), draw_variables(run, 2, np.float32), run.model.num_identities
+        read_state_dict(path),
+        draw_variables(experiment, 2, np.float32),
+        experiment.model.num_identities,
     )
     assert (dict(used.missing), dict(used.left_over)) == ({}, {})
-    back = to_state_dict(variables, run.model.num_identities)
+    back = to_state_dict(variables, experiment.model.num_identities)
     assert back.keys() == saved.keys()
     for name, value in saved.items():
         np.testing.assert_array_equal(back[name], value, err_msg=name)
@@ -205,9 +211,9 @@ def test_nothing_of_the_twin_needs_jax_or_tensorflow():
 
 
 def test_images_without_pose_teach_only_the_main_branch():
-    run = parity.make_run(parity.make_config("data", **SMALL))
+    experiment = parity.make_experiment(parity.make_config("data", **SMALL))
     batch = draw_batch(0)
     batch["part_maps"][:], batch["visibility"][:] = 0, 0
-    step = compare.twin_step(run, draw_variables(run, 0, np.float64), batch)
+    step = compare.twin_step(experiment, draw_variables(experiment, 0, np.float64), batch)
     assert all(not np.any(step.gradients[name]) for name in step.gradients if "parts" in name)
     assert step.terms["id_parts"] == 0 and step.terms["id_main"] > 0

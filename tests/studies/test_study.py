@@ -11,7 +11,7 @@ import scipy.stats
 
 from pgfl_jax.errors import UserError
 from studies.pytorch import study
-from studies.pytorch.drawn import moved_by_rounding
+from studies.pytorch.random_weights import moved_by_rounding
 
 
 def _run(seed, mean_ap, *, shift=0.0):

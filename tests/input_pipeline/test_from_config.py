@@ -7,7 +7,7 @@ import pytest
 
 from input_pipeline.builders import prepared_builder
 from input_pipeline.catalog import DataError, read_catalog
-from input_pipeline.dataset import evaluation_data, training_data
+from input_pipeline.from_config import evaluation_data, training_data
 from input_pipeline.poses.cache import PoseCache, write_poses
 
 TINY = "synthetic_occluded_reid/tiny"
@@ -112,10 +112,10 @@ def test_evaluation_on_named_sets_carries_their_names(tiny_config, catalogs):
 
 
 def test_the_rehearsal_is_a_few_queries_and_their_people(tiny_config, catalogs):
-    rehearsal = evaluation_data(tiny_config()).rehearsal
-    assert len(rehearsal.protocols) == 2
-    for protocol, split in zip(rehearsal.protocols, ("query", "query_holistic"), strict=True):
-        query, gallery = rehearsal.splits[protocol.query], rehearsal.splits[protocol.gallery]
+    dry_run = evaluation_data(tiny_config()).dry_run
+    assert len(dry_run.protocols) == 2
+    for protocol, split in zip(dry_run.protocols, ("query", "query_holistic"), strict=True):
+        query, gallery = dry_run.splits[protocol.query], dry_run.splits[protocol.gallery]
         np.testing.assert_array_equal(query.filenames, catalogs[split].filenames[:4])
         people = np.isin(catalogs["gallery"].identities, catalogs[split].identities[:4])
         np.testing.assert_array_equal(gallery.filenames, catalogs["gallery"].filenames[people])

@@ -11,7 +11,9 @@ import numpy as np
 
 from input_pipeline.builders import prepared_builder
 from input_pipeline.catalog import Catalog, DataError, read_catalog
-from input_pipeline.checks import (
+from input_pipeline.pipeline import evaluation_batches, train_batches
+from input_pipeline.poses.cache import PoseCache, read_poses
+from input_pipeline.validation import (
     Findings,
     check_images,
     check_poses,
@@ -19,14 +21,12 @@ from input_pipeline.checks import (
     check_training,
     queries_without_match,
 )
-from input_pipeline.pipeline import evaluation_batches, train_batches
-from input_pipeline.poses.cache import PoseCache, read_poses
 from pgfl_jax.config import Config
-from pgfl_jax.evaluate import EvaluationData, EvaluationSplit, Protocol
-from pgfl_jax.processes import is_primary
+from pgfl_jax.distributed.launch import is_primary
+from pgfl_jax.retrieval.evaluate import EvaluationData, EvaluationSplit, Protocol
 from pgfl_jax.train import TrainingData
 
-_REHEARSED = 4  # queries of each protocol
+_DRY_RUN_QUERIES = 4  # queries of each protocol
 
 
 def open_builder(config: Config, name: str) -> Any:
@@ -110,8 +110,8 @@ def evaluation_data(config: Config) -> EvaluationData:
     Raises:
         DataError: a data set cannot be scored.
     """
-    rehearsal = EvaluationData(splits={}, protocols=[])
-    data = EvaluationData(splits={}, protocols=[], rehearsal=rehearsal)
+    dry_run = EvaluationData(splits={}, protocols=[])
+    data = EvaluationData(splits={}, protocols=[], dry_run=dry_run)
     findings = Findings()
     poses = [] if config.eval.embeddings == ("main",) else read_pose_files(config)
     for name in evaluated_sets(config):
@@ -137,23 +137,23 @@ def evaluation_data(config: Config) -> EvaluationData:
                     gallery=f"{name}/gallery",
                 )
             )
-            _add_few(rehearsal, label, catalogs[query], catalogs["gallery"], config)
+            _add_few(dry_run, label, catalogs[query], catalogs["gallery"], config)
     _report(findings)
     return data
 
 
 def _add_few(
-    rehearsal: EvaluationData, label: str, query: Catalog, gallery: Catalog, config: Config
+    dry_run: EvaluationData, label: str, query: Catalog, gallery: Catalog, config: Config
 ) -> None:
     """Add a protocol over the first queries that have matches, and the images of their people."""
     matched = np.setdiff1d(np.arange(len(query)), queries_without_match(query, gallery))
-    asked = query.select(matched[:_REHEARSED])
+    asked = query.select(matched[:_DRY_RUN_QUERIES])
     answers = gallery.select(np.isin(gallery.identities, asked.identities))
     if len(asked):
         splits = f"{label}: query", f"{label}: gallery"
         for name, catalog in zip(splits, (asked, answers), strict=True):
-            rehearsal.splits[name] = evaluation_split(catalog, config)
-        rehearsal.protocols.append(Protocol(label, label, *splits))
+            dry_run.splits[name] = evaluation_split(catalog, config)
+        dry_run.protocols.append(Protocol(label, label, *splits))
 
 
 def evaluated_sets(config: Config) -> tuple[str, ...]:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from configs import synthetic_tiny
-from input_pipeline.dataset import training_data
+from input_pipeline.from_config import training_data
 from pgfl_jax.config import parse_config
+from pgfl_jax.distributed.sharding import make_mesh, shard_batch, state_shardings
+from pgfl_jax.experiment import Experiment
 from pgfl_jax.losses import mine_hardest
 from pgfl_jax.models.branches import pose_mask
-from pgfl_jax.run import Run
-from pgfl_jax.sharding import make_mesh, shard_batch, state_shardings
 from pgfl_jax.train_step import make_train_step
 
 IDENTITIES, COLUMNS = 1000, 1024
@@ -46,15 +46,15 @@ def _batches(config, dtype):
 
 
 def _train(config, mesh, dtype=np.float32, start=None):
-    run = Run.create(config, num_identities=IDENTITIES, num_images=64)
-    shardings = state_shardings(run.abstract_state(), mesh)
-    state = run.init_state(mesh) if start is None else jax.device_put(start, shardings)
-    train_step = make_train_step(run, mesh)
+    experiment = Experiment.create(config, num_identities=IDENTITIES, num_images=64)
+    shardings = state_shardings(experiment.abstract_state(), mesh)
+    state = experiment.init_state(mesh) if start is None else jax.device_put(start, shardings)
+    train_step = make_train_step(experiment, mesh)
 
     def step(state, batch):
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         poses = batch["part_maps"], batch["visibility"]
-        outputs, _ = run.model.apply(
+        outputs, _ = experiment.model.apply(
             variables, batch["images"], *poses, train=True, mutable=["batch_stats"]
         )
         masks = None, pose_mask(poses[1]), pose_mask(poses[1])  # as the losses mine
@@ -148,8 +148,10 @@ def test_ten_steps_in_float32_are_the_same_to_rounding(trainings):
 
 
 def test_every_mesh_starts_with_the_same_parameters(tiny_config):
-    run = Run.create(tiny_config(), num_identities=IDENTITIES, num_images=64)
-    states = [jax.device_get(run.init_state(mesh)) for mesh in (make_mesh(), make_mesh(model=4))]
+    experiment = Experiment.create(tiny_config(), num_identities=IDENTITIES, num_images=64)
+    states = [
+        jax.device_get(experiment.init_state(mesh)) for mesh in (make_mesh(), make_mesh(model=4))
+    ]
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
@@ -169,7 +171,9 @@ def test_classifiers_and_logits_are_never_gathered(trainings):
 
 def test_what_the_optimizer_keeps_of_a_classifier_lies_where_it_lies(tiny_config):
     config = tiny_config(**{"optim.ema_decay": 0.9})
-    state = Run.create(config, num_identities=200, num_images=64).init_state(make_mesh(model=4))
+    state = Experiment.create(config, num_identities=200, num_images=64).init_state(
+        make_mesh(model=4)
+    )
     split = {
         jax.tree_util.keystr(path): leaf.addressable_shards[0].data.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)

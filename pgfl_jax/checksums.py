@@ -7,7 +7,7 @@ from pathlib import Path
 DIGESTS = "digests.json"
 
 
-def seal(folder: Path) -> None:
+def write_checksums(folder: Path) -> None:
     """Write ``digests.json``: the SHA-256 of every file in the folders below ``folder``.
 
     Files that lie in ``folder`` itself are left out.
@@ -20,7 +20,7 @@ def seal(folder: Path) -> None:
     (folder / DIGESTS).write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
 
 
-def damage(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """What is wrong with a sealed folder, the first file only; None if nothing is."""
     try:
         digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))

@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from pgfl_jax.config import NUM_PARTS, Config
+from pgfl_jax.distributed.sharding import replicated, state_shardings
 from pgfl_jax.models import PGFL
 from pgfl_jax.optim import learning_rate_schedule, make_optimizer
 from pgfl_jax.pretrained import Report, load_backbone
-from pgfl_jax.sharding import replicated, state_shardings
 from pgfl_jax.train_state import Average, TrainState
 
 
@@ -26,12 +26,12 @@ def examine_pretrained(config: Config) -> Report:
         PretrainedError: it cannot be used.
     """
     # The classifiers, whose size is that of the training set, take no part.
-    run = Run.create(config, num_identities=1, num_images=config.data.batch_size)
-    return run.read_pretrained()[1]
+    experiment = Experiment.create(config, num_identities=1, num_images=config.data.batch_size)
+    return experiment.read_pretrained()[1]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Run:
+class Experiment:
     """The constant parts of a training.
 
     Attributes:
@@ -51,7 +51,7 @@ class Run:
     num_steps: int
 
     @classmethod
-    def create(cls, config: Config, *, num_identities: int, num_images: int) -> "Run":
+    def create(cls, config: Config, *, num_identities: int, num_images: int) -> "Experiment":
         """Build the parts for a training set of ``num_images`` of ``num_identities``."""
         model = PGFL(
             num_identities=num_identities,

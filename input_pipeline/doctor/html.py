@@ -12,8 +12,8 @@ import tensorflow as tf
 from input_pipeline import augment, drawing
 from input_pipeline.catalog import Catalog
 from input_pipeline.doctor.diagnosis import Diagnosis
-from input_pipeline.doctor.report import Table, protocol_table, split_table, verdict
-from input_pipeline.doctor.survey import Dataset, Listing, Split, Survey
+from input_pipeline.doctor.statistics import Dataset, Listing, Split, Survey
+from input_pipeline.doctor.text import Table, protocol_table, split_table, verdict
 from pgfl_jax.config import PoseConfig
 
 _SIDE = 192  # each picture fits into a square of so many pixels

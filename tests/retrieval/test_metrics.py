@@ -2,8 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgfl_jax import metrics
-from pgfl_jax.metrics import bootstrap_interval, evaluate_retrieval
+from pgfl_jax.retrieval import metrics
+from pgfl_jax.retrieval.metrics import bootstrap_interval, evaluate_retrieval
 
 
 def brute_force(distances, query_ids, gallery_ids, query_cameras, gallery_cameras, max_rank):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pgfl_jax.reporting.writers import (
+from pgfl_jax.report.writers import (
     MetricWriter,
     duration,
     progress_line,

@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from pgfl_jax.evaluate import (
+from pgfl_jax.distributed.sharding import make_mesh
+from pgfl_jax.experiment import Experiment
+from pgfl_jax.retrieval.evaluate import (
     EvaluationData,
     EvaluationError,
     EvaluationSplit,
@@ -14,9 +16,7 @@ from pgfl_jax.evaluate import (
     make_embed,
     scores,
 )
-from pgfl_jax.metrics import evaluate_retrieval
-from pgfl_jax.run import Run
-from pgfl_jax.sharding import make_mesh
+from pgfl_jax.retrieval.metrics import evaluate_retrieval
 from pgfl_jax.train_state import TrainState
 
 BATCH = 4
@@ -118,23 +118,23 @@ def test_a_skipped_query_leaves_every_denominator(tiny_config):
 
 def test_embeddings_are_the_unit_length_necks(tiny_config):
     config = tiny_config()
-    run = Run.create(config, num_identities=4, num_images=64)
+    experiment = Experiment.create(config, num_identities=4, num_images=64)
     mesh = make_mesh(jax.devices()[:2])
-    state = run.init_state(mesh)
+    state = experiment.init_state(mesh)
     rng = np.random.default_rng(0)
     batch = {
         "images": rng.normal(size=(4, 64, 32, 3)).astype(np.float32),
         "part_maps": rng.uniform(size=(4, 8, 4, 8)).astype(np.float32),
         "visibility": np.ones((4, 8), np.float32),
     }
-    outputs = run.model.apply(
+    outputs = experiment.model.apply(
         {"params": state.params, "batch_stats": state.batch_stats},
         *(jax.numpy.asarray(value) for value in batch.values()),
         train=False,
     )
     names = ("main", "foreground", "parts")
-    every = make_embed(run.model, mesh, names)(state, batch)
-    alone = make_embed(run.model, mesh, ("main",))(state, batch)
+    every = make_embed(experiment.model, mesh, names)(state, batch)
+    alone = make_embed(experiment.model, mesh, ("main",))(state, batch)
     np.testing.assert_allclose(alone["main"], every["main"], rtol=1e-5, atol=1e-6)
     for name in names:
         neck = np.asarray(getattr(outputs, name).neck)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.checks import Findings
 from input_pipeline.doctor.diagnosis import Diagnosis
 from input_pipeline.doctor.duplicates import repeats
-from input_pipeline.doctor.survey import Dataset, Listing, Protocol, Split, Survey
+from input_pipeline.doctor.statistics import Dataset, Listing, Protocol, Split, Survey
 from input_pipeline.keypoints import JOINTS
+from input_pipeline.validation import Findings
 
 _SHOWN = 10  # lines of each listing
 _LEFT = "left_"

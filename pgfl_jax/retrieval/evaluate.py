@@ -14,14 +14,14 @@ from jaxtyping import Array, Float
 
 from pgfl_jax.checkpoint import CheckpointError, open_checkpoints
 from pgfl_jax.config import Config, Embedding, EvalConfig
+from pgfl_jax.distributed.launch import agreed_step, is_primary
+from pgfl_jax.distributed.sharding import batch_sharding, make_mesh, replicated, shard_batch
 from pgfl_jax.errors import UserError
-from pgfl_jax.metrics import RetrievalMetrics, bootstrap_interval, evaluate_retrieval
+from pgfl_jax.experiment import Experiment
 from pgfl_jax.models import PGFL, main_branch, normalise
-from pgfl_jax.processes import agreed_step, is_primary
-from pgfl_jax.reporting.manifest import read_run
-from pgfl_jax.reporting.writers import embedding_label, score_table, write_json
-from pgfl_jax.run import Run
-from pgfl_jax.sharding import batch_sharding, make_mesh, replicated, shard_batch
+from pgfl_jax.report.manifest import read_run
+from pgfl_jax.report.writers import embedding_label, score_table, write_json
+from pgfl_jax.retrieval.metrics import RetrievalMetrics, bootstrap_interval, evaluate_retrieval
 from pgfl_jax.train_state import TrainState
 
 CMC_RANKS = (1, 3, 5, 10, 20)
@@ -71,15 +71,15 @@ class EvaluationData:
     Attributes:
         splits: by name.
         protocols: over these splits.
-        rehearsal: a few images of each protocol, to find out early what cannot work.
+        dry_run: a few images of each protocol, to find out early what cannot work.
     """
 
     splits: dict[str, EvaluationSplit]
     protocols: list[Protocol]
-    rehearsal: "EvaluationData | None" = None
+    dry_run: "EvaluationData | None" = None
 
     @property
-    def decides(self) -> str:
+    def selection_protocol(self) -> str:
         """What chooses the best step, for the manifest."""
         return f"{self.protocols[0].query} in {self.protocols[0].gallery}"
 
@@ -253,16 +253,22 @@ class Evaluator:
     """
 
     def __init__(
-        self, run: Run, mesh: Mesh, data: EvaluationData, workdir: Path, *, suffix: str = ""
+        self,
+        experiment: Experiment,
+        mesh: Mesh,
+        data: EvaluationData,
+        workdir: Path,
+        *,
+        suffix: str = "",
     ) -> None:
         """Prepare; ``suffix`` is added to the names of the results."""
-        self._run, self._mesh, self._data, self._workdir = run, mesh, data, workdir
+        self._experiment, self._mesh, self._data, self._workdir = experiment, mesh, data, workdir
         self._suffix = suffix
-        self._embed = make_embed(run.model, mesh, run.config.eval.embeddings)
+        self._embed = make_embed(experiment.model, mesh, experiment.config.eval.embeddings)
 
-    def rehearse(self, state: TrainState) -> None:
+    def dry_run(self, state: TrainState) -> None:
         """Evaluate a few images of each protocol, and forget the scores."""
-        config, few = self._run.config, self._data.rehearsal
+        config, few = self._experiment.config, self._data.dry_run
         if few is not None:
             evaluate(self._embed, state, few, config.eval, self._mesh, seed=config.seed)
 
@@ -271,7 +277,7 @@ class Evaluator:
 
         Of several processes the first one prints and writes.
         """
-        config = self._run.config
+        config = self._experiment.config
         results = evaluate(
             self._embed, state, self._data, config.eval, self._mesh, seed=config.seed
         )
@@ -352,16 +358,18 @@ def evaluate_checkpoint(
     choice = config.eval.checkpoint
     if choice == "untrained":
         # The classifiers, whose size is that of the training set, take no part.
-        run = Run.create(config, num_identities=1, num_images=config.data.batch_size)
-        return Evaluator(run, mesh, data, workdir, suffix=".untrained")(run.init_state(mesh))
+        experiment = Experiment.create(config, num_identities=1, num_images=config.data.batch_size)
+        return Evaluator(experiment, mesh, data, workdir, suffix=".untrained")(
+            experiment.init_state(mesh)
+        )
     manifest = read_run(workdir, config)
-    run = Run.create(
+    experiment = Experiment.create(
         config, num_identities=manifest["num_identities"], num_images=manifest["num_images"]
     )
     with open_checkpoints(workdir, read_only=True) as checkpoints:
         step = agreed_step(checkpoints.best if choice == "best" else checkpoints.newest)
         if step is None:
             raise CheckpointError(f"{workdir}/checkpoints: no checkpoint; train first")
-        state = checkpoints.restore(run.abstract_state(), mesh, step)
+        state = checkpoints.restore(experiment.abstract_state(), mesh, step)
     suffix = ".best" if choice == "best" else ""
-    return Evaluator(run, mesh, data, workdir, suffix=suffix)(state)
+    return Evaluator(experiment, mesh, data, workdir, suffix=suffix)(state)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pgfl_jax.run import Run
+from pgfl_jax.experiment import Experiment
 
 
 class Noise:
@@ -31,13 +31,13 @@ class Noise:
         return (self.uniform(*shape) - 0.5) * math.sqrt(12)
 
 
-def draw_variables(run: Run, seed: int, dtype: Any) -> dict[str, Any]:
+def draw_variables(experiment: Experiment, seed: int, dtype: Any) -> dict[str, Any]:
     """Weights of a precision at which nothing is trivially 0 or 1, and logits are of order 1.
 
     The initial values would hide differences: scales are 1, biases 0, and logits nearly equal.
     """
     noise = Noise(seed)
-    state = run.abstract_state()
+    state = experiment.abstract_state()
 
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         name, owner = path[-1].key, path[-2].key
@@ -45,7 +45,7 @@ def draw_variables(run: Run, seed: int, dtype: Any) -> dict[str, Any]:
         if name == "power":
             value = np.asarray(3.0)
         elif owner.endswith("_classifier"):
-            real = np.arange(leaf.shape[1]) < run.model.num_identities
+            real = np.arange(leaf.shape[1]) < experiment.model.num_identities
             value = 1.5 / math.sqrt(leaf.shape[0]) * drawn * real
         elif name == "kernel":
             value = math.sqrt(2 / math.prod((*leaf.shape[:-2], leaf.shape[-1]))) * drawn

@@ -19,9 +19,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pgfl_jax import relay
+from pgfl_jax.distributed import relay
+from pgfl_jax.distributed.meeting import Place, meet
 from pgfl_jax.errors import UserError
-from pgfl_jax.meeting import Place, meet
 
 START_TIMEOUT = 300.0
 """Seconds that a process waits for the others at the start: machines of a cluster boot apart."""
@@ -52,7 +52,7 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
-def on_all(condition: bool) -> bool:
+def all_processes(condition: bool) -> bool:
     """Whether ``condition`` holds in every process; all of them must ask."""
     return not _without(condition)
 
@@ -63,7 +63,7 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def of_primary(value: float) -> float:
+def broadcast_from_primary(value: float) -> float:
     """The value that process 0 has, bit for bit; all of them must ask."""
     if jax.process_count() == 1:
         return value
@@ -75,11 +75,11 @@ def of_primary(value: float) -> float:
 
 def agreed_step(step: int | None) -> int | None:
     """The step that process 0 sees in a folder that may change meanwhile; all of them must ask."""
-    agreed = int(of_primary(-1.0 if step is None else float(step)))
+    agreed = int(broadcast_from_primary(-1.0 if step is None else float(step)))
     return None if agreed < 0 else agreed
 
 
-def agree(facts: Mapping[str, Any]) -> None:
+def assert_same_everywhere(facts: Mapping[str, Any]) -> None:
     """Make sure that all processes are about to compute the same; all of them must ask.
 
     Args:
@@ -121,7 +121,7 @@ def check_shared(workdir: Path) -> None:
     """
     if jax.process_count() == 1:
         return
-    name = int(of_primary(float(int.from_bytes(os.urandom(6), "little"))))
+    name = int(broadcast_from_primary(float(int.from_bytes(os.urandom(6), "little"))))
     token = workdir / f".shared-{name:x}"
     if is_primary():
         token.touch()

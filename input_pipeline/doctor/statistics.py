@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from input_pipeline import checks
+from input_pipeline import validation
 from input_pipeline.catalog import Catalog
-from input_pipeline.checks import Findings
 from input_pipeline.poses.cache import PoseCache
+from input_pipeline.validation import Findings
 from pgfl_jax.config import Config
 
 
@@ -66,7 +66,7 @@ class Protocol:
     @functools.cached_property
     def matchless(self) -> np.ndarray:
         """Rows of the queries without a possible match, in order."""
-        return checks.queries_without_match(self.query.catalog, self.gallery.catalog)
+        return validation.queries_without_match(self.query.catalog, self.gallery.catalog)
 
     @functools.cached_property
     def copies(self) -> tuple[np.ndarray, np.ndarray]:

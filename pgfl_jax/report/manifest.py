@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from pgfl_jax.config import Config, ConfigError
-from pgfl_jax.reporting.writers import write_json
+from pgfl_jax.report.writers import write_json
 
 # Options that may differ between a run and its continuation: they do not touch the parameters.
 FREE_OPTIONS = (

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from input_pipeline import checks
+from input_pipeline import validation
 from input_pipeline.catalog import Catalog, DataError
 
 
@@ -40,55 +40,55 @@ def test_queries_without_match_are_those_of_a_search_by_hand(seed):
         ]
         if not matches:
             expected.append(q)
-    assert checks.queries_without_match(query, gallery).tolist() == expected
+    assert validation.queries_without_match(query, gallery).tolist() == expected
 
 
 def test_files_that_are_cut_off_are_named():
-    found = checks.check_images("X 1.0.0 train", catalog([1, 1], [0, 0], [[4, 2], [0, 0]]))
+    found = validation.check_images("X 1.0.0 train", catalog([1, 1], [0, 0], [[4, 2], [0, 0]]))
     assert len(found.errors) == 1 and not found.warnings
     assert found.errors[0].startswith("X 1.0.0 train: 1 files are no whole JPEG or PNG: b;")
-    assert checks.check_images("X", catalog([1], [0])) == checks.Findings()
+    assert validation.check_images("X", catalog([1], [0])) == validation.Findings()
 
 
 def test_what_a_training_split_lacks():
     train = catalog([1, 1, 2, 3], [0, 1, 0, 0])
-    assert checks.check_training("X", train) == checks.Findings(
+    assert validation.check_training("X", train) == validation.Findings(
         warnings=["X: 2 of 3 identities have a single image; a batch repeats it"]
     )
 
 
 def test_a_split_without_poses_is_a_warning_and_an_error_if_files_were_given():
     bare = catalog([1, 1], [0, 1])
-    (warning,) = checks.check_poses("X", bare, ()).warnings
+    (warning,) = validation.check_poses("X", bare, ()).warnings
     assert warning.startswith("X: no image has a pose, so the main branch alone is trained")
-    (error,) = checks.check_poses("X", bare, ("a.npz", "b.npz")).errors
+    (error,) = validation.check_poses("X", bare, ("a.npz", "b.npz")).errors
     assert error.startswith("config.data.pose.files: no pose of a.npz, b.npz is of an image of X;")
     posed = catalog([1, 1], [0, 1], posed=[1])
-    assert checks.check_poses("X", posed, ("a.npz",)) == checks.Findings()
+    assert validation.check_poses("X", posed, ("a.npz",)) == validation.Findings()
 
 
 def test_queries_without_match_are_a_warning_and_an_error_if_there_are_no_others():
     gallery = catalog([1, 2], [0, 0])
-    found = checks.check_protocol("X query", catalog([1, 1, 3], [0, 1, 1]), gallery)
+    found = validation.check_protocol("X query", catalog([1, 1, 3], [0, 1, 1]), gallery)
     assert not found.errors and found.warnings == [
         "X query: 2 of 3 queries have no match from another camera in the gallery: a, c; "
         "they are left out of the scores"
     ]
-    found = checks.check_protocol("X query", catalog([1, 3], [0, 1]), gallery)
+    found = validation.check_protocol("X query", catalog([1, 3], [0, 1]), gallery)
     assert not found.warnings and len(found.errors) == 1
     assert "2 of 2 queries have no match" in found.errors[0]
-    assert checks.check_protocol("X", catalog([1], [1]), gallery) == checks.Findings()
+    assert validation.check_protocol("X", catalog([1], [1]), gallery) == validation.Findings()
 
 
 def test_findings_add_up_and_raise_their_errors():
-    findings = checks.Findings(errors=["a"], warnings=["b"])
-    findings.add(checks.Findings(errors=["c"], warnings=["d"], notes=["e"]))
-    assert findings == checks.Findings(["a", "c"], ["b", "d"], ["e"])
+    findings = validation.Findings(errors=["a"], warnings=["b"])
+    findings.add(validation.Findings(errors=["c"], warnings=["d"], notes=["e"]))
+    assert findings == validation.Findings(["a", "c"], ["b", "d"], ["e"])
     with pytest.raises(DataError, match=r"^a; c$"):
         findings.raise_errors()
-    checks.Findings(warnings=["b"], notes=["e"]).raise_errors()
+    validation.Findings(warnings=["b"], notes=["e"]).raise_errors()
 
 
 def test_only_the_first_names_are_shown():
-    assert checks.some(np.array([3, 1])) == "3, 1"
-    assert checks.some(np.array(list("abcdef"))) == "a, b, c, d, e, …"
+    assert validation.some(np.array([3, 1])) == "3, 1"
+    assert validation.some(np.array(list("abcdef"))) == "a, b, c, d, e, …"

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from pgfl_jax.stopping import SIGNALS, StopSignal
+from pgfl_jax.distributed.preemption import SIGNALS, StopSignal
 
 
 def _handlers():

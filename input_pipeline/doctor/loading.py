@@ -10,18 +10,18 @@ import tensorflow as tf
 
 from input_pipeline import augment
 from input_pipeline.catalog import Catalog
-from input_pipeline.checks import Findings
 from input_pipeline.cores import available_cores
-from input_pipeline.dataset import (
+from input_pipeline.doctor.statistics import Dataset, Protocol, Split, is_test
+from input_pipeline.from_config import (
     evaluated_sets,
     open_builder,
     open_catalog,
     protocols,
     stored_warnings,
 )
-from input_pipeline.doctor.survey import Dataset, Protocol, Split, is_test
 from input_pipeline.poses.cache import PoseCache, read_poses
 from input_pipeline.progress import progress
+from input_pipeline.validation import Findings
 from pgfl_jax.config import Config
 from pgfl_jax.errors import UserError
 

@@ -1,0 +1,1 @@
+"""Several processes and devices: how they start, agree, share arrays and stop."""

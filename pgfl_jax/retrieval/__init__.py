@@ -1,0 +1,1 @@
+"""Retrieval: from embeddings to distances, rankings and scores."""
