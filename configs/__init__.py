@@ -1,1 +1,1 @@
-"""Configurations: ``default.py`` holds every option, the others change what differs."""
+"""Recipes: each changes what differs from ``default.py``."""

@@ -27,20 +27,24 @@ def test_a_map_cell_is_the_backbones_stride():
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("data.height", 250, "config.data.height = 250: must be a multiple of resnet50's stride"),
-        ("data.identities_per_batch", 1, "at least 2 identities"),
-        ("data.images_per_identity", 1, "at least 2 images"),
+        (
+            "data.height",
+            250,
+            "config.data.height = 250: must be a multiple of the stride, 16 (resnet50)",
+        ),
+        ("data.identities_per_batch", 1, "at least 2"),
+        ("data.images_per_identity", 1, "at least 2"),
         ("data.pose.source", "estimated", "'estimated' is not one of annotated, shuffled, none"),
         ("data.augment.erasing_area", (0.4, 0.02), "0 < low <= high < 1"),
         ("data.mean", (0.5, 0.5), "config.data.mean: expected 3 values"),
-        ("model.backbone", "vit", "'vit' is not one of resnet8"),
+        ("model.backbone", "vit", "'vit': is not one of resnet8"),
         ("loss.triplet", -1.0, "config.loss.triplet = -1.0: must not be negative"),
         ("loss.temperature", 0.0, "must be above 0"),
-        ("optim.warmup_epochs", 120.0, "must lie in [0, config.train.epochs)"),
+        ("optim.warmup_epochs", 120.0, "must be in [0, config.train.epochs)"),
         ("optim.milestones", (70.0, 40.0), "must rise"),
         ("optim.milestones", (10.0, 40.0), "must rise and come after the warm-up"),
         ("optim.weight_decay", float("inf"), "must be finite"),
-        ("seed", 2**32, "must lie in [0, 2**32)"),
+        ("seed", 2**32, "must be in [0, 2**32)"),
         ("loss.interaction", 1.0, "must be 0 with config.loss.interaction_variant=off"),
         ("train.log_every", 0, "must be above 0"),
         ("train.accumulation", 3, "must divide data.identities_per_batch, 16, and leave 2"),
@@ -48,7 +52,7 @@ def test_a_map_cell_is_the_backbones_stride():
         ("train.accumulation", 0, "must divide data.identities_per_batch"),
         ("mesh.model", 3, "must divide 128"),
         ("mesh.data", 0, "must be above 0, or -1"),
-        ("optim.ema_decay", 1.0, "must lie in [0, 1)"),
+        ("optim.ema_decay", 1.0, "must be in [0, 1)"),
         ("optim.clip_norm", -1.0, "must not be negative"),
         ("profile", (5,), "must be empty or (first, last)"),
         ("profile", (5, 4), "must be empty or (first, last)"),
@@ -72,8 +76,7 @@ def test_options_must_exist_and_have_their_type():
         parse_config(values)
     values = default.get_config()
     del values.optim["learning_rate"]
-    with pytest.raises(ConfigError, match=r"config\.optim\.learning_rate: missing option"):
-        parse_config(values)
+    assert parse_config(values).optim.learning_rate == 3.5e-4  # its default
     values = default.get_config()
     with values.ignore_type():
         values.train.log_every = "often"

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from configs import synthetic_tiny
-from pgfl_jax.config import parse_config
+from pgfl_jax.config import LossConfig, parse_config
 from pgfl_jax.experiment import Experiment
-from pgfl_jax.losses import LossConfig, kd_scale, total_loss
+from pgfl_jax.losses import kd_scale, total_loss
 from pgfl_jax.models import BranchOutputs, PGFLOutputs
 from pgfl_jax.pretrained import to_state_dict
 from pgfl_jax.train_state import TrainState

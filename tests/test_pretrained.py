@@ -112,7 +112,7 @@ def torch_resnet(sizes, bottleneck, dtype=torch.float32, **options):
 @functools.cache
 def abstract(backbone, **options):
     model = PGFL(num_identities=10, backbone=backbone, **options)
-    stride = BACKBONES[backbone].stride
+    stride = 256 // BACKBONES[backbone].map_shape(256, 256)[0]
     size = (4 * stride, 2 * stride)
     arguments = (jnp.zeros((2, *size, 3)), jnp.ones((2, 4, 2, 8)), jnp.ones((2, 8)))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *arguments, train=True))

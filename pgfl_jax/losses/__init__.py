@@ -7,19 +7,17 @@ from pgfl_jax.losses.identity import identity_loss
 from pgfl_jax.losses.logit_kd import logit_distillation
 from pgfl_jax.losses.masking import masked_mean, spatial_distribution
 from pgfl_jax.losses.semantic import channel_group_semantic
-from pgfl_jax.losses.total import total_loss
+from pgfl_jax.losses.total import kd_scale, total_loss
 from pgfl_jax.losses.triplet import (
     HardestPairs,
     batch_hard_triplet,
     cross_triplet,
     mine_hardest,
 )
-from pgfl_jax.losses.weights import LossConfig, kd_scale
 
 __all__ = [
     "INTERACTION_VARIANTS",
     "HardestPairs",
-    "LossConfig",
     "batch_hard_triplet",
     "channel_group_semantic",
     "cross_triplet",

@@ -8,9 +8,9 @@ import typing
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pgfl_jax.config import InteractionVariant
 from pgfl_jax.losses.identity import identity_loss
 from pgfl_jax.losses.triplet import cross_triplet
-from pgfl_jax.losses.weights import InteractionVariant
 from pgfl_jax.models.outputs import PGFLOutputs
 
 INTERACTION_VARIANTS = typing.get_args(InteractionVariant)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from studies.pytorch.models import BranchOutputs, PGFLOutputs, pose_mask
 
 if TYPE_CHECKING:
-    from pgfl_jax.losses import LossConfig
+    from pgfl_jax.config import LossConfig
 
 EPSILON = 1e-6
 

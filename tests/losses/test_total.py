@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pgfl_jax import losses
-from pgfl_jax.losses import LossConfig, kd_scale, total_loss
+from pgfl_jax.config import LossConfig
+from pgfl_jax.losses import kd_scale, total_loss
 from pgfl_jax.models.outputs import BranchOutputs, PGFLOutputs
 
 WEIGHTS = LossConfig(

@@ -1,5 +1,54 @@
-"""Backbones: images (B, H, W, 3) to a feature map (B, h, w, C)."""
+"""Backbones by name: each maps images (B, H, W, 3) to a feature map (B, h, w, C)."""
 
-from pgfl_jax.models.backbones.resnet import BACKBONES, REMAT_POLICIES, ResNet
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Protocol
 
-__all__ = ["BACKBONES", "REMAT_POLICIES", "ResNet"]
+from jaxtyping import Array, Float
+
+from pgfl_jax.models.backbones.resnet import REMAT_POLICIES, BasicBlock, Bottleneck, ResNet
+
+__all__ = ["BACKBONES", "REMAT_POLICIES", "Backbone", "ResNet"]
+
+
+class Backbone(Protocol):
+    """What the network needs of a backbone: a Linen module with two facts about its map.
+
+    It has the attributes ``dtype`` (of its arithmetic; None: that of the parameters) and ``remat``
+    (a name in `REMAT_POLICIES`, or ``none``), which ``copy`` sets.
+    """
+
+    @property
+    def channels(self) -> int:
+        """Channels of the feature map, C."""
+        ...
+
+    def map_shape(self, height: int, width: int) -> tuple[int, int]:
+        """(h, w) of the feature map of an image of (height, width) pixels.
+
+        Raises:
+            ValueError: a side that the backbone cannot take; 0 is always possible.
+        """
+        ...
+
+    def copy(self, **attributes: Any) -> "Backbone":
+        """The same backbone with other attributes."""
+        ...
+
+    def __call__(
+        self, images: Float[Array, "batch image_height image_width 3"], *, train: bool
+    ) -> Float[Array, "batch height width channels"]:
+        """The feature map; batch statistics in training, running statistics otherwise."""
+        ...
+
+
+BACKBONES: Mapping[str, Backbone] = MappingProxyType(
+    {
+        # For small images on two CPU cores: 128x64 gives the same 16x8 map as ResNet-50 at 256x128.
+        "resnet8": ResNet(BasicBlock, (1, 1, 1), (48, 96, 192), (1, 2, 1), patch_stem=True),
+        "resnet18": ResNet(BasicBlock, (2, 2, 2, 2)),
+        "resnet34": ResNet(BasicBlock, (3, 4, 6, 3)),
+        "resnet50": ResNet(Bottleneck, (3, 4, 6, 3)),
+        "resnet50_ibn_a": ResNet(Bottleneck, (3, 4, 6, 3), ibn_stages=3),
+    }
+)

@@ -8,6 +8,7 @@ Generalization Capacities via IBN-Net", ECCV 2018.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -180,10 +181,16 @@ class ResNet(nn.Module):
         """Channels of the feature map."""
         return self.widths[-1] * self.block.expansion
 
-    @property
-    def stride(self) -> int:
-        """Input pixels per cell of the feature map, in each direction."""
-        return 4 * functools.reduce(lambda a, b: a * b, self.strides)
+    def map_shape(self, height: int, width: int) -> tuple[int, int]:
+        """(h, w) of the feature map of an image of (height, width) pixels.
+
+        Raises:
+            ValueError: a side is no multiple of the stride.
+        """
+        stride = 4 * math.prod(self.strides)
+        if height % stride or width % stride:
+            raise ValueError(f"must be a multiple of the stride, {stride}")
+        return height // stride, width // stride
 
     @nn.compact
     def __call__(self, images: Features, *, train: bool) -> Output:
@@ -212,15 +219,3 @@ class ResNet(nn.Module):
         x = images.reshape(batch, height // 4, 4, width // 4, 4, 3).swapaxes(2, 3)
         x = x.reshape(batch, height // 4, width // 4, 48)
         return Conv1x1(self.widths[0], dtype=self.dtype, name="conv1")(x)
-
-
-BACKBONES = MappingProxyType(
-    {
-        # For small images on two CPU cores: 128x64 gives the same 16x8 map as ResNet-50 at 256x128.
-        "resnet8": ResNet(BasicBlock, (1, 1, 1), (48, 96, 192), (1, 2, 1), patch_stem=True),
-        "resnet18": ResNet(BasicBlock, (2, 2, 2, 2)),
-        "resnet34": ResNet(BasicBlock, (3, 4, 6, 3)),
-        "resnet50": ResNet(Bottleneck, (3, 4, 6, 3)),
-        "resnet50_ibn_a": ResNet(Bottleneck, (3, 4, 6, 3), ibn_stages=3),
-    }
-)
