@@ -93,7 +93,7 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _convert_scalar(expected: type, value: Any, path: str) -> Any:
+def _convert_scalar(expected: Any, value: Any, path: str) -> Any:
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):

@@ -30,7 +30,7 @@ def test_a_map_cell_is_the_backbones_stride():
         (
             "data.height",
             250,
-            "config.data.height = 250: must be a multiple of the stride, 16 (resnet50)",
+            "config.data.height = 250: must be a multiple of the stride, 16",
         ),
         ("data.identities_per_batch", 1, "at least 2"),
         ("data.images_per_identity", 1, "at least 2"),
