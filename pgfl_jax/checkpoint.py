@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import shutil
 import sys
 import warnings
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
@@ -346,3 +348,78 @@ def _quiet(shown: Callable[[Any], Any]) -> Callable[[Any], None]:
             shown(unraisable)
 
     return show
+
+
+def read_main_branch(
+    workdir: Path, abstract: Mapping[str, Any], *, checkpoint: str | int, parameters: str
+) -> tuple[int, dict[str, Any]]:
+    """Read a part of a checkpoint: what the main branch needs, as NumPy arrays.
+
+    Args:
+        workdir: the run's folder; nothing in it changes, and a training may be running.
+        abstract: shapes and dtypes of the wanted ``params`` and ``batch_stats``.
+        checkpoint: ``newest``, ``best`` or a step.
+        parameters: ``trained`` or ``average``.
+
+    Returns:
+        The step, and the variables.
+
+    Raises:
+        CheckpointError: there is no such checkpoint or no average, it is damaged, of another
+            architecture, or holds a value that is not finite; names the array.
+    """
+    directory = (workdir / "checkpoints").absolute()
+    steps = _steps(directory)
+    if not steps:
+        raise CheckpointError(f"{directory}: no checkpoint; train first")
+    step = _best_step(directory, steps) if checkpoint == "best" else checkpoint
+    step = steps[-1] if step == "newest" else step
+    if step not in steps:
+        raise CheckpointError(f"{directory}: no checkpoint {step}; there are {steps}")
+    folder = directory / str(step)
+    if wrong := find_damage(folder):
+        raise CheckpointError(f"{folder}: damaged ({wrong}); take another of {steps}")
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        stored = handler.metadata(folder / "state").tree
+    except Exception as error:
+        raise _unreadable(folder, error) from error
+    if parameters == "average":
+        stored = stored["average"]
+        if stored is None:
+            raise CheckpointError(
+                f"{folder}: no average of the parameters: the run's config.optim.ema_decay is 0"
+            )
+    wanted = {name: abstract[name] for name in ("params", "batch_stats")}
+    found, expected = (flatten_dict(tree, sep="/") for tree in (stored, wanted))
+    for name, leaf in sorted(expected.items()):
+        shape = tuple(found[name].shape) if name in found else None
+        if shape != leaf.shape:
+            raise CheckpointError(
+                f"{folder}: another architecture ({name}: the checkpoint has {shape}, the "
+                f"configuration {leaf.shape})"
+            )
+    tree = {"average": wanted} if parameters == "average" else wanted
+    restore_args = jax.tree.map(lambda leaf: ocp.RestoreArgs(np.ndarray), tree)
+    args = ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)
+    try:
+        variables = handler.restore(folder / "state", args=args)
+    except Exception as error:
+        raise _unreadable(folder, error) from error
+    variables = variables["average"] if parameters == "average" else variables
+    for name, value in sorted(flatten_dict(variables, sep="/").items()):
+        if not np.isfinite(value).all():
+            raise CheckpointError(f"{folder}: {name} has values that are not finite")
+    return int(step), variables
+
+
+def _best_step(directory: Path, steps: Sequence[int]) -> int:
+    """The step of the highest score, the later one of equals, as training keeps it."""
+    scores = {}
+    for step in steps:
+        metrics = directory / str(step) / "metrics" / "metrics"
+        if metrics.is_file():
+            scores[step] = json.loads(metrics.read_text(encoding="utf-8"))[SCORE]
+    if not scores:
+        raise CheckpointError(f"{directory}: no checkpoint has been scored yet; take the newest")
+    return max(scores, key=lambda step: (scores[step], step))

@@ -7,6 +7,7 @@ shares (docs/method.md, "Recipe defaults").
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -346,11 +347,16 @@ def stored_config(options: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: an option that this version does not have, or a value that it refuses.
     """
-    renamed = {
-        name: value.replace("manifest/", "table/", 1) if name == "data.dataset" else value
-        for name, value in options.items()
-    }
-    return parse_config(nest(renamed))
+    known = dict(options)
+    if "data.dataset" in known:
+        known["data.dataset"] = current_dataset_name(known["data.dataset"])
+    known["eval.datasets"] = [*map(current_dataset_name, known.get("eval.datasets", ()))]
+    return parse_config(nest(known))
+
+
+def current_dataset_name(stored: str) -> str:
+    """The name of a stored run's data set today: ``table/NAME`` was ``manifest/NAME`` in 0.1."""
+    return re.sub(r"^manifest/", "table/", stored)
 
 
 # A condition between options, the option to blame where it does not hold, and what is wanted.

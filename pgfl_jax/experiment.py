@@ -30,6 +30,19 @@ def examine_pretrained(config: Config) -> Report:
     return experiment.read_pretrained()[1]
 
 
+def make_model(config: Config, *, num_identities: int) -> PGFL:
+    """The network of a configuration; test time takes any number of identities."""
+    return PGFL(
+        num_identities=num_identities,
+        backbone=config.model.backbone,
+        pooling=config.model.pooling,
+        pose_branches=config.model.pose_branches,
+        interaction=config.loss.interaction_variant,
+        dtype=jnp.bfloat16 if config.model.dtype == "bfloat16" else None,
+        remat=config.model.remat,
+    )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
     """The constant parts of a training.
@@ -53,15 +66,7 @@ class Experiment:
     @classmethod
     def create(cls, config: Config, *, num_identities: int, num_images: int) -> "Experiment":
         """Build the parts for a training set of ``num_images`` of ``num_identities``."""
-        model = PGFL(
-            num_identities=num_identities,
-            backbone=config.model.backbone,
-            pooling=config.model.pooling,
-            pose_branches=config.model.pose_branches,
-            interaction=config.loss.interaction_variant,
-            dtype=jnp.bfloat16 if config.model.dtype == "bfloat16" else None,
-            remat=config.model.remat,
-        )
+        model = make_model(config, num_identities=num_identities)
         steps_per_epoch = num_images / config.data.batch_size
         num_steps = max(1, round(config.train.epochs * steps_per_epoch))
         schedule = learning_rate_schedule(

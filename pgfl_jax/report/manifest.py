@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from pgfl_jax.config import Config, ConfigError
+from pgfl_jax.config import Config, ConfigError, current_dataset_name, stored_config
 from pgfl_jax.report.writers import write_json
 
 # Options that may differ between a run and its continuation: they do not touch the parameters.
@@ -22,6 +22,7 @@ FREE_OPTIONS = (
     "data.memory_gib",
     "data.pose.files",  # the poses themselves are compared
     "mesh.",
+    "model.remat",
     "train.log_every",
     "train.eval_every",
     "train.checkpoint_every",
@@ -84,6 +85,36 @@ def write_run(workdir: Path, config: Config, facts: Mapping[str, Any]) -> None:
     write_json(workdir / "manifest.json", environment | dict(facts))
 
 
+def read_config(workdir: Path) -> Config:
+    """The configuration that a run stored; options that its version lacked have their defaults.
+
+    Raises:
+        ConfigError: the stored configuration is damaged, or from a newer version.
+        FileNotFoundError: the folder holds no run.
+    """
+    path = workdir / "config.json"
+    try:
+        return stored_config(_read_json(path))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def check_same_options(workdir: Path, config: Config) -> None:
+    """Make sure that ``config`` may continue or evaluate the run in ``workdir``.
+
+    Raises:
+        ConfigError: an option that the parameters depend on differs; names it.
+        FileNotFoundError: the folder holds no run.
+    """
+    stored = read_config(workdir).flat_options()
+    for name, new in sorted(config.flat_options().items()):
+        if stored[name] != new and not name.startswith(FREE_OPTIONS):
+            raise ConfigError(
+                f"config.{name} = {new!r}: {workdir} holds a run with {stored[name]!r}; "
+                "use that value to go on with it, or another --workdir"
+            )
+
+
 def read_run(
     workdir: Path, config: Config, data: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -98,17 +129,13 @@ def read_run(
         ConfigError: an option or a fingerprint differs; names it.
         FileNotFoundError: the folder holds no run.
     """
-    manifest, stored = (_read_json(workdir / f"{name}.json") for name in ("manifest", "config"))
-    options = json.loads(json.dumps(config.flat_options()))
-    for name in sorted(options.keys() | stored.keys()):
-        old, new = stored.get(name), options.get(name)
-        if old != new and not name.startswith(FREE_OPTIONS):
-            raise ConfigError(
-                f"config.{name} = {new!r}: {workdir} holds a run with {old!r}; "
-                "use that value to go on with it, or another --workdir"
-            )
+    check_same_options(workdir, config)
+    manifest = _read_json(workdir / "manifest.json")
     for name, new in (data or {}).items():
-        if (old := manifest["data"].get(name)) != new:
+        old = manifest["data"].get(name)
+        if name == "name":
+            old = current_dataset_name(old)
+        if old != new:
             option = "data.pose.files" if name.startswith("pose") else "data.dataset"
             old, new = (str(value)[:12] for value in (old, new))  # digests are long
             raise ConfigError(

@@ -1,0 +1,255 @@
+"""A trained main branch as an object: ``load("runs/demo")(["a.jpg", "b.jpg"])`` → (2, D)."""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Shaped, UInt8
+from tqdm import tqdm
+
+from pgfl_jax import preprocessing
+from pgfl_jax.checkpoint import read_main_branch
+from pgfl_jax.config import Config
+from pgfl_jax.errors import UserError
+from pgfl_jax.experiment import make_model
+from pgfl_jax.models import PGFL
+from pgfl_jax.models import normalise as unit_length
+from pgfl_jax.preprocessing import PictureError
+from pgfl_jax.report.manifest import read_config
+
+Picture = str | os.PathLike | UInt8[np.ndarray, "height width 3"]
+Pictures = Picture | UInt8[np.ndarray, "pictures height width 3"] | Sequence[Picture]
+Variables = Mapping[str, Any]
+
+_PER_DEVICE = 64
+"""Pictures per device and batch, unless the caller says otherwise."""
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    checkpoint: Literal["newest", "best"] | int = "newest",
+    parameters: Literal["trained", "average"] = "trained",
+    dtype: Literal["float32", "bfloat16"] | None = None,
+) -> "Embedder":
+    """Load the main branch of a training run.
+
+    Optimizer, classifiers and pose branches stay on disk. Nothing but the run's folder is needed.
+
+    Args:
+        path: the run's folder (``--workdir``).
+        checkpoint: the newest, the best by the run's first protocol, or the one of a step.
+        parameters: as trained, or their running average (``optim.ema_decay``).
+        dtype: of convolutions and products; None: the run's own.
+
+    Returns:
+        The embedder.
+
+    Raises:
+        UserError: the folder holds no run, no such checkpoint, a damaged one, or no average.
+    """
+    workdir = Path(path).expanduser()
+    config = read_config(workdir)
+    if dtype is not None:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+    model = make_model(config, num_identities=1)  # the classifiers, which count them, stay on disk
+    step, variables = read_main_branch(
+        workdir, _abstract_variables(model, config), checkpoint=checkpoint, parameters=parameters
+    )
+    return Embedder(config, model, variables, step)
+
+
+def _abstract_variables(model: PGFL, config: Config) -> dict[str, Any]:
+    """Shapes of the variables that images alone reach at test time."""
+    images = jax.ShapeDtypeStruct((1, config.data.height, config.data.width, 3), jnp.float32)
+    init = functools.partial(model.init, train=False)
+    return jax.eval_shape(init, jax.random.key(0), images)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embedder:
+    """Pictures to retrieval embeddings, by the main branch alone.
+
+    Attributes:
+        config: of the run.
+        model: the network; used with images alone.
+        variables: ``params`` and ``batch_stats`` of trunk, pooling and BNNeck.
+        step: training steps of the checkpoint.
+    """
+
+    config: Config
+    model: PGFL
+    variables: Variables
+    step: int
+
+    def __call__(
+        self,
+        pictures: Pictures,
+        *,
+        batch_size: int | None = None,
+        on_unreadable: Callable[[PictureError], Any] | None = None,
+    ) -> Float[np.ndarray, "pictures channels"]:
+        """Embed pictures, on all local devices; a progress bar appears when it takes long.
+
+        Args:
+            pictures: a path, a folder (its pictures, sorted by path, those of its subfolders
+                included), an RGB array (H, W, 3) or (N, H, W, 3) uint8, or a sequence of paths and
+                arrays of any sizes.
+            batch_size: pictures per batch, over all devices; None: 64 per device.
+            on_unreadable: called with the error of each picture that cannot be read, which then
+                gets a row of NaN; None: the first such error is raised.
+
+        Returns:
+            (N, D) float32 rows of unit length. The dot product of two rows is their cosine.
+
+        Raises:
+            PictureError: a picture that cannot be read, by name, or a folder without pictures.
+            UserError: an embedding is not finite or has no length; it names the picture.
+        """
+        sequence = as_sequence(pictures)
+        size = self._batch_size(batch_size)
+        rows = np.full((len(sequence), self.dim), np.nan, np.float32)
+        readable = self._read(sequence, 2 * size, on_unreadable)
+        with tqdm(total=len(sequence), unit=" pictures", delay=2) as bar:
+            running: _Batch | None = None
+            # One batch is read and dispatched while the devices compute the one before.
+            while batch := list(itertools.islice(readable, size)):
+                following = self._dispatch(batch, size)
+                _collect(running, rows, sequence, bar)
+                running = following
+            _collect(running, rows, sequence, bar)
+        return rows
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding, D."""
+        return jax.tree.leaves(self.variables["params"]["main_neck"])[0].shape[0]
+
+    def preprocess(self, picture: Picture) -> UInt8[np.ndarray, "height width 3"]:
+        """A path or an RGB array of any size as :meth:`apply` takes it, of the run's size."""
+        return preprocessing.preprocess(picture, self.config.data.height, self.config.data.width)
+
+    def apply(
+        self, variables: Variables, images: Shaped[Array, "batch height width 3"]
+    ) -> Float[Array, "batch channels"]:
+        """The pure function: RGB in [0, 255], uint8 or float, to unit-length float32 rows.
+
+        Normalisation is part of it. It may be jitted, differentiated and exported.
+        """
+        data = self.config.data
+        pixels = preprocessing.normalise(images, data.mean, data.std)
+        outputs: Any = self.model.apply(variables, pixels, train=False)
+        return unit_length(outputs.main.neck)
+
+    @functools.cached_property
+    def _sharding(self) -> NamedSharding:
+        """Pictures split over all devices of this process."""
+        return NamedSharding(Mesh(np.asarray(jax.local_devices()), "batch"), PartitionSpec("batch"))
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[[Array], Array]:
+        whole = NamedSharding(self._sharding.mesh, PartitionSpec())
+        variables = jax.device_put(self.variables, whole)
+        function = jax.jit(self.apply, in_shardings=(whole, self._sharding), out_shardings=whole)
+        return functools.partial(function, variables)
+
+    def _batch_size(self, wanted: int | None) -> int:
+        """A multiple of the number of devices."""
+        devices = self._sharding.mesh.size
+        if wanted is not None and wanted < 1:
+            raise UserError(f"batch_size = {wanted}: must be above 0")
+        return math.ceil((wanted or _PER_DEVICE * devices) / devices) * devices
+
+    def _read(
+        self,
+        pictures: Sequence[Picture] | np.ndarray,
+        ahead: int,
+        on_unreadable: Callable[[PictureError], Any] | None,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Index and input of each readable picture; threads prepare up to ``ahead`` of them."""
+
+        def attempt(picture: Picture) -> np.ndarray | PictureError:
+            try:
+                return self.preprocess(picture)
+            except PictureError as error:
+                return error
+
+        waiting: collections.deque[Future] = collections.deque()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            remaining = iter(pictures)
+            for index in range(len(pictures)):
+                waiting += [
+                    pool.submit(attempt, picture)
+                    for picture in itertools.islice(remaining, ahead - len(waiting))
+                ]
+                result = waiting.popleft().result()
+                if not isinstance(result, PictureError):
+                    yield index, result
+                elif on_unreadable is None:
+                    raise result
+                else:
+                    on_unreadable(result)
+
+    def _dispatch(self, batch: Sequence[tuple[int, np.ndarray]], size: int) -> "_Batch":
+        """Start the computation of a batch.
+
+        A batch below ``size`` is padded to a power of two per device, so that few shapes compile.
+        """
+        indices, images = zip(*batch, strict=True)
+        devices, count = self._sharding.mesh.size, len(images)
+        per_device = 2 ** math.ceil(math.log2(math.ceil(count / devices)))
+        rows = np.zeros((min(size, per_device * devices), *images[0].shape), np.uint8)
+        rows[:count] = images
+        return _Batch(list(indices), self._compiled(jax.device_put(rows, self._sharding)))
+
+
+class _Batch(NamedTuple):
+    """Pictures by index, and their embeddings, still being computed; padding rows at the end."""
+
+    indices: list[int]
+    embeddings: Array
+
+
+def _collect(
+    batch: _Batch | None, rows: np.ndarray, pictures: Sequence[Picture] | np.ndarray, bar: tqdm
+) -> None:
+    """Wait for a batch, check its embeddings and put them into their rows."""
+    if batch is None:
+        return
+    found = np.asarray(batch.embeddings)[: len(batch.indices)]
+    lengths = np.linalg.norm(found, axis=1)
+    broken = np.flatnonzero(~(np.abs(lengths - 1) < 0.01))  # NaN too
+    if broken.size:
+        index = batch.indices[broken[0]]
+        picture = pictures[index]
+        name = picture if isinstance(picture, str | os.PathLike) else f"picture {index}"
+        raise UserError(
+            f"{name}: its embedding has length {lengths[broken[0]]:g}, not 1; "
+            "the checkpoint's weights or statistics are broken"
+        )
+    rows[batch.indices] = found
+    bar.update(batch.indices[-1] + 1 - bar.n)
+
+
+def as_sequence(pictures: Pictures) -> Sequence[Picture] | np.ndarray:
+    """The pictures one by one.
+
+    Raises:
+        PictureError: a folder without pictures.
+    """
+    if isinstance(pictures, str | os.PathLike):
+        return preprocessing.list_pictures(pictures) if Path(pictures).is_dir() else [pictures]
+    if isinstance(pictures, np.ndarray) and pictures.ndim == 3:
+        return [pictures]
+    return pictures

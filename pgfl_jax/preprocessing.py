@@ -1,0 +1,130 @@
+"""From a picture to the network's input, without TensorFlow: decode → resize → normalise.
+
+This is the definition. The training pipeline does the same in TensorFlow's operations and agrees to
+one grey level (tests/test_preprocessing.py). Nothing is cropped: the whole picture is the person.
+"""
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8
+from PIL import Image
+
+from pgfl_jax.errors import UserError
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Endings of the files that a folder of pictures is searched for, in lower case."""
+
+
+class PictureError(UserError):
+    """A picture that cannot be read; the message names it."""
+
+
+def preprocess(
+    picture: str | os.PathLike | np.ndarray, height: int, width: int
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Decode, if it is a file, and resize.
+
+    Args:
+        picture: a path, or RGB values (any height, any width, 3) uint8.
+        height: of the network's input.
+        width: of the network's input.
+
+    Raises:
+        PictureError: the file cannot be read, or the array is not an RGB picture.
+    """
+    image = decode(picture) if isinstance(picture, str | os.PathLike) else _checked(picture)
+    return resize(image, height, width)
+
+
+def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
+    """Decode a picture file to 8-bit RGB.
+
+    Grey and CMYK pictures become RGB, an alpha channel is dropped, 16 bits are cut to the upper 8.
+    An EXIF orientation is ignored: person crops are stored upright, and training ignores it too.
+
+    Raises:
+        PictureError: there is no such file, or it is damaged or not a picture.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")  # of odd metadata, which nothing here reads
+            if image.mode.startswith("I;16"):
+                return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+            return np.asarray(image.convert("RGB"))
+    # What Pillow raises depends on the format and on where the file is damaged.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or "damaged, or not a picture"
+        raise PictureError(f"{os.fspath(path)}: {reason}") from error
+
+
+def resize(
+    image: UInt8[np.ndarray, "image_height image_width 3"], height: int, width: int
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Resize bilinearly; the filter widens when a side shrinks, so that every pixel counts.
+
+    This is Pillow's ``BILINEAR``. OpenCV's ``INTER_LINEAR`` skips pixels of a shrinking picture,
+    and ``INTER_AREA`` is a box: either moves embeddings.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+
+def scale_and_offset(
+    mean: Sequence[float], std: Sequence[float]
+) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+    """Per-channel a and b, float32, for which a·x + b = (x / 255 − mean) / std.
+
+    >>> scale, offset = scale_and_offset((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    >>> (255 * scale + offset).tolist(), offset.tolist()
+    ([1.0, 1.0, 1.0], [-1.0, -1.0, -1.0])
+    """
+    centre, spread = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    return (1 / (255 * spread)).astype(np.float32), (-centre / spread).astype(np.float32)
+
+
+def normalise(
+    images: Shaped[Any, "batch height width 3"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Any, "batch height width 3"]:
+    """(x / 255 − mean) / std per channel, for RGB in [0, 255]; float32, NumPy's or JAX's."""
+    scale, offset = scale_and_offset(mean, std)
+    return images.astype(np.float32) * scale[None, None, None] + offset[None, None, None]
+
+
+def list_pictures(folder: str | os.PathLike) -> list[Path]:
+    """The picture files of a folder and the folders below it, sorted by path.
+
+    Hidden files and folders, and macOS's ``__MACOSX``, are left out.
+
+    Raises:
+        PictureError: the folder holds no pictures, or does not exist.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise PictureError(f"{root}: no such folder")
+    found = [
+        path
+        for path in sorted(root.rglob("*"))
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
+        and path.is_file()
+    ]
+    if not found:
+        raise PictureError(f"{root}: no pictures ({', '.join(SUFFIXES)})")
+    return found
+
+
+def _checked(array: Any) -> UInt8[np.ndarray, "height width 3"]:
+    array = np.asarray(array)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise PictureError(
+            f"an array of shape {array.shape} and type {array.dtype} is not a picture; "
+            "give (height, width, 3) uint8, in the order RGB"
+        )
+    return array
