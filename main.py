@@ -1,5 +1,11 @@
-"""Command line: ``python main.py --config=configs/X.py --workdir=DIR [--mode=train|evaluate]``."""
+"""Command line: train, or evaluate a run.
 
+``python main.py --config=configs/X.py --workdir=DIR`` trains, or resumes what DIR holds.
+``python main.py --mode=evaluate --workdir=DIR`` scores it, by the configuration that it stored.
+"""
+
+import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,8 +62,7 @@ def work(config: "Config") -> None:
     config.check_devices(jax.device_count())  # before any data is prepared
     workdir = writable_folder(Path(FLAGS.workdir), "--workdir")
     processes.check_shared(workdir)
-    if config.model.pretrained:
-        begin(config, workdir)
+    begin(config, workdir)
 
     from input_pipeline.from_config import evaluation_data, training_data  # before TensorFlow
     from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
@@ -79,15 +84,23 @@ def work(config: "Config") -> None:
 
 
 def begin(config: "Config", workdir: Path) -> None:
-    """Look at the weights that a new run starts from; a resumed one needs them no more."""
+    """Check what can be checked before any data are touched.
+
+    A run that exists must be one of this configuration; a new one must be able to read the weights
+    that it starts from.
+    """
     from pgfl_jax.checkpoint import has_checkpoint
     from pgfl_jax.checksums import sha256
     from pgfl_jax.distributed import launch as processes
     from pgfl_jax.experiment import examine_pretrained
+    from pgfl_jax.report.manifest import check_same_options
 
     resumes = FLAGS.mode == "train" and has_checkpoint(workdir)
     trained = FLAGS.mode == "evaluate" and config.eval.checkpoint != "untrained"
     if resumes or trained:
+        check_same_options(workdir, config)
+        return
+    if not config.model.pretrained:
         return
     report = examine_pretrained(config)
     digest = sha256(Path(config.model.pretrained))
@@ -96,7 +109,19 @@ def begin(config: "Config", workdir: Path) -> None:
         print(f"{config.model.pretrained}: {report}", flush=True)
 
 
+def with_stored_config(argv: list[str]) -> list[str]:
+    """The command line, with the run's own configuration where it is evaluated without another."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("config", "mode", "workdir"):
+        parser.add_argument(f"--{name}")
+    given, _ = parser.parse_known_args(argv)
+    if given.mode != "evaluate" or given.config or not given.workdir:
+        return argv
+    return [f"--config={Path(__file__).parent / 'configs' / 'stored.py'}:{given.workdir}", *argv]
+
+
 if __name__ == "__main__":
+    sys.argv[1:] = with_stored_config(sys.argv[1:])
     run(
         main,
         required=["config", "workdir"],

@@ -369,11 +369,12 @@ def read_main_branch(
             architecture, or holds a value that is not finite; names the array.
     """
     directory = (workdir / "checkpoints").absolute()
-    steps = _steps(directory)
+    steps = checkpoint_steps(workdir)
     if not steps:
         raise CheckpointError(f"{directory}: no checkpoint; train first")
-    step = _best_step(directory, steps) if checkpoint == "best" else checkpoint
-    step = steps[-1] if step == "newest" else step
+    step = {"newest": steps[-1], "best": best_step(workdir)}.get(str(checkpoint), checkpoint)
+    if step is None:
+        raise CheckpointError(f"{directory}: no checkpoint has been scored yet; take the newest")
     if step not in steps:
         raise CheckpointError(f"{directory}: no checkpoint {step}; there are {steps}")
     folder = directory / str(step)
@@ -413,13 +414,16 @@ def read_main_branch(
     return int(step), variables
 
 
-def _best_step(directory: Path, steps: Sequence[int]) -> int:
-    """The step of the highest score, the later one of equals, as training keeps it."""
+def checkpoint_steps(workdir: Path) -> list[int]:
+    """The steps of a run's checkpoints, in ascending order."""
+    return _steps((workdir / "checkpoints").absolute())
+
+
+def best_step(workdir: Path) -> int | None:
+    """The step of the highest score, the later one of equals; None before the first evaluation."""
     scores = {}
-    for step in steps:
-        metrics = directory / str(step) / "metrics" / "metrics"
+    for step in checkpoint_steps(workdir):
+        metrics = workdir / "checkpoints" / str(step) / "metrics" / "metrics"
         if metrics.is_file():
             scores[step] = json.loads(metrics.read_text(encoding="utf-8"))[SCORE]
-    if not scores:
-        raise CheckpointError(f"{directory}: no checkpoint has been scored yet; take the newest")
-    return max(scores, key=lambda step: (scores[step], step))
+    return max(scores, key=lambda step: (scores[step], step), default=None)

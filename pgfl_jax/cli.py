@@ -5,7 +5,6 @@ table. Training is ``main.py`` in a clone of the repository.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -44,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def info(arguments: argparse.Namespace) -> int:
     """Say what a run is: network, data, checkpoints and scores."""
-    from pgfl_jax.report.manifest import describe_run
+    from pgfl_jax.report.summary import describe_run
 
     print(describe_run(arguments.run))
     return 0
@@ -63,12 +62,13 @@ def embed(arguments: argparse.Namespace) -> int:
     """
     from pgfl_jax.embedder import as_sequence
 
-    pictures, names = [], []
+    pictures: list[Any] = []
+    names: list[str] = []
     for given in arguments.pictures:
-        found = as_sequence(given)
-        base = given if len(arguments.pictures) == 1 and given.is_dir() else Path()
+        found: Any = as_sequence(given)
         pictures += found
-        names += [Path(path).relative_to(base).as_posix() for path in found]
+        only = given.is_dir() and len(arguments.pictures) == 1
+        names += [str(path.relative_to(given) if only else path) for path in found]
     _check_output(arguments.out)
     embedder = pgfl_jax.load(
         arguments.run,
@@ -77,9 +77,7 @@ def embed(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
     )
     unreadable: list[Exception] = []
-    rows = embedder(
-        pictures, batch_size=arguments.batch_size, on_unreadable=unreadable.append
-    )
+    rows = embedder(pictures, batch_size=arguments.batch_size, on_unreadable=unreadable.append)
     readable = ~np.isnan(rows[:, 0])
     if not readable.any():
         raise UserError(f"none of {len(pictures)} pictures can be read; the first: {unreadable[0]}")

@@ -94,7 +94,7 @@ def read_config(workdir: Path) -> Config:
     """
     path = workdir / "config.json"
     try:
-        return stored_config(_read_json(path))
+        return stored_config(read_json(path))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -130,7 +130,7 @@ def read_run(
         FileNotFoundError: the folder holds no run.
     """
     check_same_options(workdir, config)
-    manifest = _read_json(workdir / "manifest.json")
+    manifest = read_json(workdir / "manifest.json")
     for name, new in (data or {}).items():
         old = manifest["data"].get(name)
         if name == "name":
@@ -145,7 +145,8 @@ def read_run(
     return manifest
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a run; a ConfigError if it is damaged, a FileNotFoundError if not there."""
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: not found; is {path.parent} the folder of a training run? "

@@ -1,0 +1,79 @@
+"""A run in a screenful: network, data, checkpoints, scores."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pgfl_jax.checkpoint import best_step, checkpoint_steps
+from pgfl_jax.config import Config
+from pgfl_jax.models.backbones import BACKBONES
+from pgfl_jax.report.manifest import read_config, read_json
+from pgfl_jax.report.writers import score_table
+
+
+def describe_run(workdir: Path) -> str:
+    """The facts of a run as text for the terminal.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ConfigError: a file of the run is damaged, or from a newer version.
+    """
+    config, manifest = read_config(workdir), read_json(workdir / "manifest.json")
+    facts = dict(_facts(config, manifest)) | {"checkpoints": _checkpoints(workdir)}
+    width = max(map(len, facts))
+    lines = [f"{name:<{width}}  {value}" for name, value in facts.items()]
+    results = [read_json(path) for path in sorted((workdir / "results").glob("*.json"))]
+    steps = sorted({result["step"] for result in results})
+    for step in steps:
+        scored = [result for result in results if result["step"] == step]
+        lines += ["", f"scores at step {step}", score_table(scored)]
+    return "\n".join([str(workdir), *lines])
+
+
+def _facts(config: Config, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    data, model, train = manifest["data"], config.model, config.train
+    channels = BACKBONES[model.backbone].channels
+    yield (
+        "network",
+        (
+            f"{model.backbone}, {config.data.height}x{config.data.width} pixels, {model.dtype}, "
+            f"{model.pooling} pooling, embeddings of {channels} numbers"
+        ),
+    )
+    yield (
+        "training set",
+        (f"{data['name']}: {manifest['num_images']} images of {manifest['num_identities']} people"),
+    )
+    yield (
+        "poses",
+        (
+            f"{data['pose_source']}, on {data['pose_coverage']:.0%} of the images"
+            if config.trains_with_poses
+            else "none: the main branch alone"
+        ),
+    )
+    batch = f"{config.data.identities_per_batch}x{config.data.images_per_identity}"
+    yield (
+        "training",
+        (
+            f"{train.epochs:g} epochs, batches of {batch}, {config.optim.name} at "
+            f"{config.optim.learning_rate:g}, seed {config.seed}"
+        ),
+    )
+    versions = manifest["packages"]
+    yield (
+        "made by",
+        (
+            f"commit {(manifest['commit'] or 'unknown')[:12]}, jax {versions['jax']}, "
+            f"{len(manifest['devices'])} x {manifest['devices'][0]}"
+        ),
+    )
+
+
+def _checkpoints(workdir: Path) -> str:
+    steps = checkpoint_steps(workdir)
+    best = best_step(workdir)
+    labels = {steps[-1]: "newest"} if steps else {}
+    if best is not None:
+        labels[best] = "newest and best" if best in labels else "best"
+    return ", ".join(f"{s} ({labels[s]})" if s in labels else str(s) for s in steps) or "none yet"

@@ -1,0 +1,126 @@
+"""The definition of a picture's way in, against plain NumPy and against the training pipeline."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline import augment
+from pgfl_jax import preprocessing
+from pgfl_jax.preprocessing import PictureError
+
+HEIGHT, WIDTH = 64, 32
+
+
+def scene(height, width, seed=0):
+    """A picture with edges, gradients and texture: what resizing gets wrong shows."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:height, :width]
+    waves = np.stack([np.sin(rows / 5 + c) + np.cos(columns / (3 + c)) for c in range(3)], -1)
+    image = 127 + 50 * waves + rng.normal(0, 12, (height, width, 3))
+    image[height // 4 : height // 2, width // 3 :] = (250, 10, 90)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def encoded(image, suffix, mode=None, **options):
+    picture = Image.fromarray(image)
+    buffer = io.BytesIO()
+    (picture.convert(mode) if mode else picture).save(buffer, suffix, **options)
+    return buffer.getvalue()
+
+
+def turned():
+    """EXIF data that ask for a rotation by a quarter, which nobody here heeds."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+PICTURES = {
+    "grows": encoded(scene(40, 20), "JPEG", quality=90),
+    "same size": encoded(scene(HEIGHT, WIDTH), "JPEG", quality=90),
+    "shrinks": encoded(scene(301, 157), "JPEG", quality=90),
+    "shrinks in height alone": encoded(scene(200, 20), "JPEG", quality=90),
+    "shrinks in width alone": encoded(scene(40, 120), "JPEG", quality=90),
+    "shrinks a lot": encoded(scene(900, 700), "JPEG", quality=75),
+    "grey": encoded(scene(128, 60), "JPEG", "L"),
+    "cmyk": encoded(scene(128, 60), "JPEG", "CMYK"),
+    "exif orientation": encoded(scene(128, 60), "JPEG", exif=turned()),
+    "progressive": encoded(scene(128, 60), "JPEG", progressive=True),
+    "no chroma subsampling": encoded(scene(128, 60), "JPEG", subsampling=0),
+    "png": encoded(scene(128, 60), "PNG"),
+    "png with alpha": encoded(scene(128, 60), "PNG", "RGBA"),
+    "png with a palette": encoded(scene(128, 60), "PNG", "P"),
+    "grey png": encoded(scene(128, 60), "PNG", "L"),
+    "grey png of 16 bits": encoded(scene(128, 60)[..., 0].astype(np.uint16) * 257, "PNG"),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_training_pipeline_agrees_to_one_grey_level(name, tmp_path):
+    path = tmp_path / "picture"
+    path.write_bytes(PICTURES[name])
+    ours = preprocessing.preprocess(path, HEIGHT, WIDTH)
+    theirs = augment.resize(augment.decode(PICTURES[name]), HEIGHT, WIDTH).numpy()
+    assert ours.shape == theirs.shape == (HEIGHT, WIDTH, 3) and ours.dtype == np.uint8
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(40, 20), (301, 157), (64, 200)])
+def test_resizing_is_a_triangle_filter_that_widens_when_a_side_shrinks(shape):
+    image = scene(*shape)
+    rows, columns = (
+        triangle_weights(*sizes) for sizes in zip((HEIGHT, WIDTH), shape, strict=True)
+    )
+    expected = np.einsum("ri,ijk,cj->rck", rows, image.astype(float), columns)
+    # Pillow rounds once after each axis.
+    assert np.abs(preprocessing.resize(image, HEIGHT, WIDTH) - expected).max() <= 1.01
+
+
+def triangle_weights(target, source):
+    """(target, source): weight of each source pixel's centre in each target pixel."""
+    scale = source / target
+    support = max(scale, 1.0)
+    centres = (np.arange(target)[:, None] + 0.5) * scale - 0.5
+    weights = np.maximum(0, 1 - np.abs(np.arange(source)[None] - centres) / support)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def test_normalised_values_by_hand():
+    images = np.array([[[[0, 51, 255]]]], np.uint8)
+    values = preprocessing.normalise(images, (0.5, 0.2, 0.4), (0.25, 0.1, 0.3))
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(values, [[[[-2.0, 0.0, 2.0]]]], atol=1e-6)
+
+
+def test_a_file_that_is_no_picture_is_named(tmp_path):
+    text = tmp_path / "notes.jpg"
+    text.write_text("no picture")
+    half = tmp_path / "half.jpg"
+    half.write_bytes(PICTURES["shrinks"][:2000])
+    for path in (text, half):
+        with pytest.raises(PictureError, match=rf"{path.name}: damaged, or not a picture"):
+            preprocessing.decode(path)
+    with pytest.raises(PictureError, match=r"nowhere\.jpg: No such file"):
+        preprocessing.decode(tmp_path / "nowhere.jpg")
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)]
+)
+def test_an_array_that_is_no_rgb_picture_is_refused(array):
+    with pytest.raises(PictureError, match=r"not a picture; give \(height, width, 3\) uint8"):
+        preprocessing.preprocess(array, HEIGHT, WIDTH)
+
+
+def test_pictures_of_a_folder_are_sorted_and_hidden_files_left_out(tmp_path):
+    for name in ("b.PNG", "a/2.jpg", "a/10.jpeg", ".hidden.jpg", "__MACOSX/a.jpg", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = [path.relative_to(tmp_path).as_posix() for path in preprocessing.list_pictures(tmp_path)]
+    assert found == ["a/10.jpeg", "a/2.jpg", "b.PNG"]
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "absent"):
+        with pytest.raises(PictureError, match=name):
+            preprocessing.list_pictures(tmp_path / name)
