@@ -28,8 +28,9 @@ from pgfl_jax.models import normalise as unit_length
 from pgfl_jax.preprocessing import PictureError
 from pgfl_jax.report.manifest import read_config
 
-Picture = str | os.PathLike | UInt8[np.ndarray, "height width 3"]
-Pictures = Picture | UInt8[np.ndarray, "pictures height width 3"] | Sequence[Picture]
+# Pictures of one list may differ in size, so their sides have no names.
+Picture = str | os.PathLike | UInt8[np.ndarray, "_ _ 3"]
+Pictures = Picture | UInt8[np.ndarray, "_ _ _ 3"] | Sequence[Picture]
 Variables = Mapping[str, Any]
 
 _PER_DEVICE = 64

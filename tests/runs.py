@@ -16,6 +16,7 @@ from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.experiment import Experiment
 
 ROOT = Path(__file__).parent.parent
+GOLDEN_RUN = ROOT / "tests" / "golden" / "run_0cfe576"
 
 
 def start(data_dir, workdir, *options, **how):

@@ -70,9 +70,7 @@ def test_the_training_pipeline_agrees_to_one_grey_level(name, tmp_path):
 @pytest.mark.parametrize("shape", [(40, 20), (301, 157), (64, 200)])
 def test_resizing_is_a_triangle_filter_that_widens_when_a_side_shrinks(shape):
     image = scene(*shape)
-    rows, columns = (
-        triangle_weights(*sizes) for sizes in zip((HEIGHT, WIDTH), shape, strict=True)
-    )
+    rows, columns = (triangle_weights(*sizes) for sizes in zip((HEIGHT, WIDTH), shape, strict=True))
     expected = np.einsum("ri,ijk,cj->rck", rows, image.astype(float), columns)
     # Pillow rounds once after each axis.
     assert np.abs(preprocessing.resize(image, HEIGHT, WIDTH) - expected).max() <= 1.01
@@ -118,7 +116,9 @@ def test_pictures_of_a_folder_are_sorted_and_hidden_files_left_out(tmp_path):
     for name in ("b.PNG", "a/2.jpg", "a/10.jpeg", ".hidden.jpg", "__MACOSX/a.jpg", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    found = [path.relative_to(tmp_path).as_posix() for path in preprocessing.list_pictures(tmp_path)]
+    found = [
+        path.relative_to(tmp_path).as_posix() for path in preprocessing.list_pictures(tmp_path)
+    ]
     assert found == ["a/10.jpeg", "a/2.jpg", "b.PNG"]
     (tmp_path / "empty").mkdir()
     for name in ("empty", "absent"):

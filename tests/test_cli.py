@@ -1,0 +1,120 @@
+"""The command ``pgfl``."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pgfl_jax
+from pgfl_jax import cli
+from tests.runs import GOLDEN_RUN, finish, launch
+
+# Everything that a machine without the extra [train] lacks.
+BLOCKED = """
+import sys
+absent = {"tensorflow", "tensorflow_datasets", "clu", "torch", "ml_collections", "cv2"}
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in absent | {"input_pipeline", "configs"}:
+            raise ModuleNotFoundError(f"{name} is blocked")
+sys.meta_path.insert(0, Block())
+from pgfl_jax.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("b.png", "a/1.png", "a/2.jpg"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (50, 30, 3), dtype=np.uint8)).save(
+            tmp_path / "in" / name
+        )
+    return tmp_path / "in"
+
+
+def read(path):
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def test_a_folder_is_embedded_without_tensorflow(folder, tmp_path):
+    out = tmp_path / "x.npz"
+    status, printed, err = finish(
+        launch("-c", BLOCKED, "embed", folder, "--run", GOLDEN_RUN, "--out", out)
+    )
+    assert (status, printed) == (0, f"{out}: 3 embeddings of 192 numbers\n"), err
+    found = read(out)
+    assert found["filenames"].tolist() == ["a/1.png", "a/2.jpg", "b.png"]
+    np.testing.assert_allclose(found["embeddings"], pgfl_jax.load(GOLDEN_RUN)(folder), atol=2e-6)
+
+
+def test_what_cannot_be_read_is_left_out_and_said(folder, tmp_path, capsys):
+    (folder / "c.jpg").write_bytes(b"nothing")
+    out = tmp_path / "x.npz"
+    run = ["--run", str(GOLDEN_RUN), "--out", str(out)]
+    assert cli.main(["embed", str(folder), *run]) == 1
+    assert "c.jpg: damaged, or not a picture" in capsys.readouterr().err
+    assert read(out)["filenames"].tolist() == ["a/1.png", "a/2.jpg", "b.png"]
+    assert cli.main(["embed", str(folder / "c.jpg"), *run]) == 1
+    assert "error: none of 1 pictures can be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["embed", "x", "--run", "y", "--out", "x.txt"], "must end in .npz"),
+        (["embed", "x", "--run", "y", "--out", "/absent/x.npz"], "there is no folder /absent"),
+        (["embed", "x", "--run", "/absent", "--out", "x.npz"], "is /absent the folder of a train"),
+        (["info", "/absent"], "is /absent the folder of a training run?"),
+    ],
+)
+def test_a_users_error_is_one_line(arguments, message, capsys):
+    assert cli.main(arguments) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["embed"], ["nothing"], ["info", "x", "--y"], []])
+def test_a_wrong_command_line_shows_the_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.main(arguments)
+    assert error.value.code == 2 and "usage: pgfl" in capsys.readouterr().err
+
+
+def test_info_is_a_screenful_of_facts(capsys):
+    assert cli.main(["info", str(GOLDEN_RUN)]) == 0
+    out = capsys.readouterr().out
+    for fact in (
+        "resnet8, 64x32 pixels, float32, gap pooling, embeddings of 192 numbers",
+        "128 images of 16 people",
+        "annotated, on 100% of the images",
+        "commit 0cfe5767f998, jax 0.10.2, 1 x cpu",
+        "30 (newest)",
+        "scores at step 30",
+    ):
+        assert fact in out
+    assert len(out.splitlines()) < 20
+
+
+def test_evaluate_is_the_repositorys_main(monkeypatch):
+    def execv(program, command):  # which does not return
+        assert program == command[0] == sys.executable and command[1].endswith("/main.py")
+        raise SystemExit(command[2:])
+
+    monkeypatch.setattr(cli.os, "execv", execv)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["evaluate", "runs/x", "--config.eval.checkpoint=best"])
+    assert ended.value.code == [
+        "--mode=evaluate",
+        "--workdir=runs/x",
+        "--config.eval.checkpoint=best",
+    ]
+
+
+def test_the_version_is_said(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.strip() == pgfl_jax.__version__

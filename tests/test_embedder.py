@@ -1,0 +1,189 @@
+"""The trained run as an object, by the run that tests/golden/run_0cfe576 holds."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import pgfl_jax
+from input_pipeline.from_config import evaluation_split, open_builder, open_catalog
+from pgfl_jax.checkpoint import CheckpointError, open_checkpoints
+from pgfl_jax.distributed.sharding import make_mesh
+from pgfl_jax.errors import UserError
+from pgfl_jax.experiment import Experiment
+from pgfl_jax.preprocessing import PictureError
+from pgfl_jax.report.writers import write_json
+from pgfl_jax.retrieval.evaluate import embed_split, make_embed
+from tests.runs import GOLDEN_RUN
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    return pgfl_jax.load(GOLDEN_RUN)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(0)
+    sizes = [(64, 32), (40, 20), (301, 157), (90, 30), (64, 32), (70, 70), (33, 64)]
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+@pytest.fixture(scope="module")
+def rows(embedder, pictures):
+    return embedder(pictures)
+
+
+def test_it_gives_the_pipelines_embeddings(embedder, tiny_config, tmp_path):
+    config = tiny_config()
+    mesh = make_mesh(jax.devices()[:1])
+    experiment = Experiment.create(config, num_identities=16, num_images=128)
+    with open_checkpoints(GOLDEN_RUN, read_only=True) as checkpoints:
+        state = checkpoints.restore(experiment.abstract_state(), mesh, 30)
+    catalog = open_catalog(open_builder(config, config.data.dataset), "gallery")
+    embed = make_embed(experiment.model, mesh, ("main",))
+    expected = embed_split(embed, state, evaluation_split(catalog, config), mesh)["main"]
+    for index, image in enumerate(catalog.images):
+        (tmp_path / f"{index:04d}.jpg").write_bytes(image)
+    found = embedder(tmp_path)
+    assert found.shape == expected.shape == (len(catalog), 192) and found.dtype == np.float32
+    assert np.sum(found * expected, axis=1).min() >= 0.9999
+
+
+def test_rows_have_unit_length_and_do_not_depend_on_the_batch(embedder, pictures, rows):
+    assert embedder.dim == rows.shape[1]
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    for size in (1, 3, 100):  # rounded up to the eight devices
+        np.testing.assert_allclose(embedder(pictures * 3, batch_size=size)[7:14], rows, atol=2e-6)
+
+
+def test_paths_folders_and_arrays_are_the_same_pictures(embedder, pictures, rows, tmp_path):
+    for index, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"{index}.png")
+    paths = sorted(tmp_path.iterdir())
+    np.testing.assert_allclose(embedder(tmp_path), rows, atol=2e-6)
+    np.testing.assert_allclose(embedder([*map(str, paths)]), rows, atol=2e-6)
+    np.testing.assert_allclose(embedder(paths[2]), rows[2:3], atol=2e-6)
+    np.testing.assert_allclose(embedder(pictures[1]), rows[1:2], atol=2e-6)
+    stack = np.stack([pictures[0], pictures[4]])
+    np.testing.assert_allclose(embedder(stack), rows[[0, 4]], atol=2e-6)
+
+
+def test_the_pure_function_is_the_networks_main_branch(embedder, pictures, rows):
+    images = np.stack([embedder.preprocess(picture) for picture in pictures])
+    found = jax.jit(embedder.apply)(embedder.variables, images)
+    np.testing.assert_allclose(found, rows, atol=2e-6)
+    mean, std = np.array(embedder.config.data.mean), np.array(embedder.config.data.std)
+    pixels = jnp.asarray((images / 255 - mean) / std, jnp.float32)
+    neck = embedder.model.apply(embedder.variables, pixels, train=False).main.neck
+    np.testing.assert_allclose(found, neck / np.linalg.norm(neck, axis=1)[:, None], atol=2e-6)
+
+
+def test_no_teacher_classifier_or_optimizer_is_loaded(embedder):
+    assert {*embedder.variables["params"]} == {"trunk", "main_neck"}
+    assert {*embedder.variables["batch_stats"]} == {"trunk", "main_neck"}
+
+
+def test_bfloat16_gives_nearly_the_same(pictures, rows):
+    found = pgfl_jax.load(GOLDEN_RUN, dtype="bfloat16")(pictures)
+    cosines = np.sum(found * rows, axis=1)
+    assert found.dtype == np.float32 and cosines.min() > 0.99 and cosines.max() < 1 - 1e-7
+
+
+def test_unreadable_pictures_are_named_and_cost_no_others(embedder, pictures, rows, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8 and no more")
+    mixed = [pictures[0], broken, pictures[1], tmp_path / "absent.jpg"]
+    with pytest.raises(PictureError, match=r"broken\.jpg: damaged, or not a picture"):
+        embedder(mixed)
+    errors = []
+    found = embedder(mixed, on_unreadable=errors.append)
+    np.testing.assert_allclose(found[[0, 2]], rows[:2], atol=2e-6)
+    assert np.isnan(found[[1, 3]]).all()
+    assert [Path(str(error).partition(":")[0]).name for error in errors] == [
+        "broken.jpg",
+        "absent.jpg",
+    ]
+
+
+def test_broken_weights_are_not_embedded_with(embedder, pictures):
+    flat = jax.tree.map(np.zeros_like, embedder.variables)
+    broken = dataclasses.replace(embedder, variables=flat)
+    with pytest.raises(UserError, match=r"picture 0: its embedding has length 0, not 1"):
+        broken(pictures)
+
+
+@pytest.fixture(scope="module")
+def scored_run(tmp_path_factory, tiny_config):
+    """Checkpoints of steps 1, 2, 3 with scores 0.2, 0.5, 0.1, and an average of the parameters."""
+    workdir = tmp_path_factory.mktemp("scored")
+    config = tiny_config(**{"optim.ema_decay": 0.9, "model.pooling": "gem"})
+    experiment = Experiment.create(config, num_identities=16, num_images=128)
+    state = experiment.init_state(make_mesh(jax.devices()[:1]))
+    write_json(workdir / "config.json", config.flat_options())
+    with open_checkpoints(workdir) as checkpoints:
+        for step, score in ((1, 0.2), (2, 0.5), (3, 0.1)):
+            params = jax.tree.map(lambda value, step=step: value + step, state.params)
+            average = dataclasses.replace(
+                state.average,
+                params=jax.tree.map(lambda value, step=step: value - step, state.params),
+            )
+            checkpoints.save(
+                dataclasses.replace(state, step=jnp.asarray(step), params=params, average=average),
+                score,
+            )
+    return workdir, float(state.params["main_pooling"]["power"])
+
+
+@pytest.mark.parametrize(
+    ("options", "step", "difference"),
+    [
+        ({}, 3, 3),
+        ({"checkpoint": "best"}, 2, 2),
+        ({"checkpoint": 3}, 3, 3),
+        ({"checkpoint": "best", "parameters": "average"}, 2, -2),
+    ],
+)
+def test_the_wanted_checkpoint_and_parameters_are_loaded(scored_run, options, step, difference):
+    workdir, power = scored_run
+    embedder = pgfl_jax.load(workdir, **options)
+    assert embedder.step == step
+    assert float(embedder.variables["params"]["main_pooling"]["power"]) == power + difference
+
+
+def test_what_cannot_be_loaded_is_said_in_one_line(scored_run, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json: not found; is .* the folder of a"):
+        pgfl_jax.load(tmp_path)
+    with pytest.raises(CheckpointError, match=r"no checkpoint 7; there are \[30\]"):
+        pgfl_jax.load(GOLDEN_RUN, checkpoint=7)
+    with pytest.raises(CheckpointError, match=r"no checkpoint has been scored yet"):
+        pgfl_jax.load(GOLDEN_RUN, checkpoint="best")
+    with pytest.raises(CheckpointError, match=r"no average of the parameters: .*ema_decay is 0"):
+        pgfl_jax.load(GOLDEN_RUN, parameters="average")
+    workdir, _ = scored_run
+    options = pgfl_jax.load(workdir).config.flat_options() | {"model.backbone": "resnet18"}
+    write_json(tmp_path / "config.json", options)
+    (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"another architecture \(batch_stats/"):
+        pgfl_jax.load(tmp_path)
+
+
+def test_damaged_and_broken_weights_are_refused(tmp_path, tiny_config):
+    config = tiny_config()
+    experiment = Experiment.create(config, num_identities=16, num_images=128)
+    state = experiment.init_state(make_mesh(jax.devices()[:1]))
+    params = dict(state.params)
+    params["main_neck"] = {"scale": state.params["main_neck"]["scale"].at[3].set(jnp.nan)}
+    write_json(tmp_path / "config.json", config.flat_options())
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(dataclasses.replace(state, step=jnp.asarray(1), params=params), None)
+    with pytest.raises(CheckpointError, match=r"params/main_neck/scale has values that are not fi"):
+        pgfl_jax.load(tmp_path)
+    largest = max((tmp_path / "checkpoints" / "1").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1] + b"?")
+    with pytest.raises(CheckpointError, match=r"1: damaged \(.* is not as it was written\)"):
+        pgfl_jax.load(tmp_path)
