@@ -116,10 +116,12 @@ def test_pictures_of_a_folder_are_sorted_and_hidden_files_left_out(tmp_path):
     for name in ("b.PNG", "a/2.jpg", "a/10.jpeg", ".hidden.jpg", "__MACOSX/a.jpg", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    found = [
-        path.relative_to(tmp_path).as_posix() for path in preprocessing.list_pictures(tmp_path)
+    found = preprocessing.list_pictures(tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
+        "a/10.jpeg",
+        "a/2.jpg",
+        "b.PNG",
     ]
-    assert found == ["a/10.jpeg", "a/2.jpg", "b.PNG"]
     (tmp_path / "empty").mkdir()
     for name in ("empty", "absent"):
         with pytest.raises(PictureError, match=name):
