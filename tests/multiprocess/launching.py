@@ -44,7 +44,7 @@ def finish(processes, timeout=300):
     ]
 
 
-# Of connections that are made, and of a SIGTERM that is passed on.
+# JAX notes each connection, and a SIGTERM.
 _NOTE = re.compile(
     r"\[Gloo\] Rank \d+ is connected to |.*preemption_notifier\.cc:\d+\] SIGTERM caught"
 )
@@ -58,3 +58,11 @@ def waits(number, port, *, count=2, timeout=300):
     """The line with which a process begins."""
     place = f"localhost:{port}"
     return f"process {number} of {count} waits up to {timeout} s for the others at {place}\n"
+
+
+def after_waiting(err):
+    """A process's standard error after the line with which it begins."""
+    first, _, rest = err.partition("\n")
+    port = first.rpartition(":")[2]
+    assert first + "\n" in [waits(number, port) for number in (0, 1)], err
+    return rest
