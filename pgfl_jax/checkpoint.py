@@ -133,7 +133,7 @@ class Checkpoints:
             CheckpointError: a damaged checkpoint may have been the best.
         """
         if self._damaged:
-            raise CheckpointError(self._explain("which step is the best cannot be told"))
+            raise CheckpointError(self._explain("the best step cannot be determined"))
         return self._manager.best_step()
 
     def save(

@@ -147,7 +147,7 @@ def test_through_the_command_line(tiny_data_dir, compiled_once, tmp_path):
     _delete(tmp_path / "checkpoints" / "20" / "state" / "manifest.ocdbt")
     code, _, err = run("--mode=evaluate", "--config.eval.checkpoint=best")
     assert code == 1
-    assert err.startswith(f"error: {tmp_path}/checkpoints: which step is the best cannot be told: ")
+    assert err.startswith(f"error: {tmp_path}/checkpoints: the best step cannot be determined: ")
     assert err.count("\n") == 1 and "Traceback" not in err
     code, out, err = run()
     assert code == 0 and "resuming from step 10 of 20" in out
