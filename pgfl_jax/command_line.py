@@ -40,7 +40,7 @@ def keep_interrupts() -> None:
 
     Python only reports an exception that is raised in a callback of the garbage collector or of a
     weak reference. JAX has such callbacks, and a Ctrl-C that came during a collection is raised in
-    the first of them: while the program starts, about one in ten was lost.
+    the first of them. In eight tries while the program started, two were lost.
     """
     report = sys.unraisablehook
 
