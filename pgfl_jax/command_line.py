@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,8 +45,8 @@ def keep_interrupts() -> None:
 
     def hook(unraisable: Any) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            arguments = threading.main_thread().ident, signal.SIGINT
-            threading.Timer(0.02, signal.pthread_kill, arguments).start()
+            signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+            signal.setitimer(signal.ITIMER_REAL, 0.05)  # when this hook has returned
         else:
             report(unraisable)
 

@@ -65,7 +65,7 @@ def launch(*command, env=None, file_size=None, ctrl_c=signal.SIG_DFL):
 
 def finish(process):
     """Exit status, standard output and standard error."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 

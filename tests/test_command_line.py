@@ -17,10 +17,12 @@ from pgfl_jax.errors import UserError
 def command_line(monkeypatch):
     """A process whose interrupts are kept."""
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # restored afterwards
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     keep_interrupts()
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_an_interrupt_during_garbage_collection_is_not_lost(command_line):
