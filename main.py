@@ -22,11 +22,11 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/default.py.")
 flags.DEFINE_string("workdir", None, "Folder of the run; a run found there is continued.")
 flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
-# Of a run in several processes, where no cluster tells them (docs/scaling.md).
+# For several processes that JAX does not find by itself (docs/scaling.md).
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, the same in all processes.")
 flags.DEFINE_integer("num_processes", None, "How many processes there are.")
 flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
-flags.DEFINE_float("start_timeout", 300.0, "Seconds to wait at the start for other processes.")
+flags.DEFINE_float("start_timeout", 300.0, "Seconds to wait at the start for the other processes.")
 
 
 def main(argv: list[str]) -> None:
@@ -42,8 +42,8 @@ def main(argv: list[str]) -> None:
     from pgfl_jax.distributed.launch import joined
 
     config = parse_config(FLAGS.config)
-    place = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
-    with joined(*place, timeout=FLAGS.start_timeout):
+    process = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
+    with joined(*process, timeout=FLAGS.start_timeout):
         work(config)
 
 
@@ -55,13 +55,13 @@ def work(config: "Config") -> None:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
-    from pgfl_jax.distributed import launch as processes
+    from pgfl_jax.distributed import collectives
     from pgfl_jax.report.manifest import common_facts
 
-    processes.assert_same_everywhere(common_facts(config))
+    collectives.assert_same_everywhere(common_facts(config))
     config.check_devices(jax.device_count())  # before any data is prepared
     workdir = writable_folder(Path(FLAGS.workdir), "--workdir")
-    processes.check_shared(workdir)
+    collectives.check_shared(workdir)
     begin(config, workdir)
 
     from input_pipeline.from_config import evaluation_data, training_data  # before TensorFlow
@@ -76,7 +76,7 @@ def work(config: "Config") -> None:
     evaluation = evaluation_data(config)
     described = training.description if training else {}
     named = {f"training data ({name})": value for name, value in described.items()}
-    processes.assert_same_everywhere(named | evaluation.facts())
+    collectives.assert_same_everywhere(named | evaluation.facts())
     if training:
         train(config, workdir, training, evaluation)
     else:
@@ -89,9 +89,9 @@ def begin(config: "Config", workdir: Path) -> None:
     A run that exists must be one of this configuration; a new one must be able to read the weights
     that it starts from.
     """
+    from pgfl_jax import checksums
     from pgfl_jax.checkpoint import has_checkpoint
-    from pgfl_jax.checksums import sha256
-    from pgfl_jax.distributed import launch as processes
+    from pgfl_jax.distributed import collectives
     from pgfl_jax.experiment import examine_pretrained
     from pgfl_jax.report.manifest import check_same_options
 
@@ -103,9 +103,9 @@ def begin(config: "Config", workdir: Path) -> None:
     if not config.model.pretrained:
         return
     report = examine_pretrained(config)
-    digest = sha256(Path(config.model.pretrained))
-    processes.assert_same_everywhere({"the file of config.model.pretrained": digest})
-    if processes.is_primary():
+    digest = checksums.sha256(Path(config.model.pretrained))
+    collectives.assert_same_everywhere({"the file of config.model.pretrained": digest})
+    if collectives.is_primary():
         print(f"{config.model.pretrained}: {report}", flush=True)
 
 

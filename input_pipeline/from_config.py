@@ -22,7 +22,7 @@ from input_pipeline.validation import (
     queries_without_match,
 )
 from pgfl_jax.config import Config
-from pgfl_jax.distributed.launch import is_primary
+from pgfl_jax.distributed.collectives import is_primary
 from pgfl_jax.retrieval.evaluate import EvaluationData, EvaluationSplit, Protocol
 from pgfl_jax.train import TrainingData
 

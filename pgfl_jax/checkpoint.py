@@ -5,8 +5,7 @@ import itertools
 import json
 import shutil
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,12 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from pgfl_jax.checksums import find_damage, write_checksums
-from pgfl_jax.distributed.launch import (
+from pgfl_jax import checksums
+from pgfl_jax.distributed.collectives import (
     all_processes,
     barrier,
     broadcast_from_primary,
     is_primary,
-    peer_lost,
 )
 from pgfl_jax.distributed.sharding import state_shardings
 from pgfl_jax.errors import DiskFullError, UserError, full_disk
@@ -32,19 +30,21 @@ from pgfl_jax.train_state import TrainState
 SCORE = "score"
 SET_ASIDE = "damaged_checkpoints"
 _DELETED = "deleted"
+# Stored in every checkpoint under this name, which older runs already have on disk.
+_PENDING_METRICS = "unlogged"
 
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be used; the message says why and what to do."""
 
 
-class _SealedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """Notes the digests of a checkpoint's files before it gets its final name."""
+class _ChecksummedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """Writes the checksums of a checkpoint's files before it gets its final name."""
 
     async def finalize(self) -> None:
-        if self.get_final().name.isdecimal():  # the whole, not one of its items
-            # Orbax has notes of its own still to write at the top; none is needed to restore.
-            write_checksums(Path(self.get()))
+        if self.get_final().name.isdecimal():  # the whole checkpoint, not one of its items
+            # Orbax writes notes to the top folder later; restoring needs none of them.
+            checksums.write(Path(self.get()))
         await super().finalize()
 
 
@@ -58,20 +58,20 @@ class _Manager(ocp.CheckpointManager):
 class Checkpoints:
     """The checkpoints of one run: the newest two and the best are kept.
 
-    A checkpoint appears under its final name only when it is whole and loses that name before it
-    is deleted, so a killed process leaves no half of one. Its files are compared with the digests
-    noted when it was saved; one that is damaged is never restored.
+    A checkpoint gets its final name when it is complete and loses that name before it is deleted,
+    so a killed process leaves no partial one under it. Its files are compared with the checksums
+    written when it was saved; a damaged checkpoint is never restored.
     """
 
     def __init__(self, workdir: Path, *, read_only: bool = False) -> None:
-        """Open ``workdir/checkpoints``, making it if it is not there.
+        """Open ``workdir/checkpoints``, and make it if needed.
 
-        Damaged checkpoints are moved to ``workdir/damaged_checkpoints``, so that training goes on
-        from the one before.
+        Damaged checkpoints are moved to ``workdir/damaged_checkpoints``; training then resumes from
+        the one before.
 
         Args:
             workdir: the run's folder.
-            read_only: change nothing; a training may be running.
+            read_only: change nothing; another process may be training there.
 
         Raises:
             CheckpointError: every checkpoint is damaged.
@@ -99,7 +99,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
             best_fn=lambda metrics: metrics[SCORE],
-            temporary_path_class=_SealedPath,
+            temporary_path_class=_ChecksummedPath,
             read_only=read_only,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
@@ -110,14 +110,14 @@ class Checkpoints:
                 self._directory,
                 item_handlers={
                     "state": ocp.StandardCheckpointHandler(),
-                    "unlogged": ocp.JsonCheckpointHandler(),
+                    _PENDING_METRICS: ocp.JsonCheckpointHandler(),
                 },
                 options=options,
             )
         except ValueError as error:
             if not self._damaged:
                 raise
-            # A score that is no JSON, most likely.
+            # Most likely a score that is not JSON.
             raise CheckpointError(self._explain("cannot be opened")) from error
 
     @property
@@ -130,31 +130,32 @@ class Checkpoints:
         """Step of the checkpoint with the highest score, or None.
 
         Raises:
-            CheckpointError: a damaged one may have been the best.
+            CheckpointError: a damaged checkpoint may have been the best.
         """
         if self._damaged:
-            raise CheckpointError(self._explain("which step is the best cannot be told"))
+            raise CheckpointError(self._explain("the best step cannot be determined"))
         return self._manager.best_step()
 
     def save(
         self,
         state: TrainState,
         score: float | None,
-        unlogged: Sequence[Mapping[str, float]] = (),
+        pending_metrics: Sequence[Mapping[str, float]] = (),
     ) -> None:
         """Save in the background under the state's step.
 
         Args:
             state: what to save.
-            score: the evaluation's score at this step; None where there was no evaluation.
-            unlogged: terms of the last steps, which a resumed run has still to log.
+            score: the evaluation's score at this step; None if there was no evaluation.
+            pending_metrics: metrics of the last steps, which a resumed run still has to log.
         """
         self.wait()
         self._saving = True
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), unlogged=ocp.args.JsonSave(list(unlogged))
+                state=ocp.args.StandardSave(state),
+                **{_PENDING_METRICS: ocp.args.JsonSave(list(pending_metrics))},
             ),
             metrics=None if score is None else {SCORE: float(score)},
         )
@@ -164,8 +165,8 @@ class Checkpoints:
 
         Args:
             abstract: shapes and dtypes of the expected state.
-            mesh: where the restored arrays go, whatever mesh they were saved from.
-            step: a step that is there.
+            mesh: where the restored arrays go; they may have been saved from another mesh.
+            step: a step that has a checkpoint.
 
         Raises:
             CheckpointError: the checkpoint holds another architecture, or is damaged.
@@ -177,7 +178,7 @@ class Checkpoints:
             stored = self._manager.item_metadata(step)["state"].tree["params"]
         except Exception as error:
             raise _unreadable(folder, error) from error
-        # Compared here, since Orbax would name the first difference in its own terms only.
+        # Compared here because Orbax would describe a difference in its own terms.
         if mismatch := _first_mismatch(flatten_dict(stored, sep="/"), abstract.params):
             raise CheckpointError(
                 f"{folder}: another architecture ({mismatch}); use the "
@@ -194,10 +195,10 @@ class Checkpoints:
         except Exception as error:
             raise _unreadable(folder, error) from error
 
-    def unlogged(self, step: int) -> list[dict[str, float]]:
-        """What was given to :meth:`save`, of a step that has been restored."""
-        args = ocp.args.Composite(unlogged=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args)["unlogged"]
+    def pending_metrics(self, step: int) -> list[dict[str, float]]:
+        """The ``pending_metrics`` that were saved with a step."""
+        args = ocp.args.Composite(**{_PENDING_METRICS: ocp.args.JsonRestore()})
+        return self._manager.restore(step, args=args)[_PENDING_METRICS]
 
     def check(self) -> None:
         """Raise the error of a save that has failed in the background."""
@@ -218,7 +219,7 @@ class Checkpoints:
             self._manager.close()
 
     def _delete(self) -> None:
-        """Delete what Orbax has moved out of the way: a deletion may be interrupted."""
+        """Delete the checkpoints that Orbax has moved out of the way, now or before a kill."""
         if is_primary() and not self._read_only:
             shutil.rmtree(self._directory / _DELETED, ignore_errors=True)
 
@@ -230,12 +231,12 @@ class Checkpoints:
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether ``workdir`` holds a checkpoint to go on from, as process 0 sees it."""
+    """Whether ``workdir`` holds a checkpoint to resume from, as process 0 sees it."""
     return bool(broadcast_from_primary(float(bool(_steps(workdir / "checkpoints")))))
 
 
 def _unreadable(folder: Path, error: Exception) -> CheckpointError:
-    """The error of a checkpoint that is as it was saved, and all the same cannot be restored."""
+    """The error for a checkpoint whose files are intact but which cannot be restored."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return CheckpointError(
         f"{folder}: the checkpoint is as it was saved, but cannot be read ({reason}); use the "
@@ -244,15 +245,15 @@ def _unreadable(folder: Path, error: Exception) -> CheckpointError:
 
 
 def _steps(directory: Path) -> list[int]:
-    """The steps of the checkpoints that are there, in their order."""
+    """The steps that have a checkpoint, in ascending order."""
     paths = directory.iterdir() if directory.is_dir() else ()
     return sorted(int(path.name) for path in paths if path.name.isdecimal())
 
 
 def _examine(directory: Path) -> dict[int, str]:
-    """The steps of damaged checkpoints, with what is wrong about each."""
-    found = {step: find_damage(directory / str(step)) for step in _steps(directory)}
-    # A training that is running may have deleted one meanwhile.
+    """The steps of damaged checkpoints, and what is wrong with each."""
+    found = {step: checksums.find_damage(directory / str(step)) for step in _steps(directory)}
+    # A running training may have deleted one meanwhile.
     return {step: wrong for step, wrong in found.items() if wrong and step in _steps(directory)}
 
 
@@ -261,18 +262,18 @@ def _list(damaged: Mapping[int, str]) -> str:
 
 
 def _free(path: Path) -> Path:
-    """``path``, or with .2, .3 … at its end if there is something already."""
+    """``path``, with .2, .3 … appended if it exists already."""
     names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
     return next(name for name in itertools.chain([path], names) if not name.exists())
 
 
 def _set_damaged_aside(directory: Path) -> None:
-    """Move damaged checkpoints out of the way, as long as a sound one is left."""
+    """Move damaged checkpoints out of the way, provided that an intact one remains."""
     damaged = _examine(directory) if is_primary() else {}
     if not all_processes(not damaged or len(damaged) < len(_steps(directory))):
         raise CheckpointError(
-            f"{directory}: no checkpoint is sound: {_list(damaged) or 'see process 0'}; put a "
-            "copy back, or begin anew in another --workdir"
+            f"{directory}: no checkpoint is intact: {_list(damaged) or 'see process 0'}; put a "
+            "copy back, or start again in another --workdir"
         )
     for step, wrong in damaged.items():
         target = _free(directory.with_name(SET_ASIDE) / str(step))
@@ -286,7 +287,7 @@ def _set_damaged_aside(directory: Path) -> None:
 
 
 def _first_mismatch(stored: Mapping[str, Any], params: Any) -> str | None:
-    """What differs between stored and expected parameters, None if nothing does."""
+    """The first parameter whose stored and expected shapes differ; None if all agree."""
     expected = flatten_dict(params, sep="/")
     for name in sorted(expected.keys() | stored.keys()):
         shapes = [
@@ -299,55 +300,36 @@ def _first_mismatch(stored: Mapping[str, Any], params: Any) -> str | None:
 
 @contextlib.contextmanager
 def open_checkpoints(workdir: Path, *, read_only: bool = False) -> Iterator[Checkpoints]:
-    """Checkpoints that are waited for and closed, also when training stops with an error.
+    """Open the checkpoints; at the end, and after an error, wait for the last save and close them.
 
     Args:
         workdir: the run's folder.
-        read_only: change nothing; a training may be running.
+        read_only: change nothing; another process may be training there.
 
     Raises:
         CheckpointError: every checkpoint is damaged.
-        DiskFullError: something written meanwhile, in the background too, found no room.
+        DiskFullError: the disk was full for something written in the context or by a save.
     """
-    shown = sys.unraisablehook
-    sys.unraisablehook = _quiet(shown)
     try:
         checkpoints = Checkpoints(workdir, read_only=read_only)
         try:
             yield checkpoints
-        except BaseException as error:
-            if not peer_lost(
-                error
-            ):  # else a save in progress would wait for the process that ended
+        except BaseException:
+            # A save by several processes might wait for one that has ended. It is given up: the
+            # error ends this process (pgfl_jax.distributed.launch).
+            if jax.process_count() == 1:
                 checkpoints.close()
             raise
         checkpoints.close()
-        sys.unraisablehook = shown
     except Exception as error:
         reason = full_disk(error)
         if reason is None:
             raise
-        # Orbax began with more files than it then awaited, and lets them go when Python ends.
-        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         steps = _steps(workdir / "checkpoints")
         kept = f"the checkpoint of step {steps[-1]} is intact" if steps else "nothing was saved yet"
         raise DiskFullError(
             f"{workdir}: {reason}; {kept}; free space, then the same command goes on"
         ) from error
-
-
-def _quiet(shown: Callable[[Any], Any]) -> Callable[[Any], None]:
-    """What shows errors that nobody can catch, but for arrays that fail after the first one has.
-
-    The first is raised. The others find that the event loop they report to has ended with it, until
-    the process ends.
-    """
-
-    def show(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            shown(unraisable)
-
-    return show
 
 
 def read_main_branch(
@@ -378,7 +360,7 @@ def read_main_branch(
     if step not in steps:
         raise CheckpointError(f"{directory}: no checkpoint {step}; there are {steps}")
     folder = directory / str(step)
-    if wrong := find_damage(folder):
+    if wrong := checksums.find_damage(folder):
         raise CheckpointError(f"{folder}: damaged ({wrong}); take another of {steps}")
     handler = ocp.PyTreeCheckpointHandler()
     try:

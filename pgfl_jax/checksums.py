@@ -1,4 +1,4 @@
-"""Whether the files of a folder are still those that were written."""
+"""Whether the files in a folder are still as they were written."""
 
 import hashlib
 import json
@@ -7,10 +7,10 @@ from pathlib import Path
 DIGESTS = "digests.json"
 
 
-def write_checksums(folder: Path) -> None:
-    """Write ``digests.json``: the SHA-256 of every file in the folders below ``folder``.
+def write(folder: Path) -> None:
+    """Write ``digests.json``: the SHA-256 of every file in the subfolders of ``folder``.
 
-    Files that lie in ``folder`` itself are left out.
+    Files directly in ``folder`` are left out.
     """
     digests = {
         path.relative_to(folder).as_posix(): sha256(path)
@@ -21,13 +21,20 @@ def write_checksums(folder: Path) -> None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, the first file only; None if nothing is."""
+    """Name the first file that differs from its checksum, and how.
+
+    Args:
+        folder: a folder that :func:`write` has been called on.
+
+    Returns:
+        The file and what is wrong with it; None if every file is as it was written.
+    """
     try:
         digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
         files = [(folder / name, name, digest) for name, digest in digests.items()]
     except FileNotFoundError:
         return f"{DIGESTS} is missing, as in those of older versions"
-    except (ValueError, AttributeError):  # no JSON, or no object
+    except (ValueError, AttributeError):  # not JSON, or not an object
         return f"{DIGESTS} is unreadable"
     for path, name, digest in files:
         try:
@@ -35,7 +42,7 @@ def find_damage(folder: Path) -> str | None:
                 return f"{name} is not as it was written"
         except FileNotFoundError:
             return f"{name} is missing"
-        except OSError as error:  # of a bad disk
+        except OSError as error:  # a bad disk
             return f"{name} cannot be read: {error.strerror}"
     return None
 

@@ -1,6 +1,7 @@
-"""What the command lines share: options that do not exist and errors, told in one line."""
+"""What all command lines share: errors and mistyped options end in one line."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -18,12 +19,12 @@ def run(
     """Parse the flags, run ``main`` and end the process with what it returns as exit status.
 
     Args:
-        main: gets the bare arguments, as of ``absl.app.run``.
+        main: gets the program's name and the bare arguments, as from ``absl.app.run``.
         required: flags that must be given.
         interrupted: what is printed when the user stops it.
     """
     flags.mark_flags_as_required(required)
-    hear_interrupts()
+    keep_interrupts()
     try:
         app.run(main, flags_parser=parse_flags)
     except (UserError, OSError) as error:
@@ -33,32 +34,32 @@ def run(
         sys.exit(130)
 
 
-def hear_interrupts() -> None:
-    """See to it that every interrupt is raised where it is heard.
+def keep_interrupts() -> None:
+    """Send an interrupt again that Python has dropped.
 
-    Python drops what is raised while it collects garbage, of which JAX has itself told, or calls
-    back a weak reference: an interrupt that comes there is raised again, a moment later.
+    Python only reports an exception that is raised in a callback of the garbage collector or of a
+    weak reference. JAX has such callbacks, and a Ctrl-C that came during a collection is raised in
+    the first of them. In eight tries while the program started, two were lost.
     """
-    shown = sys.unraisablehook
+    report = sys.unraisablehook
 
-    def again(unraisable: Any) -> None:
+    def hook(unraisable: Any) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+            signal.setitimer(signal.ITIMER_REAL, 0.05)  # when this hook has returned
         else:
-            shown(unraisable)
+            report(unraisable)
 
-    sys.unraisablehook = again
-    for number in (signal.SIGINT, signal.SIGALRM):
-        signal.signal(number, signal.default_int_handler)
+    sys.unraisablehook = hook
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parse the command line; an option that does not exist is named in one line."""
+    """Parse the command line; end with one line that names an option that does not exist."""
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError) as error:
-        # What ml_collections raises: a KeyError, or one in an AttributeError. Any other is a fault
-        # in the configuration file itself.
+        # ml_collections raises a KeyError, or an AttributeError that holds one. Any other error
+        # comes from the configuration file itself.
         inner = error if isinstance(error, KeyError) else error.args[0]
         if not isinstance(inner, KeyError):
             raise
@@ -66,15 +67,20 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def writable_folder(folder: Path, option: str) -> Path:
-    """Make a folder that shall be written to, before any work is done for it.
+    """Make a folder that will be written to, before any work is done for it.
 
     Args:
-        folder: made with those above it.
-        option: to be named if that is not possible.
+        folder: made together with its parents.
+        option: the option that gave it, for the error.
 
     Raises:
-        UserError: the folder cannot be made or written to.
+        UserError: the folder cannot be made or written to, or it is a URL.
     """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)):  # Path has made one slash of two
+        raise UserError(
+            f"{option}: {str(folder).replace(':/', '://', 1)} is a URL; only folders of a mounted "
+            "file system are supported"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         reason = "" if os.access(folder, os.W_OK) else "no permission"

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from pgfl_jax import checksums
 from pgfl_jax.checkpoint import open_checkpoints
-from pgfl_jax.checksums import sha256
 from pgfl_jax.config import Config, ConfigError
-from pgfl_jax.distributed.launch import agreed_step, broadcast_from_primary, is_primary
+from pgfl_jax.distributed.collectives import agreed_step, broadcast_from_primary, is_primary
 from pgfl_jax.distributed.preemption import StopSignal
 from pgfl_jax.distributed.sharding import make_mesh, shard_batch
 from pgfl_jax.errors import UserError
@@ -115,7 +115,7 @@ def train(
         facts = training.facts() | {"best_by": evaluation.selection_protocol}
         if restored is None:
             pretrained = config.model.pretrained
-            facts["pretrained_sha256"] = sha256(Path(pretrained)) if pretrained else None
+            facts["pretrained_sha256"] = checksums.sha256(Path(pretrained)) if pretrained else None
             _warn_of_lost_checkpoints(workdir)
             state, unlogged = experiment.init_state(mesh), []
         else:
@@ -123,7 +123,7 @@ def train(
             _check_deciding(manifest, evaluation, workdir)
             facts["pretrained_sha256"] = manifest.get("pretrained_sha256")
             state = checkpoints.restore(experiment.abstract_state(), mesh, start)
-            unlogged = checkpoints.unlogged(start)
+            unlogged = checkpoints.pending_metrics(start)
             if start == experiment.num_steps:
                 _say(f"{workdir} is finished; evaluating it again")
                 evaluator(state)

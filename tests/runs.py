@@ -1,7 +1,10 @@
-"""Runs in processes of their own, and what they leave behind."""
+"""Start runs in processes of their own, and read what they leave behind."""
 
+import contextlib
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -36,30 +39,47 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
 
 
-def launch(*command, env=None, file_size=None):
+def launch(*command, env=None, file_size=None, ctrl_c=signal.SIG_DFL):
     """Start a program of the repository.
 
-    ``env`` is added to the environment, which tells of no cluster; no file may grow beyond
-    ``file_size`` bytes.
+    ``env`` is added to the environment, without what launchers set in it. No file may grow beyond
+    ``file_size`` bytes. The program inherits ``ctrl_c`` as what SIGINT does.
     """
-    cluster = "SLURM_", "OMPI_", "PMI_", "JAX_COORDINATOR"
+    cluster = "SLURM_", "OMPI_", "PMI_", "JAX_COORDINATOR", "WORLD_SIZE", "JOB_COMPLETION_INDEX"
     alone = {name: value for name, value in os.environ.items() if not name.startswith(cluster)}
     if file_size is not None:
         command = "-c", LIMITED, file_size, *command
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=alone | (env or {}),
-    )
+    # Pytest itself may ignore SIGINT, as a background job does, and would hand that on.
+    before = signal.signal(signal.SIGINT, ctrl_c)
+    try:
+        return subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=alone | (env or {}),
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def finish(process):
     """Exit status, standard output and standard error."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
+
+
+@contextlib.contextmanager
+def shared_by_workers(tmp_path_factory, name):
+    """A folder of this session that one worker at a time may work in."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (root / name).mkdir(exist_ok=True)
+        yield root / name
 
 
 def history(workdir):
@@ -71,13 +91,13 @@ def history(workdir):
 
 
 def results(workdir):
-    """Every result without its timing."""
+    """Every result, without its timing."""
     found = {path.name: json.loads(path.read_text()) for path in (workdir / "results").iterdir()}
     return {name: value | {"seconds": 0} for name, value in found.items()}
 
 
 def steps(workdir):
-    """The steps of the checkpoints that are there."""
+    """The steps that have a checkpoint."""
     folder = workdir / "checkpoints"
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
 

@@ -1,20 +1,40 @@
+"""Which checkpoints are kept, and that they come back as they were saved."""
+
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pgfl_jax import checkpoint
 from pgfl_jax.checkpoint import CheckpointError, open_checkpoints
 from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.experiment import Experiment
+
+PENDING = [{"total": 0.1, "id_main": 2.5}, {"total": 0.3, "id_main": 1.5}]
 
 
 def _run(config):
     return Experiment.create(config, num_identities=4, num_images=64)
 
 
-def test_the_newest_two_and_the_best_are_kept(tiny_config, tmp_path):
-    experiment, mesh = _run(tiny_config()), make_mesh()
-    state = experiment.init_state(mesh)
+@pytest.fixture(scope="module")
+def state(tiny_config):
+    """A fresh state on two devices."""
+    return _run(tiny_config()).init_state(make_mesh(jax.devices()[:2]))
+
+
+@pytest.fixture(scope="module")
+def workdir(state, tmp_path_factory):
+    """Holds a checkpoint of the state, to be read alone."""
+    folder = tmp_path_factory.mktemp("run")
+    with open_checkpoints(folder) as checkpoints:
+        checkpoints.save(state, 0.5, PENDING)
+    return folder
+
+
+def test_the_newest_two_and_the_best_are_kept(state, tmp_path):
     with open_checkpoints(tmp_path) as checkpoints:
         assert checkpoints.newest is None and checkpoints.best is None
         for step, score in ((0, 0.1), (10, None), (20, 0.5), (30, 0.3), (40, None), (50, None)):
@@ -25,23 +45,23 @@ def test_the_newest_two_and_the_best_are_kept(tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_a_state_comes_back_bit_for_bit_onto_any_mesh(tiny_config, tmp_path, devices):
-    experiment = _run(tiny_config())
-    state = experiment.init_state(make_mesh(jax.devices()[:2]))
-    with open_checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state, 0.5)
+def test_a_state_comes_back_bit_for_bit_onto_any_mesh(tiny_config, state, workdir, devices):
     mesh = make_mesh(jax.devices()[:devices])
-    with open_checkpoints(tmp_path) as checkpoints:
-        restored = checkpoints.restore(experiment.abstract_state(), mesh, 0)
+    with open_checkpoints(workdir) as checkpoints:
+        restored = checkpoints.restore(_run(tiny_config()).abstract_state(), mesh, 0)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     leaf = jax.tree.leaves(restored.params)[0]
     assert len(leaf.sharding.device_set) == devices
 
 
-def test_another_architecture_is_refused_in_one_line(tiny_config, tmp_path):
-    experiment, mesh = _run(tiny_config()), make_mesh()
-    with open_checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(experiment.init_state(mesh), None)
+def test_pending_metrics_come_back(tiny_config, workdir):
+    assert (workdir / "checkpoints" / "0" / "unlogged").is_dir()  # the name in older runs, too
+    with open_checkpoints(workdir) as checkpoints:
+        checkpoints.restore(_run(tiny_config()).abstract_state(), make_mesh(), 0)
+        assert checkpoints.pending_metrics(0) == PENDING
+
+
+def test_another_architecture_is_refused_in_one_line(tiny_config, workdir):
     others = {
         "foreground_classifier/kernel: the checkpoint has (192, 128), the configuration none": _run(
             tiny_config(**{"model.pose_branches": False})
@@ -50,8 +70,30 @@ def test_another_architecture_is_refused_in_one_line(tiny_config, tmp_path):
             tiny_config(), num_identities=129, num_images=64
         ),
     }
-    with open_checkpoints(tmp_path) as checkpoints:
+    with open_checkpoints(workdir) as checkpoints:
         for message, other in others.items():
             with pytest.raises(CheckpointError) as error:
-                checkpoints.restore(other.abstract_state(), mesh, 0)
+                checkpoints.restore(other.abstract_state(), make_mesh(), 0)
             assert message in str(error.value) and "\n" not in str(error.value)
+
+
+class _Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("processes", "closed"), [(1, 1), (2, 0)])
+def test_an_error_waits_for_the_save_of_a_single_process_alone(monkeypatch, processes, closed):
+    calls = []
+
+    class Checkpoints:
+        def __init__(self, workdir, read_only):
+            pass
+
+        def close(self):
+            calls.append("close")
+
+    monkeypatch.setattr(checkpoint, "Checkpoints", Checkpoints)
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    with pytest.raises(_Stop), open_checkpoints(Path("run")):
+        raise _Stop
+    assert len(calls) == closed

@@ -72,7 +72,7 @@ def prepared_builder(name: str, data_dir: str, manual_dir: str = "") -> "tfds.co
     if not builder.data_path.exists():  # written elsewhere, and renamed when complete
         _check_source(builder, name, data_dir, manual_dir)
         writable_folder(Path(data_dir), "config.data.data_dir")
-        from pgfl_jax.distributed.launch import is_primary  # late, as it imports JAX
+        from pgfl_jax.distributed.collectives import is_primary  # late, as it imports JAX
 
         if is_primary():
             print(f"preparing {builder.info.full_name} in {data_dir}", file=sys.stderr, flush=True)

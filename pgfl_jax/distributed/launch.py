@@ -1,155 +1,45 @@
-"""Training in several processes: how they start, what they ask one another, how they end.
-
-In a single process every question is answered at once, without the others.
-"""
+"""Joining the processes of a run at the start, and ending them when one fails."""
 
 import contextlib
-import hashlib
-import json
+import math
 import os
-import subprocess
+import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from pgfl_jax.distributed import relay
-from pgfl_jax.distributed.meeting import Place, meet
 from pgfl_jax.errors import UserError
 
 START_TIMEOUT = 300.0
 """Seconds that a process waits for the others at the start: machines of a cluster boot apart."""
 
-# A process that is silent for so long counts as dead, and ends the run.
+# A process that has been silent for this many seconds counts as dead, and the run ends.
 _HEARTBEAT_TIMEOUT = 60
-# The death of process 0, where the coordinator is, ends the others in the middle of a word. So it
-# lives on for this long when all of them stop for the same reason, until each has told it.
+# JAX aborts all processes when process 0 ends. If all of them fail for the same reason, process 0
+# stays alive for this many seconds, so that the others can print it.
 _LAST_WORDS = 2.0
 
-_LOST = (
-    "another process of the run has ended, or cannot be reached any more; its last line may say "
-    "why. Start all of them again: they go on from the newest checkpoint, if any"
-)
-_LOST_SIGNS = ("Gloo", "NCCL", "nccl", "oordination", "Barrier", "heartbeat", "UNAVAILABLE",
-               "DEADLINE_EXCEEDED", "Socket closed", "Connection reset")  # fmt: skip
-
-# Set by launchers for each of several processes. Where JAX does not join them, two of them would
-# write into one workdir, each believing to be alone.
+# Launchers set these variables in each process that they start. JAX does not know all launchers,
+# and two processes that are not joined must not write one workdir.
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE")
 _LISTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+_NAMES = ("JOB_COMPLETION_INDEX", "JAX_COORDINATOR_ADDRESS")
 
-_relay: subprocess.Popen | None = None
-
-
-def is_primary() -> bool:
-    """Whether this process writes logs and results; exactly one does."""
-    return jax.process_index() == 0
-
-
-def all_processes(condition: bool) -> bool:
-    """Whether ``condition`` holds in every process; all of them must ask."""
-    return not _without(condition)
-
-
-def barrier(name: str) -> None:
-    """Wait until every process has come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
-def broadcast_from_primary(value: float) -> float:
-    """The value that process 0 has, bit for bit; all of them must ask."""
-    if jax.process_count() == 1:
-        return value
-    # As bytes: JAX would round a double to single precision.
-    value_bytes = np.frombuffer(np.float64(value).tobytes(), np.uint8)
-    received = multihost_utils.broadcast_one_to_all(value_bytes)
-    return float(np.frombuffer(received.tobytes(), np.float64)[0])
-
-
-def agreed_step(step: int | None) -> int | None:
-    """The step that process 0 sees in a folder that may change meanwhile; all of them must ask."""
-    agreed = int(broadcast_from_primary(-1.0 if step is None else float(step)))
-    return None if agreed < 0 else agreed
-
-
-def assert_same_everywhere(facts: Mapping[str, Any]) -> None:
-    """Make sure that all processes are about to compute the same; all of them must ask.
-
-    Args:
-        facts: what must be equal, by the name that an error gives it; values fit for JSON.
-
-    Raises:
-        UserError: something differs; names it, and the processes where it is not as in process 0.
-    """
-    if jax.process_count() == 1:
-        return
-    names = sorted(facts)
-    rows = multihost_utils.process_allgather(_digest(names))
-    if (rows != rows[:1]).any():
-        raise UserError(
-            "the processes of the run compare different things; start all of them from the same "
-            "version of the program, with the same --config"
-        )
-    rows = multihost_utils.process_allgather(np.stack([_digest(facts[name]) for name in names]))
-    differs = (rows != rows[:1]).any(axis=2)  # (processes, names)
-    if not differs.any():
-        return
-    found = [
-        f"{name} (process {_numbers(differs[:, i])} not as process 0)"
-        for i, name in enumerate(names)
-        if differs[:, i].any()
-    ]
-    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-    raise UserError(
-        f"the processes of the run differ in {', '.join(found[:5])}{more}; start all of them with "
-        "the same program, options and data"
-    )
-
-
-def check_shared(workdir: Path) -> None:
-    """Make sure that ``workdir`` is one folder that all processes see; all of them must ask.
-
-    Raises:
-        UserError: names the processes that do not see what process 0 wrote.
-    """
-    if jax.process_count() == 1:
-        return
-    name = int(broadcast_from_primary(float(int.from_bytes(os.urandom(6), "little"))))
-    token = workdir / f".shared-{name:x}"
-    if is_primary():
-        token.touch()
-    barrier("token written")
-    # A network file system may take a moment to show it.
-    deadline = time.monotonic() + 10
-    while not (seen := token.exists()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    absent = _without(seen)
-    if is_primary():
-        token.unlink(missing_ok=True)
-    if absent:
-        raise UserError(
-            f"--workdir={workdir}: process {_join(absent)} does not see there what process 0 "
-            "writes; give a folder that all of them share"
-        )
-
-
-def peer_lost(error: BaseException) -> bool:
-    """Whether an error comes from the end of another process, at whatever remove."""
-    if not jax.distributed.is_initialized():
-        return False
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, jax.errors.JaxRuntimeError):
-            return any(sign in str(seen) for sign in _LOST_SIGNS)
-        seen = seen.__cause__ or seen.__context__
-    return False
+_OPTIONS = (
+    "give --coordinator, --num_processes and --process_id, or --num_processes=1 for a run of this "
+    "process alone"
+)
+# The loss of another process raises errors of many types, so this follows any error that is not
+# the user's, and hides none.
+_RESTART = (
+    "If another process of the run ended first, its own output says why. Start all of them again: "
+    "they go on from the newest checkpoint, if any"
+)
 
 
 @contextlib.contextmanager
@@ -162,42 +52,57 @@ def joined(
 ) -> Iterator[None]:
     """Join the other processes of the run, before any JAX backend starts.
 
-    Where there are others, an error in the context ends this process at once, with the line that
-    tells it. Without arguments they are those that the environment tells of: Slurm, Open MPI,
-    Kubernetes and TPU pods, as JAX finds them.
+    Without arguments, the environment decides: where a launcher has started several tasks, JAX
+    looks for the others (Slurm, Open MPI 4, Kubernetes and TPU pods).
+
+    In a run of several processes, an error in the context is printed and ends this process at once,
+    with a status other than 0. The others then end too: the connections break, or the heartbeat
+    stops.
 
     Args:
         coordinator: ``HOST:PORT`` of process 0, where it waits for the others.
-        num_processes: how many they are; 1 alone: join nobody, whatever the environment says.
+        num_processes: how many there are; 1 by itself: join nobody, whatever the environment says.
         process_id: number of this process, from 0.
         timeout: seconds to wait for the others.
 
     Raises:
-        UserError: the arguments are incomplete or wrong, or this looks like one of several
-            processes and JAX knows no way to join them.
+        UserError: the arguments are incomplete or wrong, or JAX counts several processes that
+            have not been joined.
     """
-    place = _place(coordinator, num_processes, process_id, timeout)
-    if place is None:
+    given = _check_arguments(coordinator, num_processes, process_id)
+    signs = launcher_signs() if num_processes is None else {}
+    if not given and not signs:
+        if jax.process_count() > 1:
+            raise UserError(
+                f"JAX counts {jax.process_count()} processes, which have not been joined; "
+                "give --coordinator, --num_processes and --process_id"
+            )
         yield
         return
+    number = process_id
     try:
-        _join_others(place, timeout)
+        if given:
+            _join_given(given, timeout)
+        else:
+            _join_found(signs, timeout)
+        number = jax.process_index()
+        _check_devices()
         yield
     except SystemExit:
         raise
     except BaseException as error:
-        _end(place, error)
+        _end(number, error)
 
 
-def _place(
-    coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float
-) -> Place | None:
-    """Where this process stands; None if it is alone."""
+def _check_arguments(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> dict[str, Any]:
+    """The arguments as JAX takes them; empty where none are given or the process is alone."""
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     if num_processes == 1 and coordinator is None and process_id in (None, 0):
-        return None
+        return {}
     if all(value is None for value in given.values()):
-        return _detected(timeout)
+        return {}
     if absent := [f"--{name}" for name, value in given.items() if value is None]:
         raise UserError(
             f"{' and '.join(absent)} not given; several processes need --coordinator, "
@@ -216,66 +121,107 @@ def _place(
             f"--process_id={process_id}: must lie in [0, {num_processes}), for "
             f"--num_processes={num_processes}"
         )
-    return None if num_processes == 1 else Place(coordinator, num_processes, process_id)
+    if num_processes == 1:
+        return {}
+    return {
+        "coordinator_address": coordinator,
+        "num_processes": num_processes,
+        "process_id": process_id,
+    }
 
 
-def _detected(timeout: float) -> Place | None:
-    """Where the environment says that this process stands; None if it says nothing of others."""
+def launcher_signs() -> dict[str, tuple[int, int | float]]:
+    """The variables that show this process to be one of several.
+
+    Returns:
+        For each variable the least and the largest number of processes that it allows.
+    """
+    signs: dict[str, tuple[int, int | float]] = {}
+    for name in _COUNTS:
+        value = os.environ.get(name, "")
+        if value.isdigit() and int(value) > 1:
+            signs[name] = int(value), int(value)
+    for name in _LISTS:
+        if "," in (value := os.environ.get(name, "")):
+            signs[name] = value.count(",") + 1, math.inf  # the machines of one TPU slice
+    slices = os.environ.get("MEGASCALE_NUM_SLICES", "")
+    if slices.isdigit() and int(slices) > 1:
+        signs["MEGASCALE_NUM_SLICES"] = int(slices), math.inf
+    signs |= {name: (2, math.inf) for name in _NAMES if name in os.environ}
+    # JAX sets the first one where it finds a TPU, and asks Google's metadata server, unless the
+    # second one is set, whether the machine is one of a pod.
+    if "TPU_ML_PLATFORM" in os.environ and "TPU_SKIP_MDS_QUERY" not in os.environ:
+        signs["TPU_ML_PLATFORM"] = 1, math.inf
+    return signs
+
+
+def _join_given(arguments: dict[str, Any], timeout: float) -> None:
+    """Join as the user says."""
+    address, count, number = arguments.values()
+    if number == 0:
+        _check_port(address)
+    _wait_for(f"process {number} of {count}", f" at {address}", timeout)
+    # Without detection: inside Slurm it would leave each process one accelerator of its machine.
+    _initialize(timeout, **arguments, cluster_detection_method="deactivate")
+    if jax.process_count() != count:
+        raise UserError(
+            f"process {number} is started with --num_processes={count}, but "
+            f"{jax.process_count()} processes have joined; give all of them the same number"
+        )
+
+
+def _join_found(signs: dict[str, tuple[int, int | float]], timeout: float) -> None:
+    """Join the processes that JAX finds by itself."""
+    name = next(iter(signs))
+    shown = f"{name}={os.environ[name]}"
+    _wait_for(f"a process with {shown}", "", timeout)
     try:
-        # Not public, but what jax.distributed.initialize() does; another version may differ.
-        from jax._src import distributed  # noqa: F401 - makes the kinds of clusters known
-        from jax._src.clusters import ClusterEnv
-
-        coordinator, count, number, devices = ClusterEnv.auto_detect_unset_distributed_params(
-            os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, int(timeout)
-        )
-    except (ImportError, AttributeError, TypeError):
-        _check_alone()
-        return None
-    except Exception as error:  # of any kind: it depends on the cluster
+        _initialize(timeout)
+    except Exception as error:  # its type depends on the cluster
         raise UserError(
-            f"the cluster of this machine cannot be asked for the processes of the run ({error}); "
-            "give --coordinator, --num_processes and --process_id, or --num_processes=1 for a run "
-            "of this process alone"
+            f"{shown}: this seems to be one of several processes, but JAX cannot find the others "
+            f"({error}; on Kubernetes it needs pip install 'jax[k8s]'); {_OPTIONS}"
         ) from error
-    if count is None or number is None or coordinator is None:
-        _check_alone()
-        return None
-    # The only one is alone: it takes all accelerators of its machine.
-    if count == 1:
-        return None
-    return Place(coordinator, count, number, tuple(devices) if devices else None)
+    count = jax.process_count()
+    for name, (least, most) in signs.items():
+        if not least <= count <= most:
+            raise UserError(
+                f"{name}={os.environ[name]}: this seems to be one of several processes, but JAX "
+                f"has joined {count}; {_OPTIONS}"
+            )
 
 
-def _check_alone() -> None:
-    """UserError if the environment is that of one of several processes."""
-    signs = [name for name in _COUNTS if os.environ.get(name, "").isdigit()]
-    signs = [name for name in signs if int(os.environ[name]) > 1]
-    signs += [name for name in _LISTS if "," in os.environ.get(name, "")]
-    signs += [name for name in ("JOB_COMPLETION_INDEX", "JAX_COORDINATOR_ADDRESS")
-              if name in os.environ]  # fmt: skip
-    if signs:
-        raise UserError(
-            f"{signs[0]}={os.environ[signs[0]]}: this seems to be one of several processes, but "
-            "JAX does not know how to find the others (on Kubernetes it needs pip install "
-            "'jax[k8s]'); give --coordinator, --num_processes and --process_id, or "
-            "--num_processes=1 for a run of this process alone"
-        )
-
-
-def _join_others(place: Place, timeout: float) -> None:
-    _relay_output(place)
-    meet(place, timeout)
+def _initialize(timeout: float, **arguments: Any) -> None:
     jax.distributed.initialize(
-        place.coordinator,
-        place.num_processes,
-        place.process_id,
-        local_device_ids=place.local_device_ids,
-        # What is known is known: detection would still give a Slurm task one device alone.
-        cluster_detection_method="deactivate",
-        initialization_timeout=60,
+        **arguments,
+        initialization_timeout=max(1, round(timeout)),
         heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
     )
+
+
+def _wait_for(process: str, place: str, timeout: float) -> None:
+    """Say who waits: JAX aborts the process if the others do not come, without saying so."""
+    print(
+        f"{process} waits up to {timeout:.0f} s for the others{place}", file=sys.stderr, flush=True
+    )
+
+
+def _check_port(coordinator: str) -> None:
+    """UserError if another program has the port: JAX would share it with another run's process."""
+    port = int(coordinator.rpartition(":")[2])
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
+    except OSError as error:
+        raise UserError(
+            f"--coordinator={coordinator}: process 0 cannot listen on port {port} of this machine "
+            f"({error.strerror or error}); take another port, in all processes"
+        ) from error
+
+
+def _check_devices() -> None:
+    """UserError if the processes have different numbers of devices."""
     counts = np.bincount([device.process_index for device in jax.devices()])
     if len(set(counts)) > 1:
         raise UserError(
@@ -284,74 +230,26 @@ def _join_others(place: Place, timeout: float) -> None:
         )
 
 
-def _relay_output(place: Place) -> None:
-    """Let what the process prints pass through pgfl_jax/relay.py, which says why."""
-    global _relay
-    pipes = [os.pipe(), os.pipe()]
-    readers = [str(reader) for reader, _ in pipes]
-    message = _prefixed(place, _LOST)
-    _relay = subprocess.Popen(
-        [sys.executable, "-I", "-S", relay.__file__, *readers, message],
-        pass_fds=[reader for reader, _ in pipes],
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is for the process alone
-    )
-    for stream, (reader, writer) in zip((sys.stdout, sys.stderr), pipes, strict=True):
-        stream.flush()
-        os.dup2(writer, 1 if stream is sys.stdout else 2)
-        os.close(reader)
-        os.close(writer)
+def _end(number: int | None, error: BaseException) -> NoReturn:
+    """Print an error and end the process.
 
-
-def _end(place: Place, error: BaseException) -> None:
-    """Tell an error and end the process.
-
-    Not by way of the interpreter: at its end JAX would wait for the others, which wait for this one
-    in the middle of a step.
+    Python's own exit would not do: there JAX waits for the other processes, and they wait for this
+    one in the middle of a step.
     """
-    status = 1
-    if isinstance(error, UserError | OSError):  # also where another process was lost by it
-        print(_prefixed(place, " ".join(str(error).split())), file=sys.stderr)
-    elif peer_lost(error):
-        print(_prefixed(place, _LOST), file=sys.stderr)
-    elif isinstance(error, KeyboardInterrupt):
-        print(_prefixed(place, "interrupted; started again, all processes go on from the newest "
-                        "checkpoint, if any"), file=sys.stderr)  # fmt: skip
-        status = 130
-    else:
-        print(_prefixed(place, f"{type(error).__name__}, see below"), file=sys.stderr)
-        traceback.print_exception(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if place.process_id == 0:
-        time.sleep(_LAST_WORDS)
-    if _relay is not None:
-        os.closerange(1, 3)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            _relay.wait(timeout=5)  # what it holds would be lost where a launcher clears up
-    os._exit(status)
-
-
-def _prefixed(place: Place, message: str) -> str:
-    return f"{relay.OWN_ERROR.decode()}{place.process_id}: {message}"
-
-
-def _without(condition: bool) -> list[int]:
-    """The processes where ``condition`` does not hold."""
-    if jax.process_count() == 1:
-        return [] if condition else [0]
-    held = multihost_utils.process_allgather(np.asarray(condition))
-    return np.flatnonzero(~held).tolist()
-
-
-def _numbers(selected: np.ndarray) -> str:
-    return _join(np.flatnonzero(selected).tolist())
-
-
-def _join(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
-
-
-def _digest(value: Any) -> np.ndarray:
-    text = json.dumps(value, sort_keys=True)
-    return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    prefix = "error: " if number is None else f"error in process {number}: "
+    try:
+        if isinstance(error, KeyboardInterrupt):
+            reason = "interrupted; started again, all processes go on from the newest checkpoint, "
+            reason += "if any"
+        elif isinstance(error, UserError | OSError):
+            reason = " ".join(str(error).split())
+        else:
+            traceback.print_exception(error)
+            reason = f"{type(error).__name__}, see above. {_RESTART}"
+        print(prefix + reason, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if number == 0 and jax.distributed.is_initialized():
+            time.sleep(_LAST_WORDS)
+    finally:
+        os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)

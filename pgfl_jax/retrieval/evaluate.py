@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from pgfl_jax.checkpoint import CheckpointError, open_checkpoints
 from pgfl_jax.config import Config, Embedding, EvalConfig
-from pgfl_jax.distributed.launch import agreed_step, is_primary
+from pgfl_jax.distributed.collectives import agreed_step, is_primary
 from pgfl_jax.distributed.sharding import batch_sharding, make_mesh, replicated, shard_batch
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import Experiment

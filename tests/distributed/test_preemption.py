@@ -1,4 +1,4 @@
-"""What hears a signal, and for how long."""
+"""Which signals ask a training to stop, and for how long."""
 
 import os
 import signal
@@ -33,19 +33,23 @@ def test_a_signal_asks_to_stop_and_the_handlers_come_back(number, capfd):
 
 @pytest.fixture(autouse=True)
 def foreground():
-    """Python's own handler, which jobs in the background do not get."""
+    """Python's own handler, which a job in the background does not have."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-def test_an_interrupt_that_was_ignored_stays_so():
+def test_an_interrupt_that_was_ignored_stays_ignored(capfd):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with StopSignal() as stop:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
-        assert stop.requested(1)
+        assert not stop.requested(1)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested(2)
+    stop.interrupt()  # raises nothing
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    assert capfd.readouterr().out == ""
 
 
 def test_a_second_interrupt_does_what_it_did_before():
@@ -58,7 +62,7 @@ def test_a_second_interrupt_does_what_it_did_before():
     assert _handlers() == before
 
 
-def test_only_the_main_thread_hears():
+def test_another_thread_than_the_main_one_sets_no_handlers():
     before, seen = _handlers(), []
 
     def train():

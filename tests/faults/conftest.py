@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tests.runs import finish, launch
+from tests.runs import finish, launch, shared_by_workers
 
 STEPS = 40
 
@@ -10,15 +10,16 @@ STEPS = 40
 @pytest.fixture(scope="session")
 def compiled_once(tmp_path_factory):
     """The environment of runs that share what they compile."""
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    with shared_by_workers(tmp_path_factory, "compiled") as folder:
+        return {
+            "JAX_COMPILATION_CACHE_DIR": str(folder),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
 
 
 @pytest.fixture(scope="session")
 def drive(compiled_once):
-    """Starts the small training that needs no TensorFlow: 40 steps, saved every 20."""
+    """Starts the small training that needs no TensorFlow: 40 steps, a save every 20."""
 
     def start(workdir, *options, env=None, **how):
         return launch(
@@ -32,9 +33,10 @@ def drive(compiled_once):
 
 @pytest.fixture(scope="session")
 def undisturbed(drive, tmp_path_factory):
-    """The workdir of a training that nothing happened to."""
-    workdir = tmp_path_factory.mktemp("undisturbed")
-    code, _, err = finish(drive(workdir))
-    assert code == 0, err
-    assert json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"] == STEPS
-    return workdir
+    """The workdir of a training that nothing happened to; not to be changed."""
+    with shared_by_workers(tmp_path_factory, "undisturbed") as workdir:
+        if not (workdir / "results").exists():  # else another worker has trained it
+            code, _, err = finish(drive(workdir))
+            assert code == 0, err
+        assert json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"] == STEPS
+        return workdir

@@ -1,7 +1,7 @@
-"""A training without TensorFlow and without files of images: it starts in a few seconds.
+"""Training without TensorFlow and without image files: it starts in a few seconds.
 
-``python -m tests.faults.driver --workdir=DIR [--config.option=value …]``. All else is as in
-``main.py``. The batches are noise: a pure function of the step.
+``python -m tests.faults.driver --workdir=DIR [--config.option=value …]``. Everything else is as in
+``main.py``. The batches are noise, a pure function of the step.
 """
 
 import os

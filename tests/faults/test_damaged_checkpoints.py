@@ -1,4 +1,4 @@
-"""Files of a checkpoint that are deleted, cut or changed: never silently other numbers."""
+"""Files of a checkpoint are deleted, cut or changed: a run never goes on from other numbers."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from pgfl_jax import checksums
 from pgfl_jax.checkpoint import CheckpointError, open_checkpoints
 from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.experiment import Experiment
@@ -46,33 +47,48 @@ def _restore(workdir, experiment):
         return step, checkpoints.restore(experiment.abstract_state(), mesh, step), checkpoints.best
 
 
+# Orbax's notes of when and how it saved; restoring needs neither.
+NOTES = {"_CHECKPOINT_METADATA", "commit_success.txt"}
+
+
 @pytest.mark.parametrize("harm", HARMS)
-def test_no_harm_to_any_file_goes_unseen(undisturbed, tiny_config, tmp_path, harm, capsys):
-    experiment = Experiment.create(tiny_config(), num_identities=16, num_images=128)
-    right = {step: leaves(undisturbed, step) for step in steps(undisturbed)}
-    before, newest = list(right)[-2:]
-    folder = undisturbed / "checkpoints" / str(newest)
-    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    fell_back = set()
+def test_no_harm_to_any_file_goes_unseen(undisturbed, tmp_path, harm):
+    newest = _copy(undisturbed / "checkpoints" / str(steps(undisturbed)[-1]), tmp_path / "copy")
+    files = {path for path in newest.rglob("*") if path.is_file()}
+    unseen = set()
     for file in files:
-        workdir = _copy(undisturbed, tmp_path / "run")
-        harm(workdir / "checkpoints" / str(newest) / file)
-        step, state, best = _restore(workdir, experiment)
-        for name, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
-            expected = right[step][jax.tree_util.keystr(name)]
-            np.testing.assert_array_equal(leaf, expected, err_msg=f"{file}: {name}")
-        warning = capsys.readouterr().err
-        aside = workdir / "damaged_checkpoints" / str(newest)
-        if step == before:
-            fell_back.add(file)
-            assert aside.is_dir() and warning.count("\n") == 1
-            assert f"checkpoint {newest} is damaged (" in warning and str(aside) in warning
+        content = file.read_bytes()
+        harm(file)
+        damage, name = checksums.find_damage(newest), file.relative_to(newest).as_posix()
+        if damage is None:
+            unseen.add(name)
         else:
-            assert step == newest and best is not None and not aside.exists() and not warning
-    # All but Orbax's notes of when and how it saved, which nothing is restored from.
-    spared = {str(file) for file in set(files) - fell_back}
-    assert spared == {"_CHECKPOINT_METADATA", "commit_success.txt"}
-    assert len(files) > 12
+            assert damage.startswith(f"{name} ") or name == checksums.DIGESTS
+        file.write_bytes(content)
+    assert checksums.find_damage(newest) is None
+    assert unseen == NOTES and len(files) > 12
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_the_checkpoint_before_a_damaged_one_is_restored(
+    undisturbed, tiny_config, tmp_path, harm, capsys
+):
+    experiment = Experiment.create(tiny_config(), num_identities=16, num_images=128)
+    workdir = _copy(undisturbed, tmp_path / "run")
+    before, newest = steps(undisturbed)[-2:]
+    folders = {step: workdir / "checkpoints" / str(step) for step in (before, newest)}
+    harm(max(folders[newest].rglob("d/*"), key=lambda path: path.stat().st_size))
+    for name in NOTES:
+        harm(folders[before] / name)
+    step, state, best = _restore(workdir, experiment)
+    assert step == before and best is not None
+    right = leaves(undisturbed, before)
+    for name, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
+        np.testing.assert_array_equal(leaf, right[jax.tree_util.keystr(name)], err_msg=str(name))
+    warning = capsys.readouterr().err
+    aside = workdir / "damaged_checkpoints" / str(newest)
+    assert aside.is_dir() and warning.count("\n") == 1
+    assert f"checkpoint {newest} is damaged (state/" in warning and str(aside) in warning
 
 
 def test_training_falls_back_and_saves_the_same_step_again(drive, undisturbed, tmp_path):
@@ -95,13 +111,13 @@ def test_when_all_are_damaged_nothing_is_moved(drive, undisturbed, tmp_path):
         _delete(workdir / "checkpoints" / str(step) / "state" / "manifest.ocdbt")
     code, _, err = finish(drive(workdir))
     assert code == 1 and err.count("\n") == 1
-    assert err.startswith(f"error: {workdir}/checkpoints: no checkpoint is sound: {there[0]} is da")
+    assert err.startswith(f"error: {workdir}/checkpoints: no checkpoint is intact: {there[0]} is d")
     assert "state/manifest.ocdbt is missing" in err and "another --workdir" in err
     assert steps(workdir) == there and not (workdir / "damaged_checkpoints").exists()
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_reading_alone_tells_and_moves_nothing(undisturbed, tiny_config, tmp_path, harm):
+def test_reading_alone_reports_damage_and_moves_nothing(undisturbed, tiny_config, tmp_path, harm):
     workdir = _copy(undisturbed, tmp_path / "run")
     experiment = Experiment.create(tiny_config(), num_identities=16, num_images=128)
     first, newest = steps(workdir)[0], steps(workdir)[-1]
@@ -115,7 +131,7 @@ def test_reading_alone_tells_and_moves_nothing(undisturbed, tiny_config, tmp_pat
             with pytest.raises(CheckpointError, match="step 40 cannot be restored: 40 is damaged"):
                 checkpoints.restore(experiment.abstract_state(), mesh, newest)
             assert int(checkpoints.restore(experiment.abstract_state(), mesh, first).step) == first
-    except CheckpointError as error:  # a score that is no JSON
+    except CheckpointError as error:  # a score that is not JSON
         assert harm is not _delete and "cannot be opened: 40 is damaged (metrics" in str(error)
     assert sorted(workdir.rglob("*")) == there
 
@@ -131,7 +147,7 @@ def test_through_the_command_line(tiny_data_dir, compiled_once, tmp_path):
     _delete(tmp_path / "checkpoints" / "20" / "state" / "manifest.ocdbt")
     code, _, err = run("--mode=evaluate", "--config.eval.checkpoint=best")
     assert code == 1
-    assert err.startswith(f"error: {tmp_path}/checkpoints: which step is the best cannot be told: ")
+    assert err.startswith(f"error: {tmp_path}/checkpoints: the best step cannot be determined: ")
     assert err.count("\n") == 1 and "Traceback" not in err
     code, out, err = run()
     assert code == 0 and "resuming from step 10 of 20" in out

@@ -1,7 +1,7 @@
-"""No room for a file: one line that says what is safe, and later the run goes on.
+"""A full disk: one line says what is safe, and later the run goes on.
 
-A small disk is mounted where that is permitted; elsewhere files have a limited size, as they have
-in the tests after these everywhere.
+The first tests mount a small disk where that is permitted, and limit the size of files elsewhere.
+The others always limit the size of files.
 """
 
 import os
@@ -24,10 +24,10 @@ PAGE = 4096  # the smallest that a tmpfs gives or takes
 KEPT = "free space, then the same command goes on\n"
 
 
-# ``rooms`` is what is left free. The larger, the later it is felt: at the start, in a log, in the
-# background while step 20 is saved.
+# ``rooms`` are the bytes left free. The more there are, the later a run notices: at the start, in a
+# log, or in the background while step 20 is saved.
 class Disk:
-    """A tmpfs on ``path`` that others fill up."""
+    """A tmpfs on ``path``, filled by a file of others."""
 
     rooms = 0, 2 * PAGE, MIB
 
@@ -52,7 +52,7 @@ class Disk:
 
 
 class Limit:
-    """A limit on the size of every file; what it does is the system's word for it."""
+    """A limit on the size of every file, which raises another error."""
 
     rooms = PAGE, 4 * PAGE, 32 * PAGE
 
@@ -134,7 +134,7 @@ def _until_full(write):
 
 @pytest.mark.parametrize("file", ["metrics.jsonl", "events", "results"])
 def test_little_files_that_find_no_room(tmp_path, file):
-    """In a limited size, which every machine has: the process gets it back afterwards."""
+    """Under a limit on the size of files, which is lifted afterwards."""
     writer = MetricWriter(tmp_path, None)
     silent = open(os.devnull, "w")  # noqa: SIM115
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

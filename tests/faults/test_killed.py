@@ -11,7 +11,6 @@ from tests.runs import assert_same_end, finish, steps
 
 pytestmark = pytest.mark.faults
 
-KILLS = 20
 SAVED_OFTEN = (
     "--config.train.epochs=12.0", "--config.train.checkpoint_every=2",
     "--config.train.log_every=5", "--config.train.eval_every=24",
@@ -19,14 +18,14 @@ SAVED_OFTEN = (
 
 
 def _half_saved(workdir):
-    """The checkpoints that have no final name, so that two of one name differ."""
+    """The checkpoints without a final name yet, by name and inode."""
     folders = (workdir / "checkpoints").glob("*orbax-checkpoint-tmp*")
     found = set()
     for folder in folders:
         try:
             found.add((folder.name, folder.stat().st_ino))
         except FileNotFoundError:
-            continue  # it has just got its final name
+            continue  # it has just been given its final name
     return found
 
 
@@ -56,24 +55,30 @@ def _kill(process, workdir, moment, rng):
     return bool(_half_saved(workdir) - before)
 
 
-def test_twenty_kills_change_nothing(drive, tmp_path):
+@pytest.mark.parametrize(
+    ("saving", "stepping", "starting"),
+    [(3, 2, 1), pytest.param(11, 6, 3, marks=pytest.mark.slow)],
+    ids=["six", "twenty"],
+)
+def test_kills_change_nothing(drive, tmp_path, saving, stepping, starting):
     code, _, err = finish(drive(tmp_path / "straight", *SAVED_OFTEN))
     assert code == 0, err
     rng = np.random.default_rng(0)
-    moments = ["saving"] * 11 + ["stepping"] * 6 + ["starting"] * 3
+    moments = ["saving"] * saving + ["stepping"] * stepping + ["starting"] * starting
     workdir = tmp_path / "killed"
     in_a_save, reached = 0, []
     for moment in rng.permutation(moments):
         in_a_save += _kill(drive(workdir, *SAVED_OFTEN), workdir, moment, rng)
         reached += steps(workdir)[-1:] if (workdir / "checkpoints").exists() else []
-    assert len(moments) == KILLS and in_a_save >= 5
-    assert reached == sorted(reached) and len(set(reached)) >= 5  # never back, often on
+    assert in_a_save >= saving // 2
+    # Never back, and often on.
+    assert reached == sorted(reached) and len(set(reached)) >= len(moments) // 4 + 1
     print(f"{in_a_save} kills fell into a save; the newest steps were {reached}")
     code, out, err = finish(drive(workdir, *SAVED_OFTEN))
     assert code == 0 and "warning" not in err, err
     assert f"resuming from step {reached[-1]} of 96" in out
     assert_same_end(workdir, tmp_path / "straight", 96)
-    # What the killed ones left half written is gone.
+    # The partial checkpoints that the kills left are gone.
     names = {path.name for path in (workdir / "checkpoints").iterdir()}
     assert names == {str(step) for step in steps(workdir)}
     assert not (workdir / "damaged_checkpoints").exists()
@@ -83,7 +88,7 @@ def test_twenty_kills_change_nothing(drive, tmp_path):
     ("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
 )
 def test_a_signal_saves_and_stops(drive, undisturbed, tmp_path, number, status):
-    # Step 15 is neither logged, nor saved, nor evaluated as a matter of course.
+    # Nothing would be logged, saved or evaluated at step 15 without the signal.
     code, out, err = finish(drive(tmp_path, "--signal_at=14", f"--signal={number}"))
     assert (code, err) == (status, "")
     assert "stopped at step 15 and saved; the same command goes on\n" in out
@@ -107,4 +112,12 @@ def test_a_second_interrupt_stops_at_once(drive, undisturbed, tmp_path):
     assert "once more to stop at once\ninterrupted\n" in out
     assert steps(tmp_path) == [0, 20]
     assert finish(drive(tmp_path))[0] == 0
+    assert_same_end(tmp_path, undisturbed, 40)
+
+
+def test_a_background_job_ignores_an_interrupt(drive, undisturbed, tmp_path):
+    code, out, err = finish(
+        drive(tmp_path, "--signal_at=14", "--signal=2", "--signal=2", ctrl_c=signal.SIG_IGN)
+    )
+    assert (code, err) == (0, "") and "stopping" not in out
     assert_same_end(tmp_path, undisturbed, 40)

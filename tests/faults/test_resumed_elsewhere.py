@@ -1,4 +1,4 @@
-"""A run that goes on with other devices or another configuration, and one that meets a NaN."""
+"""A run resumed on other devices or with another configuration, and one that meets a NaN."""
 
 import json
 import shutil
@@ -7,6 +7,9 @@ import signal
 import numpy as np
 import pytest
 
+from configs import synthetic_tiny
+from pgfl_jax.config import ConfigError, parse_config
+from pgfl_jax.report.manifest import read_run
 from tests.faults.conftest import STEPS
 from tests.runs import assert_same_end, finish, history, leaves, steps
 
@@ -21,8 +24,8 @@ def _stop_after(step):
     return f"--signal_at={step - 1}", f"--signal={signal.SIGTERM}"
 
 
-# Adam divides a gradient by its own size: rounding of a tiny one moves its parameter by up to the
-# learning rate. Plain gradient descent passes rounding on as it is.
+# Adam divides a gradient by its own size, so rounding of a tiny one moves its parameter by up to
+# the learning rate. Plain gradient descent does not amplify it.
 SGD = "--config.optim.name=sgd", "--config.optim.learning_rate=0.01"
 
 
@@ -40,36 +43,49 @@ def test_on_other_devices_it_goes_on(drive, tmp_path):
     shutil.copytree(stayed, moved)
     for workdir, devices in ((stayed, 1), (moved, 4)):
         assert "resuming from step 25 of 40" in go_on(workdir, devices, 27)
-    # Compared at once: hard triplets and ReLUs amplify rounding from step to step.
+    # Compared right away: hard triplets and ReLUs amplify rounding from step to step.
     before, theirs, ours = leaves(stayed, 25), leaves(stayed, 27), leaves(moved, 27)
     different = 0
     for name in ours:
-        # Of two steps; a lost one would be a half of it.
+        # The change of two steps; a lost step would be half of it.
         change = np.abs(theirs[name] - before[name]).max()
         error = np.abs(ours[name] - theirs[name]).max()
         assert error <= 1e-2 * change + 1e-6, f"{name}: {error:.1e}, changed by {change:.1e}"
         different += error > 0
-    assert different > 10  # sums in another order, so it did run on four devices
+    assert different > 10  # sums in another order: it did run on four devices
     assert "resuming from step 27 of 40" in go_on(moved, 1)
     assert steps(moved)[-1] == STEPS
     assert [line["step"] for line in history(moved)] == [0, 10, 20, 20, 30, 40, 40]
 
 
 REFUSED = {
-    "--config.data.identities_per_batch=2": ("data.identities_per_batch = 2", "4"),
-    "--config.model.backbone=resnet18": ("model.backbone = 'resnet18'", "'resnet8'"),
-    "--config.model.pose_branches=False": ("model.pose_branches = False", "True"),
+    "data.identities_per_batch": (2, 4),
+    "model.backbone": ("resnet18", "resnet8"),
+    "model.pose_branches": (False, True),
 }
 
 
-@pytest.mark.parametrize("option", REFUSED)
-def test_another_batch_or_network_is_refused(drive, undisturbed, option):
+def _refusal(workdir, name):
+    given, stored = REFUSED[name]
+    return (
+        f"config.{name} = {given!r}: {workdir} holds a run with {stored!r}; use that value to go "
+        "on with it, or another --workdir"
+    )
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_another_batch_or_network_is_refused(undisturbed, name):
+    values = synthetic_tiny.get_config()
+    values.update_from_flattened_dict({name: REFUSED[name][0]})
+    with pytest.raises(ConfigError) as error:
+        read_run(undisturbed, parse_config(values))
+    assert str(error.value) == _refusal(undisturbed, name)
+
+
+def test_a_refusal_is_one_line_and_changes_nothing(drive, undisturbed):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
-    code, _, err = finish(drive(undisturbed, option))
-    given, stored = REFUSED[option]
-    wanted = "use that value to go on with it, or another --workdir"
-    reason = f"config.{given}: {undisturbed} holds a run with {stored}; {wanted}"
-    assert (code, err) == (1, f"error: {reason}\n")
+    code, _, err = finish(drive(undisturbed, "--config.model.backbone=resnet18"))
+    assert (code, err) == (1, f"error: {_refusal(undisturbed, 'model.backbone')}\n")
     after = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
     folders = {undisturbed / "checkpoints"}
     assert {p: t for p, t in after.items() if p not in folders} == {
@@ -85,7 +101,7 @@ def test_a_nan_leaves_the_checkpoint_before_it(drive, undisturbed, tmp_path):
     assert {"id_main", "triplet_main", "total", "gradient_norm"} <= set(terms)
     assert "the last checkpoint is intact" in err
     files = err.rstrip().split("the images of the batch: ")[1].split(", ")
-    # 16 names a step, of 128: step 27, the 26 before it have used 416, three rounds and 32.
+    # A step uses 16 of the 128 names. The 26 steps before step 27 used 416: three rounds and 32.
     assert files == [f"train_{i}.jpg" for i in range(32, 48)]
     assert steps(tmp_path) == [0, 20]
     right = leaves(undisturbed, 20)

@@ -1,5 +1,6 @@
-"""Starting the processes of a run, as a user does."""
+"""Start the processes of a run, as a user does."""
 
+import re
 import socket
 import subprocess
 
@@ -27,11 +28,41 @@ def two(port):
 
 
 def finish(processes, timeout=300):
-    """Exit status, standard output and standard error of each; all are killed if one hangs."""
+    """Exit status, standard output and standard error of each, without what JAX adds to them.
+
+    All are killed if one hangs.
+    """
     try:
         outputs = [process.communicate(timeout=timeout) for process in processes]
     except subprocess.TimeoutExpired:
         for process in processes:
             process.kill()
         raise
-    return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
+    return [
+        (process.returncode, *map(_without_notes, output))
+        for process, output in zip(processes, outputs, strict=True)
+    ]
+
+
+# JAX notes each connection, and a SIGTERM.
+_NOTE = re.compile(
+    r"\[Gloo\] Rank \d+ is connected to |.*preemption_notifier\.cc:\d+\] SIGTERM caught"
+)
+
+
+def _without_notes(text):
+    return "".join(line for line in text.splitlines(keepends=True) if not _NOTE.match(line))
+
+
+def waits(number, port, *, count=2, timeout=300):
+    """The line with which a process begins."""
+    place = f"localhost:{port}"
+    return f"process {number} of {count} waits up to {timeout} s for the others at {place}\n"
+
+
+def after_waiting(err):
+    """A process's standard error after the line with which it begins."""
+    first, _, rest = err.partition("\n")
+    port = first.rpartition(":")[2]
+    assert first + "\n" in [waits(number, port) for number in (0, 1)], err
+    return rest

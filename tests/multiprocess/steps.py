@@ -1,7 +1,7 @@
-"""Some training steps on the tiny set, as process of several or alone; dumps what they computed.
+"""Some training steps on the tiny set, in one process or as one of two; dumps what they compute.
 
 Run: ``python -m tests.multiprocess.steps OUT.npz DATA_DIR [COORDINATOR NUM_PROCESSES PROCESS_ID]``.
-In double precision.
+Everything is in double precision.
 """
 
 import itertools
@@ -32,13 +32,13 @@ def _double(tree):
 
 
 def _steps(data_dir, model):
-    """What the first steps on a mesh of so many ``model`` devices compute, by name."""
+    """The results of the first steps on a mesh with ``model`` devices on that axis, by name."""
     from input_pipeline.from_config import training_data
 
     values = synthetic_tiny.get_config()
     values.data.data_dir = data_dir
     values.mesh.model = model
-    # Plain SGD: its update is the gradient, whereas Adam's blows the rounding of tiny ones up.
+    # Plain SGD: its update is the gradient. Adam's would amplify the rounding of tiny gradients.
     values.optim.name, values.optim.learning_rate = "sgd", 1e-3
     config = parse_config(values)
     training = training_data(config)
@@ -77,8 +77,8 @@ def _steps(data_dir, model):
 
 
 def main(out, data_dir, coordinator=None, num_processes=1, process_id=None):
-    place = coordinator, int(num_processes), None if process_id is None else int(process_id)
-    with joined(*place, timeout=120):
+    process = coordinator, int(num_processes), None if process_id is None else int(process_id)
+    with joined(*process, timeout=120):
         dumped = {
             f"model {model}/{name}": value
             for model in STEPS

@@ -1,4 +1,4 @@
-"""Whole runs of two processes: who writes, what is scored, what a killed process costs."""
+"""Whole runs of two processes: which one writes, the scores, and what a killed process costs."""
 
 import json
 import re
@@ -12,15 +12,15 @@ from configs import synthetic_tiny
 from input_pipeline.from_config import evaluation_data
 from pgfl_jax.config import parse_config
 from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
-from tests.multiprocess.launching import finish, free_port, train, two
+from tests.multiprocess.launching import after_waiting, finish, free_port, train, two
 from tests.runs import assert_same_end, history, steps
 
 pytestmark = pytest.mark.multiprocess
 
 STEPS = 30
-LOST = "another process of the run has ended, or cannot be reached any more"
-# 16 queries and 48 gallery images in batches of 40: the second process has rows that fill up alone.
-# Without the teachers, which test_steps.py trains, it compiles in less than half the time.
+# With 16 queries and 48 gallery images in batches of 40, the second process gets batches of nothing
+# but padding. Without the teachers, which test_steps.py trains, it compiles in less than half the
+# time.
 OPTIONS = {
     "eval.batch_size": 40,
     "train.epochs": 3.75,
@@ -32,7 +32,7 @@ OPTIONS = {
 def _start(workdir, data_dir, **changes):
     options = {**OPTIONS, "data.data_dir": data_dir, **changes}
     flags = [f"--config.{name}={value}" for name, value in options.items()]
-    return [train(workdir, *flags, *place) for place in two(free_port())]
+    return [train(workdir, *flags, *process) for process in two(free_port())]
 
 
 def _config(data_dir):
@@ -51,8 +51,9 @@ def undisturbed(tmp_path_factory):
 def test_process_0_alone_prints_and_writes(undisturbed):
     folder, ((code0, out0, err0), (code1, out1, err1)) = undisturbed
     assert (code0, code1) == (0, 0), err0 + err1
-    assert (out1, err1) == ("", "")
-    assert err0.count("preparing ") == 1 and err0.count("\n") == 1, err0
+    assert (out1, after_waiting(err1)) == ("", "")
+    prepared = after_waiting(err0)
+    assert prepared.count("preparing ") == 1 and prepared.count("\n") == 1, err0
     lines = out0.splitlines()
     assert lines[0] == "evaluation at step 0"
     shown = [line.split("|")[0] for line in lines if line.startswith("step ")]
@@ -100,7 +101,7 @@ def _await_step(processes, workdir, step):
 
 
 def _kill(processes, number, workdir, step):
-    """Kill one of the processes when ``step`` is saved; what the other one says and when."""
+    """Kill one process when ``step`` is saved; how the other one ends, and after how long."""
     _await_step(processes, workdir, step)
     killed = time.monotonic()
     processes[number].kill()
@@ -115,17 +116,18 @@ def test_what_ends_a_process_loses_nothing(undisturbed, tmp_path):
     for number, step in ((1, 5), (0, 10)):
         processes = _start(workdir, data_dir)
         (code, _, err), seconds = _kill(processes, number, workdir, step)
-        assert code != 0
-        assert err.startswith(f"error in process {1 - number}: {LOST}"), err
-        assert err.count("\n") == 1, err
+        # JAX aborts it, or it ends with the error of a connection that broke.
+        assert code == -signal.SIGABRT or f"error in process {1 - number}: " in err, err
+        assert code != 0 and after_waiting(err), err
         assert seconds < 60
         assert step <= _newest(workdir) < STEPS
-    # SIGTERM reaches one of them only; both stop at one step.
+    # SIGTERM reaches only one of them; both stop at the same step.
     processes = _start(workdir, data_dir)
     _await_step(processes, workdir, 15)
     processes[1].send_signal(signal.SIGTERM)
     (code, out, err), (other, other_out, other_err) = finish(processes)
-    assert (code, other, err, other_out, other_err) == (0, 0, "", "", "")
+    assert (code, other, other_out) == (0, 0, ""), err
+    assert after_waiting(err) == after_waiting(other_err) == ""
     stopped = int(re.search(r"^stopped at step (\d+) and saved", out, re.MULTILINE)[1])
     assert stopped == _newest(workdir) >= 15
     (code, out, err), (other, _, _) = finish(_start(workdir, data_dir))

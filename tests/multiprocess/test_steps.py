@@ -11,7 +11,7 @@ pytestmark = pytest.mark.multiprocess
 
 @pytest.fixture(scope="module")
 def dumps(tiny_data_dir, tmp_path_factory):
-    """What one process computes, and what each of two does."""
+    """The results of a single process, and of each of two processes."""
     folder = tmp_path_factory.mktemp("steps")
 
     def start(name, devices, *place):
@@ -53,13 +53,13 @@ def test_losses_and_parameters_are_the_same(dumps, model):
     for kind, least in (("losses", 10), ("state", 50)):
         alone, *both = (_named(dump, kind) for dump in dumps)
         for name in (names := [name for name in alone if name.startswith(f"model {model}/")]):
-            # Of float64's 1e-16, ten steps leave 1e-11 (tests/test_sharding.py says why).
+            # Ten steps amplify float64's 1e-16 to 1e-11 (tests/distributed/test_sharding.py).
             tolerance = 1e-10 * max(np.abs(alone[name]).max(), 0.01)
             for part in both:
                 np.testing.assert_allclose(part[name], alone[name], rtol=0, atol=tolerance)
         assert len(names) >= least
     states = [value for name, value in _named(dumps[0], "losses").items() if name.endswith("total")]
-    assert np.ptp([float(value) for value in states]) > 0.1  # something was learnt
+    assert np.ptp([float(value) for value in states]) > 0.1  # something was learned
 
 
 def test_the_classifiers_are_split_within_a_process(dumps):
