@@ -11,6 +11,7 @@ from pgfl_jax.errors import UserError
 
 if TYPE_CHECKING:
     from pgfl_jax.config import Config
+    from pgfl_jax.experiment import Pretrained
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/default.py.")
@@ -56,8 +57,7 @@ def work(config: "Config") -> None:
     config.check_devices(jax.device_count())  # before any data is prepared
     workdir = writable_folder(Path(FLAGS.workdir), "--workdir")
     processes.check_shared(workdir)
-    if config.model.pretrained:
-        begin(config, workdir)
+    pretrained = begin(config, workdir)
 
     from input_pipeline.from_config import evaluation_data, training_data  # before TensorFlow
     from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
@@ -73,27 +73,26 @@ def work(config: "Config") -> None:
     named = {f"training data ({name})": value for name, value in described.items()}
     processes.assert_same_everywhere(named | evaluation.facts())
     if training:
-        train(config, workdir, training, evaluation)
+        train(config, workdir, training, evaluation, pretrained=pretrained)
     else:
-        evaluate_checkpoint(config, workdir, evaluation)
+        evaluate_checkpoint(config, workdir, evaluation, pretrained=pretrained)
 
 
-def begin(config: "Config", workdir: Path) -> None:
-    """Look at the weights that a new run starts from; a resumed one needs them no more."""
+def begin(config: "Config", workdir: Path) -> "Pretrained | None":
+    """Read the weights that a new run starts from; a resumed one no longer needs them."""
     from pgfl_jax.checkpoint import has_checkpoint
-    from pgfl_jax.checksums import sha256
     from pgfl_jax.distributed import launch as processes
-    from pgfl_jax.experiment import examine_pretrained
+    from pgfl_jax.experiment import read_pretrained
 
     resumes = FLAGS.mode == "train" and has_checkpoint(workdir)
     trained = FLAGS.mode == "evaluate" and config.eval.checkpoint != "untrained"
     if resumes or trained:
-        return
-    report = examine_pretrained(config)
-    digest = sha256(Path(config.model.pretrained))
-    processes.assert_same_everywhere({"the file of config.model.pretrained": digest})
-    if processes.is_primary():
-        print(f"{config.model.pretrained}: {report}", flush=True)
+        return None
+    if pretrained := read_pretrained(config):
+        processes.assert_same_everywhere({"the file of config.model.pretrained": pretrained.sha256})
+        if processes.is_primary():
+            print(f"{config.model.pretrained}: {pretrained.report}", flush=True)
+    return pretrained
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from pgfl_jax.checksums import find_damage, write_checksums
@@ -23,7 +22,6 @@ from pgfl_jax.distributed.launch import (
     is_primary,
     peer_lost,
 )
-from pgfl_jax.distributed.sharding import state_shardings
 from pgfl_jax.errors import DiskFullError, UserError, full_disk
 from pgfl_jax.train_state import TrainState
 
@@ -157,12 +155,12 @@ class Checkpoints:
             metrics=None if score is None else {SCORE: float(score)},
         )
 
-    def restore(self, abstract: TrainState, mesh: Mesh, step: int) -> TrainState:
+    def restore(self, abstract: TrainState, shardings: TrainState, step: int) -> TrainState:
         """Read the state of ``step``.
 
         Args:
             abstract: shapes and dtypes of the expected state.
-            mesh: where the restored arrays go, whatever mesh they were saved from.
+            shardings: where the restored arrays go, whatever mesh they were saved from.
             step: a step that is there.
 
         Raises:
@@ -184,7 +182,7 @@ class Checkpoints:
         target = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             abstract,
-            state_shardings(abstract, mesh),
+            shardings,
         )
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         try:

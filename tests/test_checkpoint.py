@@ -30,9 +30,9 @@ def test_a_state_comes_back_bit_for_bit_onto_any_mesh(tiny_config, tmp_path, dev
     state = experiment.init_state(make_mesh(jax.devices()[:2]))
     with open_checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, 0.5)
-    mesh = make_mesh(jax.devices()[:devices])
+    shardings = experiment.state_shardings(make_mesh(jax.devices()[:devices]))
     with open_checkpoints(tmp_path) as checkpoints:
-        restored = checkpoints.restore(experiment.abstract_state(), mesh, 0)
+        restored = checkpoints.restore(experiment.abstract_state(), shardings, 0)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     leaf = jax.tree.leaves(restored.params)[0]
     assert len(leaf.sharding.device_set) == devices
@@ -53,5 +53,5 @@ def test_another_architecture_is_refused_in_one_line(tiny_config, tmp_path):
     with open_checkpoints(tmp_path) as checkpoints:
         for message, other in others.items():
             with pytest.raises(CheckpointError) as error:
-                checkpoints.restore(other.abstract_state(), mesh, 0)
+                checkpoints.restore(other.abstract_state(), other.state_shardings(mesh), 0)
             assert message in str(error.value) and "\n" not in str(error.value)

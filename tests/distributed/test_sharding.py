@@ -12,7 +12,7 @@ import pytest
 from configs import synthetic_tiny
 from input_pipeline.from_config import training_data
 from pgfl_jax.config import parse_config
-from pgfl_jax.distributed.sharding import make_mesh, shard_batch, state_shardings
+from pgfl_jax.distributed.sharding import make_mesh, shard_batch
 from pgfl_jax.experiment import Experiment
 from pgfl_jax.losses import mine_hardest
 from pgfl_jax.models.branches import pose_mask
@@ -47,7 +47,7 @@ def _batches(config, dtype):
 
 def _train(config, mesh, dtype=np.float32, start=None):
     experiment = Experiment.create(config, num_identities=IDENTITIES, num_images=64)
-    shardings = state_shardings(experiment.abstract_state(), mesh)
+    shardings = experiment.state_shardings(mesh)
     state = experiment.init_state(mesh) if start is None else jax.device_put(start, shardings)
     train_step = make_train_step(experiment, mesh)
 
