@@ -16,8 +16,10 @@ from pgfl_jax.checkpoint import open_checkpoints
 from pgfl_jax.config import ConfigError
 from pgfl_jax.distributed.sharding import make_mesh, shard_batch
 from pgfl_jax.experiment import Experiment
-from pgfl_jax.retrieval.evaluate import EvaluationError, evaluate_checkpoint
-from pgfl_jax.train import NonFiniteLossError, train
+from pgfl_jax.report.step_log import NonFiniteLossError
+from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
+from pgfl_jax.retrieval.protocols import EvaluationError
+from pgfl_jax.train import train
 from pgfl_jax.train_step import make_train_step
 from tests.runs import finish, history, start
 
