@@ -17,6 +17,7 @@ from pgfl_jax.errors import UserError
 
 if TYPE_CHECKING:
     from pgfl_jax.config import Config
+    from pgfl_jax.experiment import Pretrained
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/default.py.")
@@ -62,7 +63,7 @@ def work(config: "Config") -> None:
     config.check_devices(jax.device_count())  # before any data is prepared
     workdir = writable_folder(Path(FLAGS.workdir), "--workdir")
     collectives.check_shared(workdir)
-    begin(config, workdir)
+    pretrained = begin(config, workdir)
 
     from input_pipeline.from_config import evaluation_data, training_data  # before TensorFlow
     from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
@@ -78,35 +79,33 @@ def work(config: "Config") -> None:
     named = {f"training data ({name})": value for name, value in described.items()}
     collectives.assert_same_everywhere(named | evaluation.facts())
     if training:
-        train(config, workdir, training, evaluation)
+        train(config, workdir, training, evaluation, pretrained=pretrained)
     else:
-        evaluate_checkpoint(config, workdir, evaluation)
+        evaluate_checkpoint(config, workdir, evaluation, pretrained=pretrained)
 
 
-def begin(config: "Config", workdir: Path) -> None:
+def begin(config: "Config", workdir: Path) -> "Pretrained | None":
     """Check what can be checked before any data are touched.
 
-    A run that exists must be one of this configuration; a new one must be able to read the weights
-    that it starts from.
+    A run that exists must be one of this configuration. A new one reads the weights that it starts
+    from.
     """
-    from pgfl_jax import checksums
     from pgfl_jax.checkpoint import has_checkpoint
     from pgfl_jax.distributed import collectives
-    from pgfl_jax.experiment import examine_pretrained
+    from pgfl_jax.experiment import read_pretrained
     from pgfl_jax.report.manifest import check_same_options
 
     resumes = FLAGS.mode == "train" and has_checkpoint(workdir)
     trained = FLAGS.mode == "evaluate" and config.eval.checkpoint != "untrained"
     if resumes or trained:
         check_same_options(workdir, config)
-        return
-    if not config.model.pretrained:
-        return
-    report = examine_pretrained(config)
-    digest = checksums.sha256(Path(config.model.pretrained))
-    collectives.assert_same_everywhere({"the file of config.model.pretrained": digest})
-    if collectives.is_primary():
-        print(f"{config.model.pretrained}: {report}", flush=True)
+        return None
+    if pretrained := read_pretrained(config):
+        digest = {"the file of config.model.pretrained": pretrained.sha256}
+        collectives.assert_same_everywhere(digest)
+        if collectives.is_primary():
+            print(f"{config.model.pretrained}: {pretrained.report}", flush=True)
+    return pretrained
 
 
 def with_stored_config(argv: list[str]) -> list[str]:

@@ -38,7 +38,7 @@ from pgfl_jax.config import NUM_PARTS, Config, parse_config
 from pgfl_jax.distributed.sharding import make_mesh, shard_batch
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import Experiment
-from pgfl_jax.retrieval.evaluate import make_embed
+from pgfl_jax.retrieval.embeddings import make_embed
 from pgfl_jax.train_step import make_train_step
 from studies.pytorch.compare import fresh_twin
 from studies.pytorch.train_step import Training, to_tensors

@@ -23,7 +23,7 @@ from input_pipeline.validation import (
 )
 from pgfl_jax.config import Config
 from pgfl_jax.distributed.collectives import is_primary
-from pgfl_jax.retrieval.evaluate import EvaluationData, EvaluationSplit, Protocol
+from pgfl_jax.retrieval.protocols import EvaluationData, EvaluationSplit, Protocol
 from pgfl_jax.train import TrainingData
 
 _DRY_RUN_QUERIES = 4  # queries of each protocol

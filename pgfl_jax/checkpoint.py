@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from pgfl_jax import checksums
@@ -23,7 +22,6 @@ from pgfl_jax.distributed.collectives import (
     broadcast_from_primary,
     is_primary,
 )
-from pgfl_jax.distributed.sharding import state_shardings
 from pgfl_jax.errors import DiskFullError, UserError, full_disk
 from pgfl_jax.train_state import TrainState
 
@@ -160,13 +158,13 @@ class Checkpoints:
             metrics=None if score is None else {SCORE: float(score)},
         )
 
-    def restore(self, abstract: TrainState, mesh: Mesh, step: int) -> TrainState:
+    def restore(self, abstract: TrainState, shardings: TrainState, step: int) -> TrainState:
         """Read the state of ``step``.
 
         Args:
             abstract: shapes and dtypes of the expected state.
-            mesh: where the restored arrays go; they may have been saved from another mesh.
-            step: a step that has a checkpoint.
+            shardings: where the restored arrays go, whatever mesh they were saved from.
+            step: a step that is there.
 
         Raises:
             CheckpointError: the checkpoint holds another architecture, or is damaged.
@@ -187,7 +185,7 @@ class Checkpoints:
         target = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             abstract,
-            state_shardings(abstract, mesh),
+            shardings,
         )
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         try:

@@ -1,8 +1,11 @@
 """What a configuration builds: the network, its optimizer, the length of the training."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
+from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,23 +14,47 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from pgfl_jax.checksums import sha256
 from pgfl_jax.config import NUM_PARTS, Config
-from pgfl_jax.distributed.sharding import replicated, state_shardings
+from pgfl_jax.distributed.sharding import replicated
 from pgfl_jax.models import PGFL
 from pgfl_jax.optim import learning_rate_schedule, make_optimizer
 from pgfl_jax.pretrained import Report, load_backbone
 from pgfl_jax.train_state import Average, TrainState
 
 
-def examine_pretrained(config: Config) -> Report:
-    """Read the file of ``config.model.pretrained``, before anything is known of the data.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pretrained:
+    """The weights of ``config.model.pretrained``.
+
+    Attributes:
+        arrays: the values that replace random ones, by path (``params/trunk/…``).
+        report: what became of each array of the file.
+        sha256: digest of the file, in hexadecimal.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    report: Report
+    sha256: str
+
+
+def read_pretrained(config: Config) -> Pretrained | None:
+    """Read and hash the file of ``config.model.pretrained``; None if the option is empty.
+
+    The training set need not be known.
 
     Raises:
-        PretrainedError: it cannot be used.
+        PretrainedError: the file cannot be used.
     """
-    # The classifiers, whose size is that of the training set, take no part.
-    experiment = Experiment.create(config, num_identities=1, num_images=config.data.batch_size)
-    return experiment.read_pretrained()[1]
+    path = config.model.pretrained
+    if not path:
+        return None
+    state = Experiment.without_data(config).abstract_state()
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    loaded, report = load_backbone(path, variables)
+    flat = flatten_dict(loaded, sep="/")
+    arrays = {name: value for name, value in flat.items() if isinstance(value, np.ndarray)}
+    return Pretrained(arrays, report, sha256(Path(path)))
 
 
 def make_model(config: Config, *, num_identities: int) -> PGFL:
@@ -50,7 +77,7 @@ class Experiment:
     Attributes:
         config: the configuration.
         model: the network.
-        optimizer: built once; a rebuilt one would compile the step anew.
+        optimizer: built once; a rebuilt one would compile the step again.
         schedule: from the step to the learning rate.
         steps_per_epoch: batches that hold as many images as the training set; may be fractional.
         num_steps: length of the training.
@@ -78,36 +105,48 @@ class Experiment:
         optimizer = make_optimizer(config.optim, schedule)
         return cls(config, model, optimizer, schedule, steps_per_epoch, num_steps)
 
-    def init_state(self, mesh: Mesh) -> TrainState:
+    @classmethod
+    def without_data(cls, config: Config) -> "Experiment":
+        """The parts for uses that need no classifier, whose size only the training set gives."""
+        return cls.create(config, num_identities=1, num_images=config.data.batch_size)
+
+    def init_state(self, mesh: Mesh, pretrained: Pretrained | None = None) -> TrainState:
         """A fresh state on the mesh, drawn from the config's seed: the same on any mesh.
 
-        The trunk is that of ``config.model.pretrained``, if any.
+        Args:
+            mesh: the devices.
+            pretrained: what :func:`read_pretrained` returned; None: read now, if the configuration
+                names a file.
 
         Raises:
             PretrainedError: that file cannot be used.
         """
-        shardings = state_shardings(self.abstract_state(), mesh)
-        taken = self.read_pretrained()[0] if self.config.model.pretrained else {}
-        init = jax.jit(self._init, in_shardings=replicated(mesh), out_shardings=shardings)
-        return init(taken)
+        pretrained = pretrained or read_pretrained(self.config)
+        init = jax.jit(
+            lambda arrays: nn.unbox(self._init(arrays)),
+            in_shardings=replicated(mesh),
+            out_shardings=self.state_shardings(mesh),
+        )
+        return init(pretrained.arrays if pretrained else {})
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the state, without computing it."""
+        return nn.unbox(self._boxed_state)
+
+    def state_shardings(self, mesh: Mesh) -> TrainState:
+        """Where each array of the state lives.
+
+        Classifiers, their averages and what the optimizer keeps of them are split by identity over
+        ``model``, as :class:`pgfl_jax.models.classifier.Classifier` says. All else is replicated.
+        """
+        return nn.get_sharding(self._boxed_state, mesh)
+
+    @functools.cached_property
+    def _boxed_state(self) -> TrainState:
+        """The abstract state, where each split array is in a box with its partitioning."""
         return jax.eval_shape(self._init, {})
 
-    def read_pretrained(self) -> tuple[dict[str, np.ndarray], Report]:
-        """What ``config.model.pretrained`` puts in the place of random values, by path.
-
-        Raises:
-            PretrainedError: that file cannot be used.
-        """
-        abstract = self.abstract_state()
-        variables = {"params": abstract.params, "batch_stats": abstract.batch_stats}
-        loaded, report = load_backbone(self.config.model.pretrained, variables)
-        flat = flatten_dict(loaded, sep="/")
-        return {path: x for path, x in flat.items() if isinstance(x, np.ndarray)}, report
-
-    def _init(self, taken: Mapping[str, Array]) -> TrainState:
+    def _init(self, pretrained: Mapping[str, Array]) -> TrainState:
         data = self.config.data
         variables = self.model.init(
             jax.random.key(self.config.seed),
@@ -117,7 +156,7 @@ class Experiment:
             train=True,
         )
         flat = flatten_dict(variables, sep="/")
-        flat |= {path: x.astype(flat[path].dtype) for path, x in taken.items()}
+        flat |= {path: value.astype(flat[path].dtype) for path, value in pretrained.items()}
         variables = unflatten_dict(flat, sep="/")
         params, batch_stats = variables["params"], variables["batch_stats"]
         average = Average(params, batch_stats) if self.config.optim.ema_decay else None

@@ -11,11 +11,15 @@ from pgfl_jax.config import OptimConfig
 
 
 def scaled_learning_rate(config: OptimConfig, batch_size: int) -> float:
-    """The rate for a batch size: times B / B₀ (``linear``) or √(B / B₀) (``sqrt``).
+    """The learning rate for a batch size B: scaled by B / B₀ (``linear``) or √(B / B₀) (``sqrt``).
 
-    Linear keeps the sum of many small steps (P. Goyal et al., "Accurate, Large Minibatch SGD",
-    arXiv 1706.02677); the root keeps the variance of the update, and is what adaptive methods
-    take (Y. You et al., "Large Batch Optimization for Deep Learning", ICLR 2020).
+    Linear scaling keeps the sum of many small steps (P. Goyal et al., "Accurate, Large Minibatch
+    SGD", arXiv 1706.02677). The square root keeps the variance of the update and suits adaptive
+    methods (Y. You et al., "Large Batch Optimization for Deep Learning", ICLR 2020).
+
+    >>> config = OptimConfig(learning_rate=0.1, base_batch_size=64, scaling="sqrt")
+    >>> scaled_learning_rate(config, batch_size=256)
+    0.2
     """
     ratio = batch_size / config.base_batch_size
     factor = {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[config.scaling]
@@ -27,8 +31,8 @@ def learning_rate_schedule(
 ) -> optax.Schedule:
     """Linear warm-up, then steps down at milestones or half a cosine to zero.
 
-    In the warm-up the rate rises from ``warmup_factor`` times the scaled rate to the scaled rate
-    over ``warmup_epochs``. Milestones, too, count from the start of training.
+    During ``warmup_epochs`` the rate rises from ``warmup_factor`` times the scaled rate to the
+    scaled rate. Milestones also count from the start of training.
 
     Args:
         config: the rate, the kind of schedule and its times in epochs.
@@ -38,6 +42,14 @@ def learning_rate_schedule(
 
     Returns:
         A function from the step to the rate.
+
+    >>> config = OptimConfig(
+    ...     learning_rate=0.1, schedule="step", milestones=(2.0,), decay_factor=0.1,
+    ...     scaling="none", warmup_epochs=0.0,
+    ... )
+    >>> rate = learning_rate_schedule(config, batch_size=64, num_steps=40, steps_per_epoch=10.0)
+    >>> [round(float(rate(step)), 3) for step in (0, 19, 20)]
+    [0.1, 0.1, 0.01]
     """
     peak = scaled_learning_rate(config, batch_size)
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
@@ -46,7 +58,7 @@ def learning_rate_schedule(
     else:
         boundaries: dict[int, float] = {}
         for epoch in config.milestones:
-            # Two may fall on one step.
+            # Two milestones may fall on one step.
             step = round(epoch * steps_per_epoch) - warmup_steps
             boundaries[step] = config.decay_factor * boundaries.get(step, 1.0)
         main = optax.piecewise_constant_schedule(peak, boundaries)
@@ -54,17 +66,18 @@ def learning_rate_schedule(
         return main
     warmup = optax.linear_schedule(config.warmup_factor * peak, peak, warmup_steps)
     joined = optax.join_schedules([warmup, main], [warmup_steps])
-    # Of integers, Optax takes the quotient in float32 in any case.
+    # Optax would divide an integer step in float32, even in x64 mode.
     return lambda step: joined(jnp.asarray(step, float))
 
 
 def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The configured optimizer, after clipping by the global norm if that is asked for.
+    """The configured optimizer, after clipping by the global norm if ``clip_norm`` is set.
 
-    ``adam`` and ``sgd`` add the decay to the gradient (L2, as ``torch.optim`` does), ``adamw``
-    decouples it; there every parameter decays, as in the strong baseline. ``lars`` (Y. You et al.,
-    arXiv 1708.03888) and ``lamb`` (Y. You et al., ICLR 2020) scale each layer's step by the norm
-    of its weights; scales and biases neither decay nor, with ``lars``, are scaled.
+    ``adam`` and ``sgd`` add the decay to the gradient (L2, as ``torch.optim`` does); ``adamw``
+    decouples it. With these three every parameter decays, as in the strong baseline. ``lars``
+    (Y. You et al., arXiv 1708.03888) and ``lamb`` (Y. You et al., ICLR 2020) scale each layer's
+    step by the norm of its weights. There scales and biases do not decay, and ``lars`` does not
+    scale their steps.
     """
     decay = config.weight_decay
     if config.name == "lars":
@@ -93,5 +106,5 @@ def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.Gradi
 
 
 def _is_kernel(params: Any) -> Any:
-    """Which parameters are weights of a layer, and not scales or biases."""
+    """Which parameters are weights of a layer, rather than scales or biases."""
     return jax.tree.map(lambda value: value.ndim >= 2, params)

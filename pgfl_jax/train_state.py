@@ -14,8 +14,8 @@ class Average:
     """Running averages over the steps.
 
     Attributes:
-        params: of the parameters.
-        batch_stats: of the BatchNorms' running statistics, which belong to the parameters.
+        params: averages of the parameters.
+        batch_stats: averages of the BatchNorms' running statistics, which belong to the parameters.
     """
 
     params: Any
@@ -24,16 +24,18 @@ class Average:
 
 @flax.struct.dataclass
 class TrainState:
-    """A pytree: the whole of it is saved, restored and donated.
+    """A pytree that is saved, restored and donated as a whole.
 
-    Its leaves are arrays, or their abstract shapes where a checkpoint is restored.
+    Its leaves are arrays; or their abstract shapes, or their shardings, when it says what to
+    restore.
 
     Attributes:
         step: () int32, steps taken so far.
         params: parameters of all branches.
         batch_stats: running statistics of the BatchNorms.
         opt_state: state of the optimizer.
-        average: exponential moving average of parameters and statistics; None if none is kept.
+        average: exponential moving average of parameters and statistics; None unless
+            ``optim.ema_decay`` is set.
     """
 
     step: Any
@@ -43,7 +45,7 @@ class TrainState:
     average: Any
 
     def averaged(self) -> "TrainState":
-        """This state with the averages in the place of parameters and statistics."""
+        """This state with the averages in place of parameters and statistics."""
         if self.average is None:
             raise ValueError("no average is kept: config.optim.ema_decay is 0")
         return dataclasses.replace(
@@ -56,10 +58,10 @@ def update_average(
 ) -> Average:
     """One step of the exponential moving average, a ← d·a + (1 − d)·x.
 
-    At step t, counted from 0, d = min(decay, (1 + t) / (10 + t)), so that the initial values are
-    soon forgotten: after 90 steps d has risen to 0.91, after 9,000 to 0.999.
+    At step t, counted from 0, d = min(decay, (1 + t) / (10 + t)), so that the initial values soon
+    lose their weight: after 90 steps d has risen to 0.91, after 9,000 to 0.999.
     """
-    count = jnp.asarray(step, float)  # integers would be divided in float32 in any case
+    count = jnp.asarray(step, float)  # JAX would divide integers in float32, even in x64 mode
     rate = jnp.minimum(decay, (1 + count) / (10 + count))
     return jax.tree.map(
         lambda old, new: rate * old + (1 - rate) * new, average, Average(params, batch_stats)

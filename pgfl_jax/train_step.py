@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from pgfl_jax.distributed.sharding import batch_sharding, replicated, state_shardings
+from pgfl_jax.distributed.sharding import batch_sharding, replicated
 from pgfl_jax.experiment import Experiment
 from pgfl_jax.losses import kd_scale, total_loss
 from pgfl_jax.train_state import TrainState, update_average
@@ -54,16 +54,16 @@ def loss_and_gradients(
 def accumulated(
     experiment: Experiment, state: TrainState, batch: Mapping[str, Array]
 ) -> tuple[Any, Any, Metrics]:
-    """As :func:`loss_and_gradients`, over a batch in parts, one after the other.
+    """Like :func:`loss_and_gradients`, over the parts of a batch, one after the other.
 
-    Gradients and terms are the means over the parts. The batch statistics of one part go into the
-    next, so that the running averages move once a part. Each part is a batch of its own: triplets
-    are mined and statistics taken within it.
+    Gradients and terms are means over the parts. Each part starts from the batch statistics that
+    the part before left, so the running averages move once per part. Each part is a batch of its
+    own: triplets are mined and statistics taken within it.
 
     Args:
         experiment: the network and the loss options.
         state: the parameters.
-        batch: as there, with a leading axis over the parts.
+        batch: the same arrays, with a leading axis over the parts.
     """
 
     def part(carry: tuple[Any, Any], batch: Mapping[str, Array]) -> tuple[tuple[Any, Any], Metrics]:
@@ -80,38 +80,55 @@ def accumulated(
     return gradients, batch_stats, jax.tree.map(lambda values: jnp.mean(values, axis=0), terms)
 
 
-def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
-    """Compile the step for a mesh.
+def train_step(
+    experiment: Experiment, state: TrainState, batch: Mapping[str, Array]
+) -> tuple[TrainState, Metrics]:
+    """Take one step of the optimizer on a global batch.
 
-    The batch is split over the mesh; of the state, the classifiers are split over ``model`` and
-    the rest is replicated. Since the function is written over the global batch, BatchNorm
-    statistics and triplet mining are global whatever the mesh. The state's buffers are donated.
+    Args:
+        experiment: the network, the optimizer and the options.
+        state: the state before the step.
+        batch: ``images``, ``labels``, ``part_maps``, ``visibility``; with a leading axis over the
+            parts where gradients are accumulated.
 
     Returns:
-        ``train_step(state, batch) -> (state, metrics)``, with a batch from
-        :func:`pgfl_jax.distributed.sharding.shard_batch`. The metrics, the loss terms and
-        ``gradient_norm`` (before clipping), are scalars that stay on the device.
+        The state after the step, and the loss terms and ``gradient_norm`` (before clipping) by
+        name, scalars.
     """
-    optim, parts = experiment.config.optim, experiment.config.train.accumulation
-    differentiate = accumulated if parts > 1 else loss_and_gradients
+    config = experiment.config
+    differentiate = accumulated if config.train.accumulation > 1 else loss_and_gradients
+    gradients, batch_stats, terms = differentiate(experiment, state, batch)
+    updates, opt_state = experiment.optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if average is not None:
+        average = update_average(
+            average, params, batch_stats, step=state.step, decay=config.optim.ema_decay
+        )
+    new_state = TrainState(state.step + 1, params, batch_stats, opt_state, average)
+    return new_state, terms | {"gradient_norm": optax.tree.norm(gradients)}
 
-    def train_step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, Metrics]:
+
+def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
+    """Compile :func:`train_step` for a mesh.
+
+    The batch is split over the mesh; the classifiers are split over ``model`` and the rest of the
+    state is replicated. The function is written over the global batch, so BatchNorm statistics and
+    triplet mining are global whatever the mesh. The state's buffers are donated.
+
+    Returns:
+        ``step(state, batch) -> (state, metrics)``, for a batch from
+        :func:`pgfl_jax.distributed.sharding.shard_batch`. The metrics stay on the device.
+    """
+
+    def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, Metrics]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            gradients, batch_stats, terms = differentiate(experiment, state, batch)
-        updates, opt_state = experiment.optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        average = state.average
-        if average is not None:
-            average = update_average(
-                average, params, batch_stats, step=state.step, decay=optim.ema_decay
-            )
-        new_state = TrainState(state.step + 1, params, batch_stats, opt_state, average)
-        return new_state, terms | {"gradient_norm": optax.tree.norm(gradients)}
+            return train_step(experiment, state, batch)
 
-    shardings = state_shardings(experiment.abstract_state(), mesh)
+    shardings = experiment.state_shardings(mesh)
     return jax.jit(
-        train_step,
-        in_shardings=(shardings, batch_sharding(mesh, parts)),
+        step,
+        in_shardings=(shardings, batch_sharding(mesh, experiment.config.train.accumulation)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )

@@ -17,10 +17,10 @@ from jax.experimental import topologies
 from benchmarks.aot import abstract_batch
 from configs import default, synthetic_demo
 from pgfl_jax.config import parse_config
-from pgfl_jax.distributed.sharding import make_mesh, state_shardings
+from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.experiment import Experiment
 from pgfl_jax.models import main_branch
-from pgfl_jax.retrieval.evaluate import make_embed
+from pgfl_jax.retrieval.embeddings import make_embed
 from pgfl_jax.train_step import make_train_step
 
 # What the compiler must know of the chip; the numbers are the manufacturer's.
@@ -80,7 +80,7 @@ def compile_case(module, backbone, dtype, task, devices):
         state = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             state,
-            state_shardings(state, mesh),
+            experiment.state_shardings(mesh),
         )
         function = make_embed(experiment.model, mesh, ("main",))
         variables = {"params": state.params, "batch_stats": state.batch_stats}

@@ -109,8 +109,9 @@ def leaves(workdir, step):
     for name in ("optim.name", "model.pose_branches"):
         values.update_from_flattened_dict({name: stored[name]})
     experiment = Experiment.create(parse_config(values), num_identities=16, num_images=128)
+    shardings = experiment.state_shardings(make_mesh(jax.devices()[:1]))
     with open_checkpoints(workdir, read_only=True) as checkpoints:
-        state = checkpoints.restore(experiment.abstract_state(), make_mesh(jax.devices()[:1]), step)
+        state = checkpoints.restore(experiment.abstract_state(), shardings, step)
     found = {
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state))

@@ -46,9 +46,10 @@ def test_the_newest_two_and_the_best_are_kept(state, tmp_path):
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_a_state_comes_back_bit_for_bit_onto_any_mesh(tiny_config, state, workdir, devices):
-    mesh = make_mesh(jax.devices()[:devices])
+    experiment = _run(tiny_config())
+    shardings = experiment.state_shardings(make_mesh(jax.devices()[:devices]))
     with open_checkpoints(workdir) as checkpoints:
-        restored = checkpoints.restore(_run(tiny_config()).abstract_state(), mesh, 0)
+        restored = checkpoints.restore(experiment.abstract_state(), shardings, 0)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     leaf = jax.tree.leaves(restored.params)[0]
     assert len(leaf.sharding.device_set) == devices
@@ -57,7 +58,9 @@ def test_a_state_comes_back_bit_for_bit_onto_any_mesh(tiny_config, state, workdi
 def test_pending_metrics_come_back(tiny_config, workdir):
     assert (workdir / "checkpoints" / "0" / "unlogged").is_dir()  # the name in older runs, too
     with open_checkpoints(workdir) as checkpoints:
-        checkpoints.restore(_run(tiny_config()).abstract_state(), make_mesh(), 0)
+        experiment = _run(tiny_config())
+        shardings = experiment.state_shardings(make_mesh())
+        checkpoints.restore(experiment.abstract_state(), shardings, 0)
         assert checkpoints.pending_metrics(0) == PENDING
 
 
@@ -73,7 +76,7 @@ def test_another_architecture_is_refused_in_one_line(tiny_config, workdir):
     with open_checkpoints(workdir) as checkpoints:
         for message, other in others.items():
             with pytest.raises(CheckpointError) as error:
-                checkpoints.restore(other.abstract_state(), make_mesh(), 0)
+                checkpoints.restore(other.abstract_state(), other.state_shardings(make_mesh()), 0)
             assert message in str(error.value) and "\n" not in str(error.value)
 
 

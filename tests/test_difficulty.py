@@ -17,8 +17,8 @@ from input_pipeline.builders import prepared_builder
 from input_pipeline.catalog import read_catalog
 from input_pipeline.from_config import evaluation_split, training_data
 from pgfl_jax.config import parse_config
-from pgfl_jax.retrieval.evaluate import EvaluationData, Protocol
 from pgfl_jax.retrieval.metrics import evaluate_retrieval
+from pgfl_jax.retrieval.protocols import EvaluationData, Protocol
 from pgfl_jax.train import train
 
 PEOPLE = 35

@@ -17,7 +17,7 @@ from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import Experiment
 from pgfl_jax.preprocessing import PictureError
 from pgfl_jax.report.writers import write_json
-from pgfl_jax.retrieval.evaluate import embed_split, make_embed
+from pgfl_jax.retrieval.embeddings import embed_split, make_embed
 from tests.runs import GOLDEN_RUN
 
 
@@ -43,7 +43,7 @@ def test_it_gives_the_pipelines_embeddings(embedder, tiny_config, tmp_path):
     mesh = make_mesh(jax.devices()[:1])
     experiment = Experiment.create(config, num_identities=16, num_images=128)
     with open_checkpoints(GOLDEN_RUN, read_only=True) as checkpoints:
-        state = checkpoints.restore(experiment.abstract_state(), mesh, 30)
+        state = checkpoints.restore(experiment.abstract_state(), experiment.state_shardings(mesh), 30)
     catalog = open_catalog(open_builder(config, config.data.dataset), "gallery")
     embed = make_embed(experiment.model, mesh, ("main",))
     expected = embed_split(embed, state, evaluation_split(catalog, config), mesh)["main"]

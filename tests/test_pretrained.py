@@ -9,6 +9,7 @@ import os
 import pickle
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,7 +116,8 @@ def abstract(backbone, **options):
     stride = 256 // BACKBONES[backbone].map_shape(256, 256)[0]
     size = (4 * stride, 2 * stride)
     arguments = (jnp.zeros((2, *size, 3)), jnp.ones((2, 4, 2, 8)), jnp.ones((2, 8)))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *arguments, train=True))
+    init = lambda: nn.unbox(model.init(jax.random.key(0), *arguments, train=True))  # noqa: E731
+    shapes = jax.eval_shape(init)
     return {name: shapes[name] for name in ("params", "batch_stats")}
 
 

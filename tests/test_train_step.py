@@ -88,7 +88,7 @@ def test_three_steps_trace_once(every_loss, monkeypatch):
         traces.append(1)
         return original(self, *args, **kwargs)
 
-    experiment, mesh = _run(every_loss), make_mesh()
+    experiment, mesh = _run(every_loss), make_mesh(jax.devices()[:2])
     state = experiment.init_state(mesh)
     train_step = make_train_step(experiment, mesh)
     monkeypatch.setattr(pgfl.PGFL, "__call__", counted)

@@ -1,31 +1,29 @@
 """The device mesh, and where arrays live on it."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "model")
-Tree = TypeVar("Tree")
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) -> Mesh:
     """A mesh of axes ``data`` and ``model`` over ``devices`` (default: those of all processes).
 
-    The devices that share the classifiers, ``model`` of them, stand side by side, within a process
-    where it has as many: they exchange the most.
+    The ``model`` devices that share the classifiers are neighbours, in one process if it has that
+    many, because they exchange the most data.
     """
     devices = jax.devices() if devices is None else devices
-    # Not jax.make_mesh, which may reorder the devices: rows of a batch must stay in the order of
-    # the processes that they come from.
+    # Not jax.make_mesh, which may reorder the devices: the rows of a batch must stay in the order
+    # of the processes that read them.
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.asarray(ordered).reshape(-1, model), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def batch_sharding(mesh: Mesh, parts: int = 1) -> NamedSharding:
-    """The rows split over all devices; with several parts, those of each part, on the next axis."""
+    """Rows split over all devices; with several parts, the rows of each part, on the next axis."""
     return NamedSharding(mesh, PartitionSpec(*(() if parts == 1 else (None,)), AXES))
 
 
@@ -34,28 +32,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_shardings(state: Tree, mesh: Mesh) -> Tree:
-    """Where a state lives: classifiers split by identity over ``model``, all else replicated.
-
-    Args:
-        state: arrays or their abstract shapes; what the optimizer keeps of a classifier is found
-            by the same name.
-        mesh: the devices.
-
-    Returns:
-        The same tree, of shardings.
-    """
-
-    def place(path: tuple, leaf: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
-        classifier = any(str(getattr(key, "key", "")).endswith("_classifier") for key in path)
-        split = classifier and len(leaf.shape) == 2
-        return NamedSharding(mesh, PartitionSpec(None, "model") if split else PartitionSpec())
-
-    return jax.tree_util.tree_map_with_path(place, state)
-
-
 def constrain(values: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
-    """Tell the compiler how an intermediate result is split; nothing outside a mesh of ours."""
+    """Fix how an intermediate result is split; does nothing outside a mesh of :data:`AXES`."""
     if not set(AXES) <= set(jax.sharding.get_abstract_mesh().axis_names):
         return values
     return jax.lax.with_sharding_constraint(values, PartitionSpec(*axes))
@@ -64,13 +42,13 @@ def constrain(values: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Arr
 def shard_batch(
     batch: Mapping[str, np.ndarray], mesh: Mesh, parts: int = 1
 ) -> dict[str, jax.Array]:
-    """Make global arrays of this process's slice of a batch.
+    """Make global arrays from this process's slice of a batch.
 
     Args:
-        batch: this process's rows; with several parts, its rows of the first, the second …
+        batch: this process's rows, ordered by part.
         mesh: the devices.
-        parts: if above 1, the arrays get a leading axis over the parts that the step takes one
-            after the other, and each part is split over all devices.
+        parts: if above 1, the arrays get a leading axis over the parts, which the step takes one
+            after the other. Each part is split over all devices.
     """
     sharding = batch_sharding(mesh, parts)
     if parts > 1:

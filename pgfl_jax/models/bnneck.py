@@ -7,12 +7,16 @@ from jaxtyping import Array, Float
 
 
 class BNNeck(nn.Module):
-    """BatchNorm over the batch, with a scale and no bias, that leaves out masked rows.
+    """BatchNorm over the unmasked rows of the batch, with a scale and no bias.
 
     With row weights w (1 or 0), μ = Σ w x / Σ w and σ² = Σ w (x − μ)² / Σ w; the output is
-    (x − μ) / √(σ² + ε) · scale. The running averages, r ← m r + (1 − m) s, take the biased variance
-    and stay as they are when every row is masked. Under ``jit`` the batch is the global one, so the
+    (x − μ) / √(σ² + ε) · scale. The running averages, r ← m r + (1 − m) s, use the biased variance
+    and do not change when every row is masked. Under ``jit`` the batch is the global one, so the
     statistics do not depend on the number of devices.
+
+    Attributes:
+        momentum: m, in [0, 1].
+        epsilon: ε.
 
     Reference: H. Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person
     Re-Identification", CVPRW 2019; the mask is ours (docs/method.md, "Branches").
@@ -29,7 +33,13 @@ class BNNeck(nn.Module):
         *,
         train: bool,
     ) -> Float[Array, "batch channels"]:
-        """Normalise (B, D); ``mask`` (B,) is 0 for rows that are not to be counted."""
+        """Normalise (B, D).
+
+        Args:
+            x: pooled features.
+            mask: (B,), 0 for rows to leave out of the statistics; None: every row counts.
+            train: use the batch's statistics and update the running ones, or use the running ones.
+        """
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)

@@ -1,4 +1,4 @@
-"""The pooling of each branch: what part of the feature map it looks at.
+"""The pooling of each branch: which part of the feature map it sees.
 
 Reference for all: docs/method.md, "Branches".
 """
@@ -13,8 +13,8 @@ EPSILON = 1e-6
 def pose_mask(visibility: Float[Array, "batch parts"]) -> Float[Array, " batch"]:
     """1 where an image has a usable pose, else 0, (B,); the only definition of ``has_pose``.
 
-    A pose that draws no part (all joints hidden, erased or outside) counts as none: there is no
-    foreground to pool over.
+    A pose that draws no part (all joints hidden, erased or outside the image) does not count, since
+    it leaves no foreground to pool over.
     """
     return (jnp.max(visibility, axis=-1) > 0).astype(visibility.dtype)
 

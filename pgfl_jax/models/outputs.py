@@ -9,11 +9,10 @@ class BranchOutputs(NamedTuple):
     """One branch of the network.
 
     Attributes:
-        embedding: (B, D) pooled feature before the BNNeck; the triplet loss works on it.
+        embedding: (B, D) pooled feature before the BNNeck, for the triplet loss.
         neck: (B, D) output of the BNNeck; L2-normalised it is the retrieval embedding.
-        logits: (B, N rounded up) identity logits from ``neck``, -inf in the columns that only
-            fill up; None when the model runs with
-            ``train=False``, where no classifier is part of the function.
+        logits: (B, N rounded up) identity logits from ``neck``, -inf in the padding columns; None
+            with ``train=False``, where the function contains no classifier.
     """
 
     embedding: Float[Array, "batch channels"]
@@ -29,8 +28,8 @@ class PGFLOutputs(NamedTuple):
         main: the main branch (MB), the only one at test time.
         foreground: the foreground-enhanced branch (FEB); None without pose.
         parts: the semantics-aligned branch (SAB); None without pose.
-        cross_logits: MB's neck classified by the heads of FEB and SAB, each (B, N); only with
-            the interaction variant ``cross_classifier``, else None.
+        cross_logits: MB's neck classified by the classifiers of FEB and SAB, each (B, N rounded
+            up); None unless the interaction variant is ``cross_classifier``.
     """
 
     features: Float[Array, "batch height width channels"]

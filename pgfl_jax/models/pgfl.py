@@ -30,12 +30,12 @@ class PGFL(nn.Module):
         backbone: a name in :data:`pgfl_jax.models.backbones.BACKBONES`.
         pooling: MB's pooling, ``gap`` or ``gem``.
         pose_branches: False for the baseline: MB alone, in training too.
-        interaction: how branches train through one another; ``shared_classifier`` gives all
-            branches MB's classifier, ``cross_classifier`` adds MB's logits by the teachers'
-            classifiers; the other variants change no module.
-        dtype: in which trunk and classifiers compute; None: that of the parameters. Pooling,
-            BNNecks and logits are float32 at least.
-        remat: what the backward pass computes again: a name in
+        interaction: how the branches train one another; ``shared_classifier`` gives all branches
+            MB's classifier, ``cross_classifier`` adds MB's logits from the teachers' classifiers;
+            the other variants change no module.
+        dtype: of the computation in trunk and classifiers; None: the parameters' dtype. Pooling,
+            BNNecks and logits are at least float32.
+        remat: what the backward pass recomputes: a name in
             :data:`pgfl_jax.models.backbones.REMAT_POLICIES`, or ``none``.
     """
 
@@ -48,7 +48,7 @@ class PGFL(nn.Module):
     remat: str = "none"
 
     def setup(self) -> None:
-        """Declare the modules; those that a call does not reach get no parameters."""
+        """Declare the modules; a module that a call does not use gets no parameters."""
         self.trunk = BACKBONES[self.backbone].copy(dtype=self.dtype, remat=self.remat)
         self.main_pooling = GeneralizedMeanPooling() if self.pooling == "gem" else average_pooling
         self.main_neck, self.foreground_neck, self.parts_neck = BNNeck(), BNNeck(), BNNeck()
@@ -75,11 +75,11 @@ class PGFL(nn.Module):
             pose_maps: (B, h, w, G) part maps in [0, 1] at the resolution of the feature map; None
                 runs MB alone.
             visibility: (B, G) part visibility in [0, 1]; given with ``pose_maps``.
-            train: batch statistics and classifiers in, or running statistics and no classifier.
+            train: True: batch statistics, with classifiers; False: running statistics, without.
 
         Returns:
-            The named outputs. Rows without a pose (visibility all 0) are left out of the batch
-            statistics of FEB and SAB; their values there have no meaning.
+            The named outputs. Rows without a pose (visibility all 0) do not count in the batch
+            statistics of FEB and SAB; their outputs there are meaningless.
         """
         features = self.trunk(images, train=train)
         pooled = features.astype(jnp.promote_types(features.dtype, jnp.float32))
@@ -127,7 +127,7 @@ class PGFL(nn.Module):
 def main_branch(variables: Mapping[str, Any]) -> dict[str, Any]:
     """The variables that the test-time function needs: trunk, MB's pooling and BNNeck.
 
-    Without the pose branches and classifiers there are fewer parameters, and
+    The pose branches and classifiers are left out;
     ``model.apply(main_branch(variables), images, train=False).main`` runs on images alone.
     """
     needed = ("trunk", "main_pooling", "main_neck")

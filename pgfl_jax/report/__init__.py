@@ -1,1 +1,1 @@
-"""What a run tells its user: the terminal, ``metrics.jsonl``, TensorBoard, the manifest."""
+"""What a run reports: terminal, ``metrics.jsonl``, TensorBoard, profile and manifest."""

@@ -1,4 +1,4 @@
-"""Where the numbers of a training run go."""
+"""How a training run writes its files and prints its lines."""
 
 import json
 import os
@@ -6,20 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pgfl_jax.distributed.collectives import is_primary
+
 BRANCHES = ("_main", "_foreground", "_parts")
 
 
 class MetricWriter:
     """Writes scalars to ``metrics.jsonl`` and, as TensorBoard events, to ``metrics/``.
 
-    One line of ``metrics.jsonl`` is ``{"step": …, "name": value, …}``. A resumed run drops the
-    lines after its checkpoint first, so that the file reads as that of an undisturbed run; the
-    events keep the steps that were lost, below those that took their place.
+    One line of ``metrics.jsonl`` is ``{"step": …, "name": value, …}``. A resumed run first drops
+    the lines after its checkpoint, so that the file equals the one of an undisturbed run. The
+    events keep both the lost steps and those that replaced them.
     """
 
     def __init__(self, workdir: Path, restored_step: int | None) -> None:
         """Open the files of a run that continues after ``restored_step`` steps; None: a new one."""
-        # TensorFlow comes with clu's writer; the package itself does without.
+        # clu's writer imports TensorFlow, which the package does not need otherwise.
         from clu.metric_writers import SummaryWriter
 
         self._path = workdir / "metrics.jsonl"
@@ -51,12 +53,18 @@ class MetricWriter:
             self._summary.close()
 
 
+def say(line: str) -> None:
+    """Print a line, once for all processes."""
+    if is_primary():
+        print(line, flush=True)
+
+
 def replace_text(path: Path, text: str) -> None:
-    """Write a file beside and rename it, so that nobody ever sees half of it."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # others may write it, too
+    """Write a temporary file and rename it, so that nobody ever sees half of ``path``."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # other processes may write it too
     try:
         beside.write_text(text, encoding="utf-8")
-    except OSError as error:  # a full disk; the system does not say of which file
+    except OSError as error:  # a full disk; the system's error does not name the file
         beside.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
     beside.replace(path)
@@ -71,15 +79,15 @@ def write_json(path: Path, value: object) -> None:
 def progress_line(step: int, num_steps: int, terms: Mapping[str, float], pace: str) -> str:
     """The line that training prints: step, losses by name, speed and time left.
 
-    What the three branches have in common is one entry, ``id 4.57/4.41/4.38`` for main, foreground
-    and parts; a loss of the two teachers alone has two values.
+    A loss that all three branches have is one entry, ``id 4.57/4.41/4.38`` for main, foreground and
+    parts; a loss of the two teachers has two values.
     """
     groups: dict[str, list[str]] = {"total": []}
     for suffix in (*BRANCHES, ""):
         for name, value in terms.items():
             if name.endswith(suffix) and (suffix or not name.endswith(BRANCHES)):
                 groups.setdefault(name.removesuffix(suffix), []).append(f"{value:.3g}")
-    groups.pop("gradient_norm", None)  # no loss
+    groups.pop("gradient_norm", None)  # not a loss
     losses = " ".join(f"{name} {'/'.join(values)}" for name, values in groups.items())
     return f"step {step:{len(str(num_steps))}d}/{num_steps} | {losses} | {pace}"
 
@@ -92,7 +100,7 @@ def duration(seconds: float) -> str:
 
 
 def embedding_label(result: Mapping[str, Any]) -> str:
-    """``main``, or ``main.average`` where the averaged parameters were scored."""
+    """``main``, or ``main.average`` if the averaged parameters were scored."""
     return result["embedding"] + (".average" if result["parameters"] == "average" else "")
 
 

@@ -1,9 +1,9 @@
 """Retrieval scores: CMC, mAP and mINP (docs/method.md, "Evaluation semantics").
 
-Only the ranks of a query's matches are needed, not the whole ranking. So each row of distances is
-sorted by value, which NumPy does with vector instructions, and the matches are looked up in it by
-bisection. Only rows where a match ties with another gallery item are ranked item by item. Blocks of
-queries run in threads, so that memory stays bounded.
+The scores need only the ranks of a query's matches, not the whole ranking. Each row of distances is
+therefore sorted by value, which NumPy does with vector instructions, and the matches are found in
+it by bisection. Only rows where a match ties with another gallery item are ranked item by item.
+Threads work on blocks of queries, so that memory stays bounded.
 """
 
 import dataclasses
@@ -55,12 +55,12 @@ def evaluate_retrieval(
     *,
     max_rank: int = 50,
 ) -> RetrievalMetrics:
-    """Ranks the gallery for each query and scores the rankings.
+    """Rank the gallery for each query, and score the rankings.
 
-    Gallery items of the query's identity and camera are junk and leave the ranking. Ties rank by
+    Gallery items with the query's identity and camera are junk, and leave the ranking. Ties rank by
     gallery index. A query without any other match is skipped. AP is the mean of the precision at
-    the matches; INP is the number of matches over the rank of the last one. The CMC always has
-    max_rank entries: with a smaller gallery it carries its last value forward.
+    the matches; INP is the number of matches over the rank of the last match. The CMC always has
+    max_rank entries: if the gallery is smaller, the last value is repeated.
 
     Args:
         distances: (Q, G), smaller is more alike. float64 is ranked as float64.
@@ -71,8 +71,13 @@ def evaluate_retrieval(
         max_rank: length of the CMC.
 
     Raises:
-        ValueError: shapes that do not fit one another, a distance that is NaN or infinite, or no
-            query with a match.
+        ValueError: the shapes disagree, a distance is NaN or infinite, or no query has a match.
+
+    >>> result = evaluate_retrieval([[0.1, 0.2, 0.0]], [7], [1, 7, 7], [0], [1, 1, 0])
+    >>> result.first_match_rank  # the nearest item is junk, the second is of another identity
+    array([2.])
+    >>> result.mean_ap, result.cmc[:3]
+    (0.5, array([0., 1., 1.]))
 
     Reference: docs/method.md, "Evaluation semantics"; L. Zheng et al., "Scalable Person
     Re-identification: A Benchmark", ICCV 2015 (CMC, mAP, junk); M. Ye et al., "Deep Learning for
@@ -103,7 +108,7 @@ def bootstrap_interval(
     """Percentile bootstrap interval of the mean.
 
     Args:
-        values: one score per query; NaN, a skipped query, is dropped.
+        values: one score per query; NaN (a skipped query) is dropped.
         seed: the interval is a pure function of the values and the seed.
         resamples: number of samples drawn with replacement.
         level: share of the resampled means inside the interval, in (0, 1).
@@ -113,6 +118,9 @@ def bootstrap_interval(
 
     Raises:
         ValueError: no values, no resamples or a level outside (0, 1).
+
+    >>> bootstrap_interval([0.25, 0.25, 0.25], seed=0)
+    (0.25, 0.25)
 
     Reference: B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3.
     """

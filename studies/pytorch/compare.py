@@ -19,7 +19,7 @@ import torch
 
 from configs import synthetic_tiny
 from pgfl_jax.config import Config, parse_config
-from pgfl_jax.distributed.sharding import make_mesh, state_shardings
+from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.experiment import Experiment
 from pgfl_jax.losses import mine_hardest
 from pgfl_jax.models.backbones.resnet import BasicBlock, Bottleneck
@@ -104,7 +104,7 @@ def initial_state(experiment: Experiment, variables: Mapping[str, Any]) -> Train
         average = jax.tree.map(jnp.array, Average(params, batch_stats))
     step, moments = jnp.zeros((), jnp.int32), experiment.optimizer.init(params)
     state = TrainState(step, params, batch_stats, moments, average)
-    return jax.device_put(state, state_shardings(state, make_mesh(jax.devices()[:1])))
+    return jax.device_put(state, experiment.state_shardings(make_mesh(jax.devices()[:1])))
 
 
 def flax_step(

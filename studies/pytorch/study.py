@@ -44,7 +44,8 @@ from pgfl_jax.experiment import Experiment
 from pgfl_jax.models import normalise
 from pgfl_jax.report.manifest import source_commit
 from pgfl_jax.report.writers import write_json
-from pgfl_jax.retrieval.evaluate import EmbedFn, evaluate, make_embed
+from pgfl_jax.retrieval.embeddings import EmbedFn, make_embed
+from pgfl_jax.retrieval.evaluate import evaluate
 from pgfl_jax.train_state import TrainState
 from pgfl_jax.train_step import make_train_step
 from studies.pytorch.compare import initial_state, make_twin, to_arrays

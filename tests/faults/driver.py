@@ -80,7 +80,7 @@ def training_data(config):
 def evaluation_data(config):
     import numpy as np
 
-    from pgfl_jax.retrieval.evaluate import EvaluationData, EvaluationSplit, Protocol
+    from pgfl_jax.retrieval.protocols import EvaluationData, EvaluationSplit, Protocol
 
     size = config.eval.batch_size
 

@@ -40,11 +40,17 @@ def _copy(workdir, target):
     return shutil.copytree(workdir, target)
 
 
-def _restore(workdir, experiment):
+def _target(experiment):
+    """What to restore, and where to."""
     mesh = make_mesh(jax.devices()[:1])
+    return experiment.abstract_state(), experiment.state_shardings(mesh)
+
+
+def _restore(workdir, experiment):
+    target = _target(experiment)
     with open_checkpoints(workdir) as checkpoints:
         step = checkpoints.newest
-        return step, checkpoints.restore(experiment.abstract_state(), mesh, step), checkpoints.best
+        return step, checkpoints.restore(*target, step), checkpoints.best
 
 
 # Orbax's notes of when and how it saved; restoring needs neither.
@@ -127,11 +133,11 @@ def test_reading_alone_reports_damage_and_moves_nothing(undisturbed, tiny_config
         with open_checkpoints(workdir, read_only=True) as checkpoints:
             with pytest.raises(CheckpointError, match=r"the best .*: 40 is damaged \(metrics/met"):
                 _ = checkpoints.best
-            mesh = make_mesh(jax.devices()[:1])
+            target = _target(experiment)
             with pytest.raises(CheckpointError, match="step 40 cannot be restored: 40 is damaged"):
-                checkpoints.restore(experiment.abstract_state(), mesh, newest)
-            assert int(checkpoints.restore(experiment.abstract_state(), mesh, first).step) == first
-    except CheckpointError as error:  # a score that is not JSON
+                checkpoints.restore(*target, newest)
+            assert int(checkpoints.restore(*target, first).step) == first
+    except CheckpointError as error:  # a score that is no JSON
         assert harm is not _delete and "cannot be opened: 40 is damaged (metrics" in str(error)
     assert sorted(workdir.rglob("*")) == there
 
@@ -162,7 +168,7 @@ def test_a_run_without_its_checkpoints_says_that_it_begins_anew(drive, undisturb
     code, out, err = finish(drive(workdir))
     assert (code, err) == (
         0,
-        f"warning: {workdir} holds a run, but no checkpoint; it begins anew\n",
+        f"warning: {workdir} holds a run, but no checkpoint; it starts over\n",
     )
     assert "resuming" not in out
     assert_same_end(workdir, undisturbed, STEPS)

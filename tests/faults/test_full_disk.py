@@ -115,7 +115,7 @@ def test_a_disk_that_is_full_before_the_first_save(drive, undisturbed, disk):
     _assert_told(finish(drive(workdir, **disk.how)), workdir, None, disk.reason)
     disk.free()
     code, _, err = finish(drive(workdir))
-    assert code == 0 and err.endswith("holds a run, but no checkpoint; it begins anew\n")
+    assert code == 0 and err.endswith("holds a run, but no checkpoint; it starts over\n")
     assert_same_end(workdir, undisturbed, STEPS)
 
 

@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,8 +21,8 @@ def _inputs(seed=0, batch=6):
 def initialised():
     def make(**options):
         model = PGFL(IDENTITIES, "resnet8", **options)
-        variables = jax.jit(model.init, static_argnames="train")(
-            jax.random.key(0), *_inputs(), train=True
+        variables = nn.unbox(
+            jax.jit(model.init, static_argnames="train")(jax.random.key(0), *_inputs(), train=True)
         )
         # Away from the symmetric initial values, so that nothing is equal by accident.
         rng = np.random.default_rng(1)

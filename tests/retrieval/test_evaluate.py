@@ -6,17 +6,16 @@ import pytest
 
 from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.experiment import Experiment
-from pgfl_jax.retrieval.evaluate import (
+from pgfl_jax.retrieval import evaluate_retrieval
+from pgfl_jax.retrieval.embeddings import embed_split, make_embed
+from pgfl_jax.retrieval.evaluate import evaluate
+from pgfl_jax.retrieval.protocols import (
     EvaluationData,
     EvaluationError,
     EvaluationSplit,
     Protocol,
-    embed_split,
-    evaluate,
-    make_embed,
-    scores,
 )
-from pgfl_jax.retrieval.metrics import evaluate_retrieval
+from pgfl_jax.retrieval.results import scores
 from pgfl_jax.train_state import TrainState
 
 BATCH = 4

@@ -1,0 +1,77 @@
+"""What is evaluated: splits of images, and which of them queries which."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pgfl_jax.errors import UserError
+
+Batch = Mapping[str, np.ndarray]
+
+
+class EvaluationError(UserError):
+    """An evaluation that has no meaning; the message names what is at fault."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvaluationSplit:
+    """N images to embed, and what is known about each.
+
+    Attributes:
+        filenames: (N,) names.
+        identities: (N,) identities.
+        cameras: (N,) cameras.
+        occlusion: (N,) hidden share of the person in [0, 1]; NaN where unknown.
+        batches: starts an iteration over the images in their order, in batches of one static
+            shape: ``images``, ``part_maps``, ``visibility``, and ``valid``, 0 for padding rows.
+    """
+
+    filenames: np.ndarray
+    identities: np.ndarray
+    cameras: np.ndarray
+    occlusion: np.ndarray
+    batches: Callable[[], Iterator[Batch]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """Which split of a data set queries which; every result carries the names."""
+
+    name: str
+    dataset: str
+    query: str
+    gallery: str
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationData:
+    """Splits by name, and the protocols over them; the first protocol selects the best step.
+
+    Attributes:
+        splits: by name.
+        protocols: over these splits.
+        dry_run: a few images of each protocol, to see early what cannot work.
+    """
+
+    splits: dict[str, EvaluationSplit]
+    protocols: list[Protocol]
+    dry_run: "EvaluationData | None" = None
+
+    @property
+    def selection_protocol(self) -> str:
+        """What selects the best step, for the manifest."""
+        return f"{self.protocols[0].query} in {self.protocols[0].gallery}"
+
+    def facts(self) -> dict[str, Any]:
+        """What must be equal in all processes, by the name that an error gives it."""
+        splits = {
+            f"evaluation data {name}": [
+                [str(filename) for filename in split.filenames],
+                split.identities.tolist(),
+                split.cameras.tolist(),
+            ]
+            for name, split in self.splits.items()
+        }
+        return {"protocols": [dataclasses.astuple(p) for p in self.protocols]} | splits
