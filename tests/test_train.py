@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from input_pipeline import builders
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.from_config import evaluation_data, training_data
 from pgfl_jax.checkpoint import open_checkpoints
 from pgfl_jax.config import ConfigError

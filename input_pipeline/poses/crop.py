@@ -4,6 +4,7 @@ import dataclasses
 
 import cv2
 import numpy as np
+from jaxtyping import Float, Float32, Integer, UInt8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,16 +27,16 @@ class Preprocessing:
     padding: float = 1.25
     bgr: bool = False
 
-    def decode(self, encoded: bytes) -> np.ndarray | None:
-        """(H, W, 3) uint8 pixels as stored, whatever EXIF says; None if they cannot be decoded."""
+    def decode(self, encoded: bytes) -> UInt8[np.ndarray, "height width 3"] | None:
+        """The pixels as stored, whatever EXIF says; None if they cannot be decoded."""
         color = cv2.IMREAD_COLOR if self.bgr else cv2.IMREAD_COLOR_RGB
         flags = color | cv2.IMREAD_IGNORE_ORIENTATION
         try:
             return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
-        except cv2.error:  # nothing there, or a header that claims too many pixels
+        except cv2.error:  # an empty file, or a header that claims too many pixels
             return None
 
-    def scale(self, size: np.ndarray) -> np.ndarray:
+    def scale(self, size: Integer[np.ndarray, "*images 2"]) -> Float[np.ndarray, "*images"]:
         """Input pixels per image pixel: the padded image just fits the input.
 
         Args:
@@ -46,7 +47,9 @@ class Preprocessing:
         """
         return (np.array([self.height, self.width]) / size).min(axis=-1) / self.padding
 
-    def crop(self, image: np.ndarray) -> np.ndarray:
+    def crop(
+        self, image: UInt8[np.ndarray, "height width 3"]
+    ) -> Float32[np.ndarray, "3 input_height input_width"]:
         """The normalised input: the image scaled bilinearly into the middle, black around it.
 
         Args:
@@ -64,8 +67,10 @@ class Preprocessing:
         normalised = (crop - mean) / std
         return np.ascontiguousarray(normalised.transpose(2, 0, 1))
 
-    def to_image(self, positions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """Positions in the input as positions in the images, in pixels with centres at integers.
+    def to_image(
+        self, positions: Float[np.ndarray, "images 17 2"], sizes: Integer[np.ndarray, "images 2"]
+    ) -> Float[np.ndarray, "images 17 2"]:
+        """Positions in the input as positions in the images; pixel centres are integers.
 
         The inverse of :meth:`crop`: x = (x' + 0.5 - width / 2) / scale + W / 2 - 0.5.
 

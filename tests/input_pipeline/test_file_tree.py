@@ -5,7 +5,7 @@ import zipfile
 import pytest
 
 from input_pipeline import file_tree
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.file_tree import FileTree
 from tests.input_pipeline.trees import write_bytes
 
@@ -183,7 +183,7 @@ def test_what_cannot_be_opened_does_not_end_the_scan(tmp_path):
         "old.zip": f"{tmp_path}/old.zip: not a readable zip archive (No such file or directory); "
         "get it again"
     }
-    with pytest.raises(DataError, match=r"self: cannot be read \(.+\); mend or remove the file"):
+    with pytest.raises(DataError, match=r"self: cannot be read \(.+\); repair or remove the file"):
         tree.read("self")
 
 

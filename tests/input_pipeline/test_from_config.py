@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from input_pipeline.builders import prepared_builder
-from input_pipeline.catalog import DataError, read_catalog
+from input_pipeline.catalog import read_catalog
+from input_pipeline.errors import DataError
 from input_pipeline.from_config import evaluation_data, training_data
 from input_pipeline.poses.cache import PoseCache, write_poses
 

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline.catalog import Catalog, DataError
+from input_pipeline.catalog import Catalog
+from input_pipeline.errors import DataError
 from input_pipeline.pipeline import evaluation_batches, train_batches
 from input_pipeline.pose_maps import part_maps
 from pgfl_jax.config import AugmentConfig, DataConfig, PoseConfig

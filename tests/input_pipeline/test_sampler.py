@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.sampler import identity_batches
 
 

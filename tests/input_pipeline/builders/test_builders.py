@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from input_pipeline import builders
-from input_pipeline.catalog import DataError, read_catalog
+from input_pipeline.catalog import read_catalog
+from input_pipeline.errors import DataError
 from tests.input_pipeline.trees import TREES, write_tree
 
 
 def test_available_data_sets():
     assert builders.available_datasets() == [
         "dukemtmc_reid",
-        "manifest",
         "market1501",
         "msmt17",
         "occluded_duke",
@@ -24,6 +24,7 @@ def test_available_data_sets():
         "partial_ilids",
         "partial_reid",
         "synthetic_occluded_reid",
+        "table",
     ]
 
 

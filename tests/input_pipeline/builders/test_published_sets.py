@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import file_tree
 from input_pipeline.builders import available_datasets, load_builder, prepared_builder
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from tests.input_pipeline.trees import (
     TREES,
     encoded_picture,
@@ -79,6 +79,7 @@ def zip_folder(folder: Path, archive: Path, below: str = "") -> Path:
 
 @pytest.mark.parametrize("name", TREES)
 def test_records_are_those_of_the_layout(name, tmp_path, capsys, caplog):
+    caplog.set_level("WARNING", logger="absl")  # which the command lines silence
     write_tree(name, tmp_path / "in")
     builder, err = prepare(name, tmp_path, tmp_path / "in", capsys)
     if name == "occluded_reid":  # TIFF, stored otherwise
@@ -434,7 +435,7 @@ def test_occluded_duke_lists_that_do_not_fit(tmp_path):
     assert f"{list_file}: names no file" in refused("occluded_duke", tmp_path, tmp_path / "in")
     list_file.write_text("0003_c2_f0044278.jpg\n" * 2)
     line = refused("occluded_duke", tmp_path, tmp_path / "in")
-    assert "query/0003_c2_f0044278.jpg stands twice in the split query" in line
+    assert "query/0003_c2_f0044278.jpg is listed twice in the split query" in line
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.builders.records import to_jpeg_or_png
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from tests.input_pipeline.trees import picture
 
 IMAGE = picture("x")

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.poses.cache import PoseCache, read_poses, write_poses
 
 

@@ -9,7 +9,7 @@ import pytest
 from input_pipeline.builders import load_builder
 from input_pipeline.catalog import read_catalog
 from input_pipeline.poses.__main__ import main
-from input_pipeline.poses.cache import read_poses
+from input_pipeline.poses.cache import join_poses, read_poses
 from input_pipeline.poses.images import read_catalogs
 
 DATASET = "synthetic_occluded_reid/tiny"
@@ -233,6 +233,6 @@ def test_training_finds_the_poses(run, people, write_json, as_numbers, tiny_data
     flags = write_kpr([(s, n, p[::1]) for s, n, p in people], write_json, as_numbers)
     cache = read_poses(run("import", "--format", "kpr", *flags)[3])
     train = read_catalog(load_builder(DATASET, str(tiny_data_dir)), "train")
-    joined = train.without_poses().with_poses(cache)
+    joined = join_poses(train.without_poses(), cache)
     seen = train.keypoints[..., 2] > 0
     np.testing.assert_allclose(joined.keypoints[seen], train.keypoints[seen], rtol=1e-6)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx.helper
 import pytest
 
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.poses.crop import Preprocessing
 from input_pipeline.poses.estimate import estimate_poses
 from input_pipeline.poses.model import PoseModel

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.poses.formats import FORMATS
 from input_pipeline.poses.formats.coco import read_coco
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.poses.annotation import Annotation, stack_people
 from input_pipeline.poses.cache import read_poses, write_poses
 from input_pipeline.poses.coverage import coverage, format_coverage, write_left_over
@@ -127,9 +127,9 @@ def test_nothing_found_is_one_line(make_images, make_person):
         DataError, match=r"none of its 2 poses belongs .* \(first: x\.json\); .*--dat"
     ):
         built(images, keypoints("x.json", make_person()), keypoints("1.json", make_person()))
-    with pytest.raises(DataError, match="no one has a person"):
+    with pytest.raises(DataError, match="none shows a person"):
         built(images, keypoints("Probe/1.json"))
-    with pytest.raises(DataError, match="it holds no pose"):
+    with pytest.raises(DataError, match="it contains no pose"):
         built(images)
 
 
