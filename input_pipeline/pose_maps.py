@@ -79,13 +79,15 @@ def _draw(
 
 
 def join_given_maps(
-    maps: Float32[tf.Tensor, "batch rows columns 8"],
-    visibility: Float32[tf.Tensor, "batch 8"],
-    given: Float32[tf.Tensor, "batch rows columns 8"],
+    maps: Float32[tf.Tensor, "... rows columns 8"],
+    visibility: Float32[tf.Tensor, "... 8"],
+    given: Float32[tf.Tensor, "... rows columns 8"],
     *,
     threshold: float,
-) -> tuple[Float32[tf.Tensor, "batch rows columns 8"], Float32[tf.Tensor, "batch 8"]]:
+) -> tuple[Float32[tf.Tensor, "... rows columns 8"], Float32[tf.Tensor, "... 8"]]:
     """Add external part maps to the drawn ones; an image has one kind or the other.
+
+    The types leave the batch size open, because while tracing TensorFlow knows it only for some.
 
     Args:
         maps: (B, h, w, 8) from :func:`part_maps`.

@@ -36,16 +36,16 @@ class Preprocessing:
         except cv2.error:  # an empty file, or a header that claims too many pixels
             return None
 
-    def scale(self, size: Integer[np.ndarray, "*images 2"]) -> Float[np.ndarray, "*images"]:
+    def scale(self, sizes: Integer[np.ndarray, "images 2"]) -> Float[np.ndarray, " images"]:
         """Input pixels per image pixel: the padded image just fits the input.
 
         Args:
-            size: (..., 2) height, width of images.
+            sizes: (N, 2) height, width of the images.
 
         Returns:
-            (...,) factors.
+            (N,) factors.
         """
-        return (np.array([self.height, self.width]) / size).min(axis=-1) / self.padding
+        return (np.array([self.height, self.width]) / sizes).min(axis=1) / self.padding
 
     def crop(
         self, image: UInt8[np.ndarray, "height width 3"]
@@ -59,7 +59,7 @@ class Preprocessing:
             (3, height, width) float32.
         """
         size = np.array(image.shape[:2])
-        scale = self.scale(size)
+        (scale,) = self.scale(size[None])
         shift = (np.array([self.height, self.width]) - scale * size + scale - 1) / 2
         matrix = np.array([[scale, 0, shift[1]], [0, scale, shift[0]]])
         crop = cv2.warpAffine(image, matrix, (self.width, self.height), flags=cv2.INTER_LINEAR)

@@ -138,7 +138,7 @@ def _pose(
     if len(people):
         chosen = annotation.target
         if chosen is None:
-            chosen = choose_target(people, *size)
+            chosen = choose_target(people, *size.tolist())
         if not people[chosen, :, 2].any():
             return None
         others = np.delete(people, chosen, axis=0)

@@ -97,7 +97,7 @@ def test_images_are_indexed_like_an_array(catalog):
     assert list(catalog.images[catalog.identities == 3]) == [encode(20, 8)]
 
 
-def test_images_beyond_the_budget_stay_on_the_disk(tmp_path):
+def test_images_beyond_the_budget_stay_on_disk(tmp_path):
     builder = prepared(tmp_path, RECORDS)
     size = builder.info.splits["train"].num_bytes
     shards = {
@@ -152,12 +152,12 @@ def test_sizes_come_from_the_header(extension, options):
 @pytest.mark.parametrize("extension", [".jpg", ".png"])
 def test_a_file_cut_off_anywhere_has_no_size(extension):
     whole = encode(33, 17, extension)
-    # The last bytes of a PNG are a checksum of nothing.
+    # The last bytes of a PNG are the checksum of an empty chunk.
     assert all(image_size(whole[:end]) is None for end in range(len(whole) - 8))
 
 
 @pytest.mark.parametrize("image", [b"", b"GIF89a", b"\xff\xd8\xff", b"\x89PNG"])
-def test_what_is_no_image_has_no_size(image):
+def test_a_file_that_is_not_an_image_has_no_size(image):
     assert image_size(image) is None
 
 
@@ -203,7 +203,7 @@ def test_shuffled_poses_go_to_other_images_at_their_scale():
     catalog = made()
     shuffled = catalog.shuffle_poses(seed=4)
     assert shuffled.images is catalog.images and shuffled.keypoints.dtype == np.float32
-    # Each pose is found once, and never where it was. Image 2's, which is none, stays none.
+    # Each pose occurs once, and never at its old image. Image 2 has no pose to move.
     before, after = relative(catalog), relative(shuffled)
     posed = [i for i in range(7) if i != 2]
     found = [[i for i in range(7) if np.allclose(after[i], before[j], atol=1e-5)] for j in posed]
@@ -254,7 +254,7 @@ def test_a_cache_of_other_images_changes_nothing():
     other = dataclasses.replace(catalog, images=objects([b"other %d" % i for i in range(7)]))
     maps = np.ones((2, 4, 3, 8), np.uint8)
     assert join_poses(catalog, cache_of(other, [1, 2], part_maps=maps)) is catalog
-    # Nor do maps of its other images, where those of this catalog have keypoints.
+    # Nor do maps of other images, if the images of this catalog have keypoints.
     maps[0] = 0
     mixed = cache_of(catalog, [1, 2], part_maps=maps)
     mixed.image_sha256[1] = other.image_sha256[2]
@@ -268,7 +268,7 @@ def test_a_pose_without_confidence_is_none():
     np.testing.assert_array_equal(catalog.has_pose, [True, True, False, True, False, True, True])
 
 
-def test_selected_images_keep_what_is_known_of_them(catalog):
+def test_selected_images_keep_their_columns(catalog):
     chosen = catalog.select(np.array([2, 0]))
     assert list(chosen.images) == [catalog.images[2], catalog.images[0]]
     assert list(chosen.filenames) == ["c.jpg", "a.jpg"]
@@ -311,7 +311,7 @@ def test_without_poses():
         ({"keypoints": np.full((2, 17, 3), np.nan)}, r"a.jpg: keypoints must be finite"),
     ],
 )
-def test_features_that_cannot_be_right_are_named(change, message):
+def test_impossible_features_are_named(change, message):
     columns = {
         "filename": np.array([b"a.jpg", b"b.jpg"], object),
         "identity": np.array([1, 2]),

@@ -33,7 +33,7 @@ def encode(seed, height=8, width=4, extension=".png"):
 
 
 def split_of(name, rows, *, used=True, dataset="set", **changes):
-    """A split of (image, identity, camera) rows, their files named a, b, c …"""
+    """A split of (image, identity, camera) rows, with files named a, b, c …"""
     images = np.empty(len(rows), object)
     images[:] = [row[0] for row in rows]
     catalog = Catalog(
@@ -72,7 +72,7 @@ def found(check, survey):
 
 def test_every_image_that_cannot_be_decoded_is_found():
     whole, png = encode(0, 40, 20, ".jpg"), encode(1, 40, 20)
-    damaged = png[:900] + bytes(90) + png[990:]  # found only when it is decoded
+    damaged = png[:900] + bytes(90) + png[990:]  # only decoding finds it
     rows = [whole] * 100
     rows[3], rows[40], rows[41], rows[99] = damaged, whole[:-200], b"", b"no image"
     rows[50] = png
@@ -220,7 +220,7 @@ def test_test_images_of_another_set_in_training_are_found_too(tiny_config):
     )
     errors, *_ = found(duplicates.test_images_in_training, survey)
     assert "1 images of two gallery are also in one train: gallery_b" in errors[0]
-    # The identities of two sets are numbered apart.
+    # The identities of two sets are numbered independently.
     assert found(duplicates.shared_identities, survey) == ([], [], [], [])
 
 
@@ -481,7 +481,7 @@ def test_all_problems_are_reported_at_once(add_builder, tiny_config, tmp_path, c
     assert "sick_reid/1.0.0 (prepared from somewhere)" in text
 
 
-def test_queries_that_nothing_answers(add_builder, tiny_config, tmp_path, capsys):
+def test_queries_without_any_match(add_builder, tiny_config, tmp_path, capsys):
     strangers = [(image, identity + 100, camera) for image, identity, camera in QUERY * 3]
     records = {"train": TRAIN, "query": strangers, "query_all": QUERY, "gallery": GALLERY}
     add_builder("lonely_reid", records)

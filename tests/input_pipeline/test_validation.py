@@ -11,7 +11,7 @@ def catalog(identities, cameras, sizes=None, posed=()):
     count = len(identities)
     keypoints = np.zeros((count, 17, 3), np.float32)
     keypoints[list(posed)] = 0.5
-    keypoints[..., :2] = 7.0  # a place without any confidence is no pose
+    keypoints[..., :2] = 7.0  # a position without any confidence is not a pose
     return Catalog(
         images=np.array([b""] * count, object),
         filenames=np.array([chr(ord("a") + i) for i in range(count)], object),

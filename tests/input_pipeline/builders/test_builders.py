@@ -53,7 +53,7 @@ def test_an_assertion_of_tfds_becomes_one_line(tmp_path, monkeypatch):
         builders.prepared_builder("synthetic_occluded_reid/tiny", str(tmp_path))
 
 
-def test_another_process_may_be_quicker(tmp_path, monkeypatch):
+def test_another_process_may_be_faster(tmp_path, monkeypatch):
     write_tree("partial_ilids", tmp_path / "in")
     arguments = ("partial_ilids", str(tmp_path / "out"), str(tmp_path / "in"))
     builder = type(builders.load_builder(*arguments))
@@ -71,8 +71,8 @@ def test_another_process_may_be_quicker(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("moment", ["load_builder", "_check_source"])
-def test_another_process_may_end_at_any_moment(moment, tmp_path, monkeypatch):
-    """After the builder looked for prepared data, or even after it was seen that there are none."""
+def test_another_process_may_finish_at_any_moment(moment, tmp_path, monkeypatch):
+    """After the builder has looked for prepared data, or even after it has found none."""
     write_tree("partial_ilids", tmp_path / "in")
     arguments = ("partial_ilids", str(tmp_path / "out"), str(tmp_path / "in"))
     original = getattr(builders, moment)

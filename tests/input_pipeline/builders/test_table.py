@@ -156,7 +156,7 @@ def test_a_change_is_never_mistaken_for_an_old_preparation(folder):
     assert len(set(versions)) == 3
 
 
-def test_equal_contents_are_equal_data_whenever_and_wherever(folder, tmp_path):
+def test_equal_contents_are_equal_data_at_any_time_and_place(folder, tmp_path):
     (folder / "mine.csv").write_text(CSV)
     version = prepare(folder).version
     shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
