@@ -4,7 +4,7 @@ import dataclasses
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32, Integer, UInt8
+from jaxtyping import Float, Float32, Integer, Real, UInt8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,18 +68,18 @@ class Preprocessing:
         return np.ascontiguousarray(normalised.transpose(2, 0, 1))
 
     def to_image(
-        self, positions: Float[np.ndarray, "images 17 2"], sizes: Integer[np.ndarray, "images 2"]
-    ) -> Float[np.ndarray, "images 17 2"]:
+        self, positions: Real[np.ndarray, "images points 2"], sizes: Integer[np.ndarray, "images 2"]
+    ) -> Float[np.ndarray, "images points 2"]:
         """Positions in the input as positions in the images; pixel centres are integers.
 
         The inverse of :meth:`crop`: x = (x' + 0.5 - width / 2) / scale + W / 2 - 0.5.
 
         Args:
-            positions: (N, 17, 2) x, y in the input.
+            positions: (N, J, 2) x, y in the input.
             sizes: (N, 2) height, width of the images.
 
         Returns:
-            (N, 17, 2) x, y in the images.
+            (N, J, 2) x, y in the images.
         """
         middle = np.array([self.width, self.height]) / 2
         offset = (positions + 0.5 - middle) / self.scale(sizes)[:, None, None]

@@ -194,7 +194,7 @@ def test_coverage_counts(make_images, make_person, tmp_path):
     assert found.people == {0: 1, 1: 4} and found.mapped == 1 and found.superseded == 1
     assert list(found.left_over) == [
         "poses without an image",
-        "poses of several possible images",
+        "poses with several possible images",
     ]
 
     text = format_coverage(found, tmp_path / "left.txt")
@@ -207,13 +207,13 @@ def test_coverage_counts(make_images, make_person, tmp_path):
     assert "of these as part maps: 1" in text
     assert "poses without an image: 12 (lost/00.json, " in text
     assert "lost/09.json and 2 more)" in text and "lost/10.json" not in text
-    assert "poses of several possible images: 1 (amb.json)" in text
+    assert "poses with several possible images: 1 (amb.json)" in text
 
     write_left_over(found, tmp_path / "left.txt")
     lines = (tmp_path / "left.txt").read_text().splitlines()
     assert len(lines) == 13
     assert lines[11] == "poses without an image\tlost/11.json"
-    assert lines[12] == "poses of several possible images\tamb.json"
+    assert lines[12] == "poses with several possible images\tamb.json"
 
 
 def test_the_list_of_an_earlier_import_is_deleted(make_images, make_person, tmp_path):
