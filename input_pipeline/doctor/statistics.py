@@ -39,7 +39,7 @@ class Split:
         """Data set and split, for messages."""
         return f"{self.dataset} {self.name}"
 
-    def describe(self, row: int) -> str:
+    def describe(self, row: int | np.integer) -> str:
         """File name, identity and camera of an image."""
         catalog = self.catalog
         return (
