@@ -7,8 +7,6 @@ import os
 
 if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # JAX sets 1 if it is imported first
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # no messages at start-up or about ended iterators
-os.environ.setdefault(
-    "TF_ENABLE_ONEDNN_OPTS", "0"
-)  # nor from oneDNN, which is not needed to read images
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # nor from oneDNN; reading images needs none
 # Reuses the memory of one batch for the next: fresh pages cost more than the work on them.
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")

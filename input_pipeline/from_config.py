@@ -225,9 +225,7 @@ def evaluation_split(catalog: Catalog, config: Config) -> EvaluationSplit:
 def _describe(catalog: Catalog, builder: Any, pose_source: str) -> dict[str, Any]:
     """Fingerprints that show whether two runs read the same data."""
     description = {
-        "name": builder.info.full_name.rpartition("/")[
-            0
-        ],  # without the version: the contents count
+        "name": builder.info.full_name.rpartition("/")[0],  # no version: the contents count
         "images": len(catalog),
         "images_sha256": _sha256(*(digest.encode() for digest in catalog.image_sha256)),
         "identities_sha256": _sha256(

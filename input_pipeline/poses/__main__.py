@@ -29,9 +29,7 @@ from pgfl_jax.errors import UserError
 def main(argv: Sequence[str]) -> int:
     """Run a command; returns the exit status."""
     flags = _parser().parse_args(argv)
-    logging.set_verbosity(
-        logging.ERROR
-    )  # TFDS warns that a user's table is not one of its own sets
+    logging.set_verbosity(logging.ERROR)  # TFDS warns that a user's table is not one of its sets
     try:
         if flags.output.is_dir():
             raise UserError(f"--output={flags.output}: is a folder; name a file")

@@ -125,10 +125,7 @@ def _json_entries(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]
             continue
         try:
             entry = json.loads(line)
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # also raised for thousands of digits or brackets
+        except (ValueError, RecursionError) as error:  # also for thousands of digits or brackets
             raise DataError(f"{file}, line {number}: broken JSON: {error}") from error
         if not isinstance(entry, dict):
             raise DataError(f'{file}, line {number}: not a JSON object, as in {{"path": …}}')
@@ -221,9 +218,7 @@ def _occlusion(place: str, value: Any) -> float:
 
 def _check_paths(file: Path, rows: tuple[Row, ...]) -> None:
     """DataError for images that do not exist, or are listed twice in a split."""
-    missing = [
-        row for row in rows if not os.path.isfile(row.file)
-    ]  # False for malformed paths, too
+    missing = [row for row in rows if not os.path.isfile(row.file)]  # False for odd paths, too
     if missing:
         raise DataError(
             f"{file}: images missing: {len(missing)}, the first is {missing[0].file} (line "
