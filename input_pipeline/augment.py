@@ -1,70 +1,81 @@
-"""Images and given part maps of a batch to where its geometry says, in TensorFlow operations."""
+"""Apply a batch's geometry to its images and external part maps, in TensorFlow operations."""
 
 import functools
 
 import numpy as np
 import tensorflow as tf
+from jaxtyping import Bool, Float32, Int32, Shaped, UInt8
 
 from input_pipeline.keypoints import PART_FLIP
 from pgfl_jax.config import DataConfig
 
 
-def decode(encoded: tf.Tensor) -> tf.Tensor:
-    """Decode a JPEG or PNG image (scalar string) to (height, width, 3) uint8."""
-    # Despite its name, PNG too. The accurate transform gives what OpenCV and PIL give.
+def decode(encoded: Shaped[tf.Tensor, ""]) -> UInt8[tf.Tensor, "height width 3"]:
+    """Decode a JPEG or PNG image from a scalar string."""
+    # Despite its name, it reads PNG, too. INTEGER_ACCURATE agrees with OpenCV and PIL.
     return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
 
 
 def place(
-    image: tf.Tensor, flip: tf.Tensor, corner: tf.Tensor, pad: int, shape: tuple[int, int]
-) -> tf.Tensor:
-    """Flip and resize an image, pad it with black, and cut it out.
+    image: UInt8[tf.Tensor, "height width 3"],
+    flip: Bool[tf.Tensor, ""],
+    corner: Int32[tf.Tensor, "2"],
+    pad: int,
+    shape: tuple[int, int],
+) -> UInt8[tf.Tensor, "target_height target_width 3"]:
+    """Flip and resize an image, pad it with black, and crop it.
 
     Args:
         image: (height, width, 3) uint8, any size.
         flip: () bool, whether to mirror left and right.
-        corner: (2,) int32 row and column of the cut in the padded image.
+        corner: (2,) int32 row and column of the crop in the padded image.
         pad: pixels on each side.
         shape: (H, W).
 
     Returns:
         (H, W, 3) uint8.
     """
-    # Mirrored before it grows: resizing treats both sides alike.
+    # Mirrored before it grows, which is cheaper: resizing is symmetric.
     image = tf.cond(flip, lambda: tf.reverse(image, [1]), lambda: image)
     image = resize(image, *shape)
     if pad == 0:
         return image
-    # Rows of height x 3 numbers: padding along three dimensions costs several times as much.
+    # As rows of width × 3 numbers: padding three dimensions costs several times as much.
     height, width = shape
     rows = tf.pad(tf.reshape(image, (height, 3 * width)), ((pad, pad), (3 * pad, 3 * pad)))
     cut = tf.slice(rows, (corner[0], 3 * corner[1]), (height, 3 * width))
     return tf.reshape(cut, (height, width, 3))
 
 
-def resize(image: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """Resize bilinearly, with a wider filter when shrinking; uint8 to uint8 (H, W, 3)."""
+def resize(
+    image: UInt8[tf.Tensor, "height width 3"], height: int, width: int
+) -> UInt8[tf.Tensor, "target_height target_width 3"]:
+    """Resize bilinearly, with a wider filter when shrinking."""
     shape, target = tf.shape(image)[:2], tf.constant([height, width])
 
     def resized() -> tf.Tensor:
-        # Floats are resized twice as fast as integers; the half, for rounding, goes through.
+        # Floats are resized twice as fast as integers; adding a half makes the cast below round.
         values = tf.cast(image, tf.float32) + 0.5
-        # Without shrinking the wider filter changes nothing and costs much.
+        # When nothing shrinks, the wider filter changes nothing and is slow.
         smooth = tf.cond(
             tf.reduce_any(shape > target),
             lambda: tf.image.resize(values, (height, width), antialias=True),
             lambda: tf.image.resize(values, (height, width)),
         )
-        return tf.cast(smooth, tf.uint8)  # cuts off: values lie in [0.5, 255.5]
+        return tf.cast(smooth, tf.uint8)  # truncates: values are in [0.5, 255.5]
 
     image = tf.cond(tf.reduce_all(shape == target), lambda: image, resized)
     return tf.ensure_shape(image, (height, width, 3))
 
 
-# Compiled, it is one pass over memory.
+# Compiled into one pass over memory.
 @functools.partial(tf.function, jit_compile=True, autograph=False)
-def normalise(images: tf.Tensor, rectangles: tf.Tensor, config: DataConfig) -> tf.Tensor:
-    """(x / 255 - mean) / std per channel, and 0, the mean of the data, in the erased rectangles.
+def normalise(
+    images: UInt8[tf.Tensor, "batch height width 3"],
+    rectangles: Int32[tf.Tensor, "batch 4"],
+    config: DataConfig,
+) -> Float32[tf.Tensor, "batch height width 3"]:
+    """(x / 255 - mean) / std per channel; 0, the mean of the data, in the erased rectangles.
 
     Args:
         images: (B, H, W, 3) uint8.
@@ -76,11 +87,14 @@ def normalise(images: tf.Tensor, rectangles: tf.Tensor, config: DataConfig) -> t
     """
     mean, std = np.array(config.mean), np.array(config.std)
     scale, offset = (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
-    erased = inside(rectangles, images.shape[1:3], images.shape[1:3])
+    shape = tuple(images.shape[1:3])
+    erased = inside(rectangles, shape, shape)
     return tf.where(erased[..., None], 0.0, tf.cast(images, tf.float32) * scale + offset)
 
 
-def inside(rectangles: tf.Tensor, grid: tuple[int, int], image_shape: tuple[int, int]) -> tf.Tensor:
+def inside(
+    rectangles: Int32[tf.Tensor, "batch 4"], grid: tuple[int, int], image_shape: tuple[int, int]
+) -> Bool[tf.Tensor, "batch rows columns"]:
     """Which cells of a grid over the image have their centre in a rectangle.
 
     Args:
@@ -102,15 +116,15 @@ def inside(rectangles: tf.Tensor, grid: tuple[int, int], image_shape: tuple[int,
 
 @functools.partial(tf.function, jit_compile=True, autograph=False)
 def move_maps(
-    maps: tf.Tensor,
+    maps: Float32[tf.Tensor, "batch stored_rows stored_columns 8"],
     geometry: dict[str, tf.Tensor],
     pad: int,
     image_shape: tuple[int, int],
     map_shape: tuple[int, int],
-) -> tf.Tensor:
-    """Part maps where their pixels go, on another grid; bilinear, and 0 from outside.
+) -> Float32[tf.Tensor, "batch rows columns 8"]:
+    """Move part maps with their pixels, onto a new grid; bilinear, 0 beyond the stored image.
 
-    Image by image, so that the bits do not depend on the size of the batch.
+    This works image by image, so that the bits do not depend on the size of the batch.
 
     Args:
         maps: (B, h', w', 8) float32 over the stored images.
@@ -137,8 +151,10 @@ def move_maps(
     return tf.where(erased[..., None], 0.0, moved)
 
 
-def _interpolation(target: int, source: int, shift: tf.Tensor) -> tf.Tensor:
-    """(target, source) weights that sample a line of cells at the centres of other cells.
+def _interpolation(
+    target: int, source: int, shift: Float32[tf.Tensor, ""]
+) -> Float32[tf.Tensor, "{target} {source}"]:
+    """Weights that sample a line of cells at the centres of other cells.
 
     Args:
         target: cells to sample at.

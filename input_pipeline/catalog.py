@@ -1,11 +1,12 @@
-"""One split of a data set: where its encoded images lie, and what is known about each."""
+"""One split of a data set: its encoded images, and what is known about each."""
 
 import dataclasses
 import functools
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int, Shaped, UInt8
 
 from input_pipeline.encoded_images import (
     RECORD_FRAME,
@@ -14,15 +15,8 @@ from input_pipeline.encoded_images import (
     image_size,
     open_shard,
 )
+from input_pipeline.errors import DataError
 from input_pipeline.keypoints import NUM_JOINTS
-from pgfl_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from input_pipeline.poses.cache import PoseCache
-
-
-class DataError(UserError):
-    """A data set that cannot be used so; the message names the file or option and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,35 +24,35 @@ class Catalog:
     """One split, sorted by file name; N images.
 
     Attributes:
-        images: (N,) encoded files (JPEG or PNG): an object array of bytes, or what reads them on
-            demand and is indexed like one.
+        images: (N,) encoded files (JPEG or PNG): an object array of bytes, or a sequence that reads
+            them on demand and is indexed like one.
         filenames: (N,) object array of str.
         identities: (N,) int64, as the data set names them.
         cameras: (N,) int64.
         keypoints: (N, 17, 3) float32 x, y in pixels of the stored image (pixel centres at integers)
             and confidence in [0, 1]; all zeros where an image has no pose.
-        image_sizes: (N, 2) int64 height, width of the stored image; zeros where the file is no
-            whole JPEG or PNG.
+        image_sizes: (N, 2) int64 height, width of the stored image; zeros where the file is not a
+            complete JPEG or PNG.
         occlusion: (N,) float32 hidden share of the person in [0, 1]; NaN where unknown.
-        part_maps: (N, h, w, 8) uint8 part maps made by others, 255 for 1, over the whole image,
-            for images without keypoints; None where the data set has none.
+        part_maps: (N, h, w, 8) uint8 external part maps over the whole image, 255 for 1, for images
+            without keypoints; None where the data set has none.
     """
 
-    images: np.ndarray | EncodedImages
-    filenames: np.ndarray
-    identities: np.ndarray
-    cameras: np.ndarray
-    keypoints: np.ndarray
-    image_sizes: np.ndarray
-    occlusion: np.ndarray
-    part_maps: np.ndarray | None = None
+    images: Shaped[np.ndarray, " images"] | EncodedImages
+    filenames: Shaped[np.ndarray, " images"]
+    identities: Int[np.ndarray, " images"]
+    cameras: Int[np.ndarray, " images"]
+    keypoints: Float32[np.ndarray, "images 17 3"]
+    image_sizes: Int[np.ndarray, "images 2"]
+    occlusion: Float32[np.ndarray, " images"]
+    part_maps: UInt8[np.ndarray, "images rows columns 8"] | None = None
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.images)
 
     @functools.cached_property
-    def labels(self) -> np.ndarray:
+    def labels(self) -> Int[np.ndarray, " images"]:
         """(N,) int64 classes 0 … C-1, numbered in the order of the identities."""
         return np.unique(self.identities, return_inverse=True)[1]
 
@@ -68,50 +62,21 @@ class Catalog:
         return len(np.unique(self.identities))
 
     @functools.cached_property
-    def image_sha256(self) -> np.ndarray:
+    def image_sha256(self) -> Shaped[np.ndarray, " images"]:
         """(N,) hex digests of the encoded files; every file is read once."""
         return np.array([hashlib.sha256(image).hexdigest() for image in self.images], "U64")
 
     @property
-    def has_pose(self) -> np.ndarray:
+    def has_pose(self) -> Bool[np.ndarray, " images"]:
         """(N,) bool: whether an image has keypoints of any confidence, or part maps."""
         posed = np.any(self.keypoints[..., 2], axis=1)
         return posed if self.part_maps is None else posed | self.part_maps.any(axis=(1, 2, 3))
-
-    def with_poses(self, cache: "PoseCache") -> "Catalog":
-        """The same images with the poses of a cache, matched by content, instead of their own.
-
-        Images that the cache does not know keep what they have.
-
-        Raises:
-            DataError: its part maps have another grid than those joined before.
-        """
-        rows = cache.lookup(self.image_sha256)
-        known = rows >= 0
-        if not known.any():
-            return self
-        keypoints, part_maps = self.keypoints.copy(), self.part_maps
-        keypoints[known] = cache.keypoints[rows[known]]
-        given = None if cache.part_maps is None else cache.part_maps[rows[known]]
-        if given is not None and not given.any():
-            given = None
-        if part_maps is not None or given is not None:
-            shapes = {maps.shape[1:] for maps in (part_maps, given) if maps is not None}
-            if len(shapes) > 1:
-                raise DataError(
-                    f"config.data.pose.files: part maps of several grids, {sorted(shapes)}; import "
-                    "them all at one size"
-                )
-            shape = (len(self), *shapes.pop())
-            part_maps = np.zeros(shape, np.uint8) if part_maps is None else part_maps.copy()
-            part_maps[known] = 0 if given is None else given
-        return self._with(keypoints, part_maps)
 
     def shuffle_poses(self, seed: int) -> "Catalog":
         """The control experiment: every image gets the pose of another image.
 
         Args:
-            seed: which permutation; no image keeps its own pose (given at least two images).
+            seed: of the permutation; with two images or more, none keeps its own pose.
 
         Returns:
             A catalog with the poses permuted, each stretched to its new image's size.
@@ -124,19 +89,25 @@ class Catalog:
         keypoints[..., :2] = (keypoints[..., :2] + 0.5) * scale - 0.5
         keypoints[~self.keypoints[source, :, 2].any(axis=1)] = 0.0
         part_maps = None if self.part_maps is None else self.part_maps[source]
-        return self._with(keypoints, part_maps)
+        return self.replace_poses(keypoints, part_maps)
 
-    def select(self, indices: np.ndarray) -> "Catalog":
+    def select(
+        self, indices: Int[np.ndarray, " chosen"] | Bool[np.ndarray, " images"]
+    ) -> "Catalog":
         """Some of the images, held in memory."""
         columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         chosen = {name: column[indices] for name, column in columns.items() if column is not None}
         return dataclasses.replace(self, **chosen)
 
     def without_poses(self) -> "Catalog":
-        """The same images with no pose at all."""
-        return self._with(np.zeros_like(self.keypoints), None)
+        """The same images without any pose."""
+        return self.replace_poses(np.zeros_like(self.keypoints), None)
 
-    def _with(self, keypoints: np.ndarray, part_maps: np.ndarray | None) -> "Catalog":
+    def replace_poses(
+        self,
+        keypoints: Float32[np.ndarray, "images 17 3"],
+        part_maps: UInt8[np.ndarray, "images rows columns 8"] | None,
+    ) -> "Catalog":
         """The same images with other poses; their digests are not computed again."""
         other = dataclasses.replace(self, keypoints=keypoints, part_maps=part_maps)
         if "image_sha256" in self.__dict__:
@@ -152,13 +123,13 @@ def read_catalog(builder: Any, split: str, *, memory_gib: float = 0.0) -> Catalo
             ``camera``, ``filename`` and, where the set has them, ``keypoints`` and ``occlusion``.
         split: the split's name.
         memory_gib: a split whose shards take up to this much is held in memory; a larger one is
-            read from the disk on demand.
+            read from disk on demand.
 
     Returns:
         The catalog, sorted by file name, so that no reading order can change a run.
 
     Raises:
-        DataError: the split is unknown, empty or damaged, or its features are not those above.
+        DataError: the split is unknown, empty or damaged, or lacks one of these features.
     """
     info = builder.info
     if split not in info.splits:
@@ -179,7 +150,7 @@ def read_catalog(builder: Any, split: str, *, memory_gib: float = 0.0) -> Catalo
 
 
 def _read_columns(paths: list[str], features: Any) -> dict[str, np.ndarray]:
-    """Every feature but the image, (N, …), and ``place``, (N, 3) int64: its shard, start, end."""
+    """Every feature except the image, (N, …), and ``place``, (N, 3) int64: shard, start, end."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -204,13 +175,13 @@ def _read_columns(paths: list[str], features: Any) -> dict[str, np.ndarray]:
                 chunks.append(chunk | {"place": places})
         except tf.errors.DataLossError as error:
             raise DataError(
-                f"{path}: damaged; delete its folder, and the data set is prepared anew"
+                f"{path}: damaged; delete its folder, and the data set is prepared again"
             ) from error
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def _to_catalog(columns: dict[str, np.ndarray], shards: list[Any]) -> Catalog:
-    """Check the columns, sort them by file name and fill in what the data set lacks."""
+    """Check the columns, sort them by file name and fill in those that the data set lacks."""
     _check_columns(columns)
     filenames = np.array([name.decode() for name in columns["filename"]], object)
     order = np.argsort(filenames, kind="stable")
@@ -230,7 +201,7 @@ def _to_catalog(columns: dict[str, np.ndarray], shards: list[Any]) -> Catalog:
 
 
 def _check_columns(columns: dict[str, np.ndarray]) -> None:
-    """Raise DataError for features that are missing or cannot mean what they should."""
+    """Raise DataError for features that are missing or have impossible values."""
     for name in ("identity", "camera", "filename"):
         if name not in columns:
             raise DataError(f"feature {name!r} is missing; the builder has {sorted(columns)}")
@@ -239,7 +210,7 @@ def _check_columns(columns: dict[str, np.ndarray]) -> None:
             raise DataError(f"feature {name!r} must be an integer, not {columns[name].dtype}")
     names, counts = np.unique(columns["filename"], return_counts=True)
     if counts.max() > 1:
-        raise DataError(f"{names[counts.argmax()].decode()}: the filename stands more than once")
+        raise DataError(f"{names[counts.argmax()].decode()}: this filename occurs more than once")
     if "keypoints" not in columns:
         return
     keypoints = columns["keypoints"]

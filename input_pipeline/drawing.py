@@ -1,11 +1,12 @@
-"""Pictures of a pose: the skeleton over the image, and the training's own part maps."""
+"""Pictures of a pose: the skeleton over the image, and the part maps that training uses."""
 
 import cv2
 import numpy as np
+from jaxtyping import Float, Float32, UInt8
 
 from input_pipeline import keypoints as kp
 
-# One colour (red, green, blue) for each of `keypoints.PARTS`.
+# One colour (red, green, blue) for each of ``keypoints.PARTS``.
 _PART_COLORS = np.array(
     [
         (240, 200, 60),
@@ -20,22 +21,27 @@ _PART_COLORS = np.array(
 )
 
 
-def scale_to_rows(image: np.ndarray, rows: int) -> np.ndarray:
-    """Enlarge or reduce (h, w, 3) uint8 to a height of ``rows``, keeping its proportions."""
+def scale_to_rows(
+    image: UInt8[np.ndarray, "height width 3"], rows: int
+) -> UInt8[np.ndarray, "{rows} columns 3"]:
+    """Resize an image to a height of ``rows``, keeping its proportions."""
     size = (max(1, round(image.shape[1] * rows / image.shape[0])), rows)
     return cv2.resize(image, size, interpolation=cv2.INTER_LANCZOS4)
 
 
 def draw_skeleton(
-    image: np.ndarray, joints: np.ndarray, scale: float, threshold: float = 0.2
-) -> np.ndarray:
+    image: UInt8[np.ndarray, "height width 3"],
+    joints: Float[np.ndarray, "17 3"],
+    scale: float,
+    threshold: float = 0.2,
+) -> UInt8[np.ndarray, "height width 3"]:
     """The picture with its pose: limbs in the colours of their parts, hidden joints as rings.
 
     Args:
-        image: (h, w, 3) uint8, already enlarged by `scale`.
+        image: (h, w, 3) uint8, already enlarged by ``scale``.
         joints: (17, 3) keypoints of the picture before it was enlarged.
         scale: enlargement.
-        threshold: joints with less confidence count as hidden.
+        threshold: joints with lower confidence count as hidden.
 
     Returns:
         A new (h, w, 3) uint8.
@@ -56,24 +62,24 @@ def draw_skeleton(
 
 
 def keypoint_maps(
-    joints: np.ndarray,
+    joints: Float[np.ndarray, "17 3"],
     image_shape: tuple[int, int],
     *,
     sigma: float = 0.035,
     threshold: float = 0.2,
-) -> np.ndarray:
-    """The training's own part maps, at 4 pixels a cell.
+) -> Float32[np.ndarray, "rows columns 8"]:
+    """The part maps that training would use, at 4 pixels per cell.
 
     Args:
         joints: (17, 3) keypoints.
         image_shape: (height, width) of their image, pixels.
-        sigma: width of what is drawn, as a fraction of the image height.
-        threshold: lowest confidence that draws.
+        sigma: width of spots and capsules, as a fraction of the image height.
+        threshold: lowest confidence that is drawn.
 
     Returns:
         (height / 4, width / 4, 8) float32 in [0, 1].
     """
-    # The maps are TensorFlow operations; the processes that render never import this.
+    # Imported late, because it imports TensorFlow, which the rendering processes do without.
     from input_pipeline.pose_maps import part_maps
 
     cells = max(1, image_shape[0] // 4), max(1, image_shape[1] // 4)
@@ -83,7 +89,9 @@ def keypoint_maps(
     return maps[0].numpy()
 
 
-def draw_part_maps(image: np.ndarray, maps: np.ndarray) -> np.ndarray:
+def draw_part_maps(
+    image: UInt8[np.ndarray, "height width 3"], maps: Float[np.ndarray, "rows columns 8"]
+) -> UInt8[np.ndarray, "height width 3"]:
     """Part maps in their colours over a grey picture.
 
     Args:

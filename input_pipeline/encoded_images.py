@@ -1,8 +1,8 @@
-"""Encoded images where they lie, in the shards of a prepared data set, and what their markers say.
+"""Encoded images inside the shards of a prepared data set, and their sizes.
 
-A shard is a TFRecord file: 8 bytes length, 4 bytes checksum, the record, 4 bytes checksum; the
-record holds the image file unchanged. So an image is a stretch of its shard, and reading one costs
-a copy of its bytes, whether the shard is held in memory or read from the disk.
+A shard is a TFRecord file. Each record is framed by 8 bytes of length and 4 of checksum before it,
+and 4 bytes of checksum after it, and contains the image file unchanged. So an image is a slice of
+its shard, and reading it means copying its bytes, whether the shard is in memory or on disk.
 """
 
 import functools
@@ -15,24 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 RECORD_HEADER, RECORD_FRAME = 12, 16  # bytes before a record, and around it
-_READERS = 16  # reads under way at once: what disks and networks want is a queue
+_READERS = 16  # concurrent reads: disks and networks are fastest with a queue
 
 
 class FileShard:
-    """A shard that stays on the disk; a slice of it is read when it is asked for."""
+    """A shard that stays on disk; slices of it are read on demand."""
 
     def __init__(self, path: str) -> None:
-        """Open the file; it is closed with the object."""
+        """Open the file; it is closed when the object is deleted."""
         self._path = path
         self._descriptor = os.open(path, os.O_RDONLY)
 
     def __getitem__(self, place: slice) -> bytes:
-        """Bytes ``start:stop``; other threads go on meanwhile. OSError if the file lacks them."""
+        """Bytes ``start:stop``; does not block other threads. OSError if the file is too short."""
         data = os.pread(self._descriptor, place.stop - place.start, place.start)
         if len(data) < place.stop - place.start:
-            raise OSError(f"{self._path}: cut off while it was read; prepare the data set anew")
+            raise OSError(f"{self._path}: truncated while it was read; prepare the data set again")
         return data
 
     def __del__(self) -> None:
@@ -43,8 +44,10 @@ class FileShard:
 class EncodedImages(Sequence[bytes]):
     """N encoded images, indexed like an object array: ``images[3]``, ``images[[3, 5]]``."""
 
-    def __init__(self, shards: Sequence[bytes | FileShard], places: np.ndarray) -> None:
-        """Take the shards and (N, 3) int64: each image's shard, start, end."""
+    def __init__(
+        self, shards: Sequence[bytes | FileShard], places: Int[np.ndarray, "images 3"]
+    ) -> None:
+        """Take the shards and each image's place: shard, start, end."""
         self._shards = shards
         self._places = places
 
@@ -53,7 +56,7 @@ class EncodedImages(Sequence[bytes]):
         return len(self._places)
 
     def __getitem__(self, index: Any) -> Any:
-        """One image as bytes; for an array of indices or a mask, an object array of them."""
+        """One image as bytes; for an array of indices or a mask, an object array of images."""
         places = self._places[index]
         if places.ndim == 1:
             return self._read(places)
@@ -73,19 +76,18 @@ def _readers() -> ThreadPoolExecutor:
 
 
 def open_shard(path: str, in_memory: bool) -> bytes | FileShard:
-    """A shard, read now or left on the disk.
+    """A shard, read now or left on disk.
 
     Raises:
-        OSError: there is no such file here; data elsewhere (``gs://…``) have to be mounted or
-            copied.
+        OSError: there is no such local file; remote data (``gs://…``) have to be mounted or copied.
     """
     return Path(path).read_bytes() if in_memory else FileShard(path)
 
 
 def image_size(image: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG or PNG file that is whole as far as its markers tell.
+    """Height and width of a JPEG or PNG file, if its markers are complete.
 
-    Nothing is decoded: a file cut off early is found by its missing end, damaged pixels are not.
+    Nothing is decoded: a missing end marker reveals a truncated file, but not damaged pixels.
 
     Args:
         image: the encoded file.
@@ -103,7 +105,7 @@ def image_size(image: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_size(image: bytes) -> tuple[int, int] | None:
-    """Size from the frame header; None without one, or without the end marker after the scan."""
+    """Size from the frame header; None without it, or without the end marker after the scan."""
     if not image.startswith(b"\xff\xd8"):
         return None
     position, size = 2, None  # after the start marker, a JPEG is a list of segments
@@ -116,5 +118,5 @@ def _jpeg_size(image: bytes) -> tuple[int, int] | None:
         if marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC):  # a frame header
             size = struct.unpack(">HH", image[position + 5 : position + 9])
         position += 2 + length
-        if marker == 0xFFDA:  # the scan: pixels, in which no end marker can occur
+        if marker == 0xFFDA:  # the scan: pixel data cannot contain an end marker
             return size if image.find(b"\xff\xd9", position) >= 0 else None

@@ -1,8 +1,8 @@
-"""A read-only tree of files over a folder or a zip archive, with the zips inside of either.
+"""A read-only tree of files over a folder or a zip archive, with the zips inside either.
 
-Data sets travel as folders, as archives and as archives within archives. Here all of them look the
-same: an archive is a folder that carries the archive's name. Nothing is unpacked to disk, except
-that an archive within an archive is spooled into an anonymous temporary file.
+Data sets come as folders, as archives and as archives within archives. Here they all look the same:
+an archive is a folder with the archive's name. Nothing is unpacked to disk, except that an archive
+within an archive is copied into an anonymous temporary file.
 """
 
 import dataclasses
@@ -17,15 +17,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
-# Archives that cannot be read at random, or not by Python: they have to be unpacked.
+# Archives without random access, or that Python cannot read: the user has to unpack them.
 _OTHER_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".rar", ".7z")
 _JUNK_NAMES = frozenset({"__macosx", ".ds_store", "thumbs.db"})
-# Published sets are at most zips within a zip; an archive made to contain itself would not end.
+# Published sets are at most zips within a zip. The limit stops an archive that contains itself.
 _MAX_NESTING = 3
-# What opening or reading a damaged, encrypted or forbidden archive raises.
+# Errors from opening or reading a damaged, encrypted or unreadable archive.
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -37,7 +37,7 @@ _ZIP_ERRORS = (
     ValueError,
 )
 
-# Where a file lies: a path on disk, then the member's name within each archive along the way.
+# The place of a file: a path on disk, then the member's name within each archive along the way.
 Location = tuple[str, ...]
 
 
@@ -47,10 +47,10 @@ class FileTree:
 
     Attributes:
         source: the folder or archive.
-        files: relative posix path of each file → where it lies, sorted by path. An archive is a
+        files: relative posix path of each file → its location, sorted by path. An archive is a
             folder, as in ``sets.zip/Market-1501.zip/query/a.jpg``.
-        folders: relative posix paths of all folders (archives among them); "" is the source.
-        problems: path of each archive or folder that could not be opened → one line.
+        folders: relative posix paths of all folders, including archives; "" is the source.
+        problems: path of each archive or folder that could not be opened → the reason in one line.
     """
 
     source: Path
@@ -64,11 +64,11 @@ class FileTree:
 
         Args:
             source: the folder or archive.
-            opens: whether to look into the archive of this relative path; the others are files
-                like any other.
+            opens: whether to open the archive at this relative path; an archive that is not opened
+                is an ordinary file.
 
         Raises:
-            DataError: there is nothing at ``source``, or neither a folder nor a zip archive.
+            DataError: ``source`` does not exist, or is neither a folder nor a zip archive.
         """
         listing = _Listing(opens)
         if source.is_dir():
@@ -89,7 +89,7 @@ class FileTree:
         return read_file(self.files[path])
 
     def display(self, path: str) -> str:
-        """A relative path as a person may look it up."""
+        """A relative path as a path that a user can look up."""
         return str(self.source / path) if path else str(self.source)
 
     def files_in(self, folder: str) -> list[str]:
@@ -98,10 +98,10 @@ class FileTree:
         return [path.removeprefix(prefix) for path in self.files if path.startswith(prefix)]
 
     def roots(self, entries: Sequence[str]) -> dict[str, list[str]]:
-        """Each folder that has at least one of the relative ``entries`` → those that it lacks.
+        """Each folder with at least one of the relative ``entries`` → the entries that it lacks.
 
         Args:
-            entries: files or folders, as ``query`` or ``test/whole_body_images``.
+            entries: files or folders, such as ``query`` or ``test/whole_body_images``.
 
         Returns:
             Sorted by folder; "" is the source itself. A folder with all entries has an empty list.
@@ -119,7 +119,7 @@ class FileTree:
         }
 
     def distinct(self, folders: Iterable[str]) -> list[str]:
-        """Those of the folders that are not another one of them again, under a link."""
+        """The folders without those that link to an earlier one."""
         places: dict[str, str] = {}
         for folder in folders:
             places.setdefault(os.path.realpath(self.source / folder), folder)
@@ -134,14 +134,14 @@ def read_file(location: Location) -> bytes:
     """The contents of a file on disk or in an archive.
 
     Raises:
-        DataError: the file cannot be read, or the archive is damaged there; the line names both.
+        DataError: the file cannot be read, or its archive is damaged; the message names both.
     """
     if len(location) == 1:
         try:
             return Path(location[0]).read_bytes()
         except OSError as error:
             raise DataError(
-                f"{location[0]}: cannot be read ({_one_line(error)}); mend or remove the file"
+                f"{location[0]}: cannot be read ({_one_line(error)}); repair or remove the file"
             ) from error
     try:
         return _archive(location[:-1]).read(location[-1])
@@ -152,12 +152,16 @@ def read_file(location: Location) -> bytes:
 
 
 def join(folder: str, name: str) -> str:
-    """A relative posix path; the folder may be "", the source itself."""
+    """A relative posix path; the folder may be "", the source itself.
+
+    >>> join("test", "query"), join("", "query")
+    ('test/query', 'query')
+    """
     return f"{folder}/{name}" if folder else name
 
 
 def close_archives() -> None:
-    """Let go of all archives that were opened for reading, and of their temporary files."""
+    """Close all open archives and delete their temporary files."""
     _archive.cache_clear()
 
 
@@ -171,12 +175,12 @@ class _Listing:
         self.problems: dict[str, str] = {}
 
     def add_folder(self, folder: Path, path: str = "", above: frozenset[str] = frozenset()) -> None:
-        """Everything under a folder on disk; links are followed, but not to a folder above.
+        """Add everything below a folder on disk; links are followed, except to a folder above.
 
         Args:
             folder: on disk.
-            path: the same relative to the source.
-            above: real paths of the folders that lead here.
+            path: the folder relative to the source.
+            above: real paths of the folders above this one.
         """
         real = os.path.realpath(folder)
         if real in above:
@@ -189,14 +193,14 @@ class _Listing:
             return
         self.folders.add(path)
         for entry in entries:
-            # entry.is_dir asks the disk for nothing, but fails for some broken links.
+            # entry.is_dir does not access the disk, but fails for some broken links.
             if not (os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()):
                 self.add_file(join(path, entry.name), (entry.path,))
             elif not _is_junk(entry.name):
                 self.add_folder(Path(entry.path), join(path, entry.name), above | {real})
 
     def add_file(self, path: str, location: Location) -> None:
-        """A file, and what is in it if it is an archive that may be opened."""
+        """Add a file, and its members if it is an archive to be opened."""
         if any(map(_is_junk, path.split("/"))):
             return
         self.files[path] = location
@@ -205,7 +209,7 @@ class _Listing:
             self.add_archive(path, location)
 
     def add_archive(self, path: str, location: Location) -> None:
-        """The members of an archive; if it cannot be opened, the reason."""
+        """Add the members of an archive; if it cannot be opened, note the reason."""
         try:
             members = _archive(location).infolist()
             if any(member.flag_bits & 1 for member in members):
@@ -215,7 +219,7 @@ class _Listing:
             return
         self.folders.add(path)
         for member in members:
-            # Some Windows programs write backslashes against the standard.
+            # Some Windows programs write backslashes, contrary to the standard.
             name = member.filename.replace("\\", "/").strip("/")
             if not name or any(map(_is_junk, name.split("/"))):
                 continue
@@ -228,14 +232,18 @@ class _Listing:
 
 
 def _with_ancestors(folder: str) -> Iterator[str]:
-    """A folder and all above it but the source."""
+    """A folder and all folders above it, except the source.
+
+    >>> list(_with_ancestors("a/b"))
+    ['a/b', 'a']
+    """
     while folder:
         yield folder
         folder = folder.rpartition("/")[0]
 
 
 class _Archive(zipfile.ZipFile):
-    """A zip that owns the stream it reads from: closed with it, also by garbage collection."""
+    """A zip archive that closes its stream when it is closed or garbage-collected."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -252,9 +260,9 @@ class _Archive(zipfile.ZipFile):
 
 @functools.lru_cache(maxsize=32)
 def _archive(location: Location) -> _Archive:
-    """The opened archive; DataError if it is damaged, encrypted or none.
+    """The opened archive; DataError if it is damaged or not a zip archive.
 
-    Kept per process, so that records that name locations can be read by other processes, too.
+    Archives are cached per process, so that other processes can read locations, too.
     """
     try:
         if len(location) == 1:
@@ -274,7 +282,7 @@ def _archive(location: Location) -> _Archive:
 
 
 def _describe(location: Location) -> str:
-    """Where it lies, from the disk inwards."""
+    """The location from the disk inwards."""
     return "/".join(location)
 
 
@@ -284,5 +292,5 @@ def _one_line(error: BaseException) -> str:
 
 
 def _is_junk(name: str) -> bool:
-    """Whether a file or folder was left by an operating system."""
+    """Whether a file or folder is an operating system's by-product."""
     return name.lower() in _JUNK_NAMES or name.startswith("._")

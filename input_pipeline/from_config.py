@@ -1,4 +1,4 @@
-"""From a configuration to what a run reads: the training set and the evaluation splits."""
+"""From a configuration to the data of a run: the training set and the evaluation splits."""
 
 import hashlib
 import sys
@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from input_pipeline.builders import prepared_builder
-from input_pipeline.catalog import Catalog, DataError, read_catalog
+from input_pipeline.catalog import Catalog, read_catalog
+from input_pipeline.errors import DataError
 from input_pipeline.pipeline import evaluation_batches, train_batches
-from input_pipeline.poses.cache import PoseCache, read_poses
+from input_pipeline.poses.cache import PoseCache, join_poses, read_poses
 from input_pipeline.validation import (
     Findings,
     check_images,
@@ -30,22 +31,22 @@ _DRY_RUN_QUERIES = 4  # queries of each protocol
 
 
 def open_builder(config: Config, name: str) -> Any:
-    """The builder of a data set, prepared if it was not yet."""
+    """The builder of a data set, prepared if necessary."""
     return prepared_builder(name, config.data.data_dir, config.data.manual_dir)
 
 
 def open_catalog(
     builder: Any, split: str, poses: Sequence[PoseCache] = (), *, memory_gib: float = 0.0
 ) -> Catalog:
-    """A split, with given poses where they know its images; the last that does counts."""
+    """A split joined with poses; where several caches know an image, the last one counts."""
     catalog = read_catalog(builder, split, memory_gib=memory_gib)
     for cache in poses:
-        catalog = catalog.with_poses(cache)
+        catalog = join_poses(catalog, cache)
     return catalog
 
 
 def read_pose_files(config: Config) -> list[PoseCache]:
-    """The poses of ``config.data.pose.files``; a DataError names one that cannot be read."""
+    """The poses of ``config.data.pose.files``; DataError if a file cannot be read."""
     return [read_poses(path) for path in _pose_files(config)]
 
 
@@ -56,7 +57,7 @@ def _pose_files(config: Config) -> list[Path]:
 def training_data(config: Config) -> TrainingData:
     """The training split, with the poses that ``config.data.pose`` asks for.
 
-    What is odd about it is printed; what cannot work is an error.
+    Oddities of the data are printed as warnings; data that cannot work are an error.
 
     Raises:
         DataError: the data set cannot be trained on.
@@ -69,7 +70,7 @@ def training_data(config: Config) -> TrainingData:
     findings = check_training(label, catalog)
     if config.trains_with_poses:
         findings.add(check_poses(label, catalog, config.data.pose.files))
-    if config.data.dataset not in evaluated_sets(config):  # else the evaluation tells
+    if config.data.dataset not in evaluated_sets(config):  # else the evaluation warns
         findings.warnings += stored_warnings(builder)
     _report(findings)
     if source == "shuffled":
@@ -104,8 +105,8 @@ def training_data(config: Config) -> TrainingData:
 def evaluation_data(config: Config) -> EvaluationData:
     """The splits and protocols of ``config.eval.datasets``, or else of the training set.
 
-    Results of named data sets carry the set's name, those of the training set the protocol's
-    alone. Poses of files are joined only if a teacher is evaluated, since nobody else reads them.
+    Results are named by data set and protocol, or by the protocol alone for the training set. Pose
+    files are joined only if a teacher is evaluated, because only teachers read poses.
 
     Raises:
         DataError: a data set cannot be scored.
@@ -145,7 +146,7 @@ def evaluation_data(config: Config) -> EvaluationData:
 def _add_few(
     dry_run: EvaluationData, label: str, query: Catalog, gallery: Catalog, config: Config
 ) -> None:
-    """Add a protocol over the first queries that have matches, and the images of their people."""
+    """Add a protocol of the first queries with matches, and all gallery images of their people."""
     matched = np.setdiff1d(np.arange(len(query)), queries_without_match(query, gallery))
     asked = query.select(matched[:_DRY_RUN_QUERIES])
     answers = gallery.select(np.isin(gallery.identities, asked.identities))
@@ -162,9 +163,9 @@ def evaluated_sets(config: Config) -> tuple[str, ...]:
 
 
 def protocols(builder: Any) -> Mapping[str, str]:
-    """From the name of each protocol to its query split.
+    """The query split of each protocol, by the protocol's name.
 
-    A builder's ``PROTOCOLS``, or else one for every split whose name begins with ``query``.
+    These are the builder's ``PROTOCOLS``, or else one for every split that begins with ``query``.
 
     Raises:
         DataError: the data set has no queries or no gallery.
@@ -181,13 +182,17 @@ def protocols(builder: Any) -> Mapping[str, str]:
 
 
 def _result_name(dataset: str, protocol: str) -> str:
-    """``occluded_reid``, ``msmt17-v1``, ``partial_reid.occluded``: fit for a file name."""
+    """A file name for a protocol's results.
+
+    >>> _result_name("msmt17/v1", "query"), _result_name("partial_reid", "occluded")
+    ('msmt17-v1', 'partial_reid.occluded')
+    """
     name = dataset.replace("/", "-")
     return name if protocol == "query" else f"{name}.{protocol}"
 
 
 def stored_warnings(builder: Any) -> list[str]:
-    """What was noticed when the data set was prepared."""
+    """The warnings from when the data set was prepared."""
     return list((builder.info.metadata or {}).get("warnings", []))
 
 
@@ -199,7 +204,7 @@ def _report(findings: Findings) -> None:
 
 
 def evaluation_split(catalog: Catalog, config: Config) -> EvaluationSplit:
-    """A catalog as the evaluation reads it."""
+    """A catalog in the form that evaluation reads."""
     batches = evaluation_batches(
         catalog,
         config.data,
@@ -218,9 +223,9 @@ def evaluation_split(catalog: Catalog, config: Config) -> EvaluationSplit:
 
 
 def _describe(catalog: Catalog, builder: Any, pose_source: str) -> dict[str, Any]:
-    """Fingerprints, so that two runs can be seen to have read the same."""
+    """Fingerprints that show whether two runs read the same data."""
     description = {
-        "name": builder.info.full_name.rpartition("/")[0],  # the content counts, not the version
+        "name": builder.info.full_name.rpartition("/")[0],  # no version: the contents count
         "images": len(catalog),
         "images_sha256": _sha256(*(digest.encode() for digest in catalog.image_sha256)),
         "identities_sha256": _sha256(

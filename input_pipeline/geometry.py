@@ -1,38 +1,44 @@
-"""Where the pixels of a batch go: drawn for all images at once, and applied to keypoints (NumPy).
+"""Geometric augmentation: drawn for all images of a batch at once, applied to keypoints (NumPy).
 
-Coordinates: pixel centres lie at integers, so an image covers [-0.5, W - 0.5) x [-0.5, H - 0.5).
+Coordinates: pixel centres are integers, so an image covers [-0.5, W - 0.5) x [-0.5, H - 0.5).
 """
 
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Int, Int32
 
 from input_pipeline.keypoints import FLIP
 from pgfl_jax.config import AugmentConfig, DataConfig
 
 # Rectangles proposed per erasing; the first that fits is taken. With the usual ranges one in twenty
-# does not fit a 2:1 image, so that eight in a row practically never fail.
+# does not fit a 2:1 image, so eight in a row practically never fail.
 _ERASING_ATTEMPTS = 8
 _NUM_DRAWS = 1 + 2 + 3 + 2 * _ERASING_ATTEMPTS  # flip, crop, erasing
 _STREAM = 2  # of random numbers; the sampler draws from 0 and 1
 
 
 class Geometry(NamedTuple):
-    """What happens to B images, in this order, once they are resized to (H, W).
+    """The changes to B images, in this order, after they are resized to (H, W).
 
     Attributes:
         flip: (B,) bool, mirrored left and right.
         corner: (B, 2) int32 row and column at which (H, W) is cut out of the padded image.
-        rectangle: (B, 4) int32 top, left, bottom, right of what is erased; empty if nothing is.
+        rectangle: (B, 4) int32 top, left, bottom, right of the erased area; empty if there is none.
     """
 
-    flip: np.ndarray
-    corner: np.ndarray
-    rectangle: np.ndarray
+    flip: Bool[np.ndarray, " batch"]
+    corner: Int32[np.ndarray, "batch 2"]
+    rectangle: Int32[np.ndarray, "batch 4"]
 
 
 def unchanged(count: int) -> Geometry:
-    """What happens to images for evaluation: nothing, without any padding."""
+    """The geometry of images for evaluation, which are neither padded nor changed.
+
+    >>> unchanged(2).corner
+    array([[0, 0],
+           [0, 0]], dtype=int32)
+    """
     return Geometry(
         np.zeros(count, bool), np.zeros((count, 2), np.int32), np.zeros((count, 4), np.int32)
     )
@@ -47,7 +53,7 @@ def draw(seed: int, step: int, config: DataConfig) -> Geometry:
         config: the data options.
 
     Returns:
-        For all rows of the batch, over all processes.
+        The geometry of all rows of the batch, over all processes.
     """
     rng = np.random.default_rng([seed, step, _STREAM])
     draws = rng.random((config.batch_size, _NUM_DRAWS))
@@ -59,16 +65,18 @@ def draw(seed: int, step: int, config: DataConfig) -> Geometry:
     )
 
 
-def _rectangles(draws: np.ndarray, shape: np.ndarray, options: AugmentConfig) -> np.ndarray:
+def _rectangles(
+    draws: Float[np.ndarray, "batch draws"], shape: Int[np.ndarray, "2"], options: AugmentConfig
+) -> Int32[np.ndarray, "batch 4"]:
     """Rectangles to erase, each with the probability ``options.erasing``.
 
     The area is uniform in ``erasing_area``, height / width uniform in [a, 1/a] with a =
-    ``erasing_aspect``. The first of the proposals that fits is taken; if none does, the first is
+    ``erasing_aspect``. The first proposal that fits is taken; if none does, the first proposal is
     cut to the image.
 
     Args:
-        draws: (B, 3 + 2·A) uniform in [0, 1): whether, top, left, then (area, aspect) of every
-            proposal.
+        draws: (B, 3 + 2·A) uniform in [0, 1): whether to erase, top, left, then (area, aspect) of
+            every proposal.
         shape: (2,) height and width of the image.
         options: probability and ranges.
 
@@ -90,9 +98,13 @@ def _rectangles(draws: np.ndarray, shape: np.ndarray, options: AugmentConfig) ->
 
 
 def move_keypoints(
-    keypoints: np.ndarray, sizes: np.ndarray, geometry: Geometry, pad: int, config: DataConfig
-) -> np.ndarray:
-    """Keypoints where their pixels go.
+    keypoints: Float32[np.ndarray, "batch 17 3"],
+    sizes: Int[np.ndarray, "batch 2"],
+    geometry: Geometry,
+    pad: int,
+    config: DataConfig,
+) -> Float32[np.ndarray, "batch 17 3"]:
+    """Move keypoints with their pixels.
 
     Args:
         keypoints: (B, 17, 3) float32 x, y in pixels of the stored images and confidence.

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 
 import numpy as np
+from jaxtyping import Int
 
 JOINTS = (
     "nose",
@@ -28,19 +29,23 @@ NUM_JOINTS = len(JOINTS)
 
 
 def mirror_name(name: str) -> str:
-    """The name of the same joint on the other side of the body; itself on the midline."""
+    """The name of the same joint on the other side of the body; itself on the midline.
+
+    >>> mirror_name("left_knee"), mirror_name("nose")
+    ('right_knee', 'nose')
+    """
     if name.startswith("left_"):
         return "right_" + name.removeprefix("left_")
     return name.replace("right_", "left_")
 
 
-# ``keypoints[FLIP]`` renames left to right and right to left after a mirroring.
-FLIP = np.array([JOINTS.index(mirror_name(name)) for name in JOINTS])
+# ``keypoints[FLIP]`` swaps the names left and right after mirroring.
+FLIP: Int[np.ndarray, "17"] = np.array([JOINTS.index(mirror_name(name)) for name in JOINTS])
 
 # Points that COCO lacks, each on the line through two joints: first + fraction · (second - first),
-# as trustworthy as the weaker of the two. COCO ends at the ankle: a foot is drawn as the shin
-# prolonged by a quarter of its length, which reaches the sole of a standing person and says nothing
-# about where the toes point.
+# with the lower of the two confidences. COCO ends at the ankle, so a foot is drawn as the shin
+# extended by a quarter of its length. That reaches the sole of a standing person, wherever the toes
+# point.
 DERIVED_POINTS = {
     "neck": ("left_shoulder", "right_shoulder", 0.5),
     "left_sole": ("left_ankle", "left_knee", -0.25),
@@ -51,7 +56,7 @@ POINTS = (*JOINTS, *DERIVED_POINTS)
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A body part: what is drawn for it.
+    """A body part and how it is drawn.
 
     Attributes:
         name: its name in logs and pictures.
@@ -65,13 +70,13 @@ class Part:
 
     @property
     def segments(self) -> tuple[tuple[int, int], ...]:
-        """Everything drawn, as index pairs into ``POINTS``; a joint is a segment without length."""
+        """Spots and capsules as index pairs into ``POINTS``; a joint is a segment of length 0."""
         pairs = (*((joint, joint) for joint in self.joints), *self.limbs)
         return tuple((POINTS.index(start), POINTS.index(end)) for start, end in pairs)
 
 
 def _side_parts(kind: str, chain: tuple[str, ...], extra: tuple[str, ...] = ()) -> list[Part]:
-    """The left and the right part made of a chain of joints, and of derived points after it."""
+    """The left and the right part of a chain of joints, followed by derived points."""
     parts = []
     for side in ("left", "right"):
         points = [f"{side}_{name}" for name in chain + extra]
@@ -94,7 +99,7 @@ _HEAD = Part(
         ("right_ear", "neck"),
     ),
 )
-# The sides and both diagonals of the quadrilateral: together their capsules leave no hole in it.
+# The sides and diagonals of the quadrilateral: together their capsules fill it.
 _TORSO = Part(
     "torso",
     ("left_shoulder", "right_shoulder", "left_hip", "right_hip"),
@@ -116,6 +121,6 @@ PARTS = (
     *_side_parts("foot", ("ankle",), ("sole",)),
 )
 NUM_PARTS = len(PARTS)
-# ``maps[..., PART_FLIP]``: what ``FLIP`` does to joints, for parts; after the first two, left and
-# right stand in pairs.
-PART_FLIP = np.array([0, 1, 3, 2, 5, 4, 7, 6])
+# ``maps[..., PART_FLIP]`` swaps left and right parts as ``FLIP`` swaps joints; after the first two
+# parts, each left part is followed by its right one.
+PART_FLIP: Int[np.ndarray, "8"] = np.array([0, 1, 3, 2, 5, 4, 7, 6])

@@ -1,15 +1,18 @@
-"""Catalog to batches of arrays: tf.data around the sampler, the augmentation and the part maps."""
+"""From a catalog to batches: tf.data around the sampler, the augmentation and the part maps."""
 
 import atexit
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
+from jaxtyping import Integer
 
 from input_pipeline import augment, geometry, pose_maps, sampler
-from input_pipeline.catalog import Catalog, DataError
+from input_pipeline.catalog import Catalog
 from input_pipeline.cores import available_cores
+from input_pipeline.errors import DataError
 from input_pipeline.keypoints import NUM_JOINTS
 from pgfl_jax.config import DataConfig
 
@@ -19,11 +22,11 @@ Batch = dict[str, np.ndarray]
 class Batches(Iterator[Batch]):
     """A data set's batches as read-only NumPy arrays; an image that cannot be decoded is named.
 
-    It may be left at any time, with or without :meth:`close`.
+    It can be abandoned at any time, with or without :meth:`close`.
     """
 
     def __init__(self, catalog: Catalog, dataset: tf.data.Dataset) -> None:
-        """Start with the first batch of ``dataset``, whose images are those of ``catalog``."""
+        """Start at the first batch of ``dataset``, which reads the images of ``catalog``."""
         self._catalog = catalog
         self._iterator: Iterator[Batch] = dataset.as_numpy_iterator()
         _open.add(self)
@@ -34,10 +37,10 @@ class Batches(Iterator[Batch]):
             return next(self._iterator)
         except tf.errors.InvalidArgumentError as error:
             reason = str(error)
-        # Closed, and the error let go, before anything is raised: an iterator that a traceback
-        # keeps alive would wait for its own reading thread when it is freed, and hang the process.
+        # The iterator is closed, and the error dropped, before anything is raised. An iterator that
+        # a traceback keeps alive would, when freed, wait for its own reading thread and hang.
         self.close()
-        # tf.data does not say which image it was: look for it, now that time does not matter.
+        # tf.data does not say which image it was; now that time does not matter, look for it.
         raise DataError(_find_corrupt(self._catalog) or reason)
 
     def close(self) -> None:
@@ -50,7 +53,7 @@ _open: "weakref.WeakSet[Batches]" = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """A reading thread that outlives the interpreter would hang the process at its end."""
+    """Close all batches: a reading thread that outlives the interpreter would hang its exit."""
     for batches in list(_open):
         batches.close()
 
@@ -68,9 +71,9 @@ def train_batches(
 ) -> Batches:
     """Endless augmented PxK batches; batch ``step`` is a pure function of ``(seed, step)``.
 
-    Each process gets its slice of b = P·K / process_count rows; the slices of all processes, in
-    their order, are the batch that a single process would get. If the step takes the batch in
-    parts, that holds for each part, of P / parts identities, and a slice is made of those of the
+    Each process gets a slice of b = P·K / process_count rows. In order, the slices of all processes
+    are the batch that a single process would get. If the step accumulates over parts of the batch,
+    this holds for each part of P / parts identities, and a slice consists of the slices of its
     parts.
 
     Args:
@@ -78,10 +81,10 @@ def train_batches(
         config: the data options.
         map_shape: (h, w) of the part maps.
         seed: of sampling and augmentation.
-        start_step: the first batch's step, for resuming.
-        parts: into how many consecutive parts the batch is cut before the processes share it.
+        start_step: the step of the first batch, for resuming.
+        parts: number of consecutive parts into which the batch is cut before it is sliced.
         process_index: which slice, 0 … process_count - 1.
-        process_count: how many slices.
+        process_count: number of slices.
 
     Returns:
         Iterator of dicts: ``images`` (b, H, W, 3) float32, ``labels`` (b,) int32, ``part_maps``
@@ -90,7 +93,7 @@ def train_batches(
 
     Raises:
         DataError: the identities or the processes do not suit the batch; while iterating, an image
-            that cannot be decoded, with its name.
+            cannot be decoded.
     """
     local = _local_size(config.batch_size // parts, process_count, "data.identities_per_batch")
     steps = sampler.identity_batches(
@@ -125,10 +128,10 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Callable[[], Batches]:
-    """What reads the catalog once, in its order, in batches of one static shape.
+    """One pass over the catalog, in its order, in batches of one static shape.
 
-    Every process gets the same number of batches, each with its b = batch_size / process_count
-    rows of the global batch; the last ones are filled up with rows of zeros.
+    Every process gets the same number of batches, each with b = batch_size / process_count rows of
+    the global batch. The last batch is padded with rows of zeros.
 
     Args:
         catalog: the split to embed.
@@ -136,16 +139,16 @@ def evaluation_batches(
         map_shape: (h, w) of the part maps.
         batch_size: rows of a batch over all processes.
         process_index: which slice, 0 … process_count - 1.
-        process_count: how many slices.
+        process_count: number of slices.
 
     Returns:
-        A function that starts a new iterator, for which little is left to prepare. Its dicts are
-        as of :func:`train_batches`, without ``labels`` and with ``valid`` (b,) float32: 1 for an
-        image, 0 for a filling row (whose index is 0).
+        A function that starts a new pass; only the first one builds the dataset. The dicts are
+        those of :func:`train_batches`, without ``labels`` and with ``valid`` (b,) float32: 1 for an
+        image, 0 for padding (with index 0).
 
     Raises:
-        DataError: the processes do not divide the batch; while iterating, an image that cannot be
-            decoded, with its name.
+        DataError: the processes do not divide the batch; while iterating, an image cannot be
+            decoded.
     """
     local = _local_size(batch_size, process_count, "eval.batch_size")
     mine = np.arange(process_index * local, (process_index + 1) * local)
@@ -157,12 +160,16 @@ def evaluation_batches(
             part = geometry.unchanged(local)
             yield {**_rows(catalog, indices, part, 0, config), "valid": valid}
 
-    dataset = _dataset(rows, catalog, {"valid": tf.float32}, local, 0, config, map_shape)
-    return lambda: Batches(catalog, dataset)
+    # Built with the first pass, so that a split that is never read costs nothing.
+    @functools.cache
+    def dataset() -> tf.data.Dataset:
+        return _dataset(rows, catalog, {"valid": tf.float32}, local, 0, config, map_shape)
+
+    return lambda: Batches(catalog, dataset())
 
 
 def _local_size(batch_size: int, process_count: int, option: str) -> int:
-    """Rows of one process."""
+    """Rows per process."""
     if batch_size % process_count:
         raise DataError(
             f"{option}: a batch of {batch_size} cannot be divided among {process_count} processes; "
@@ -172,9 +179,13 @@ def _local_size(batch_size: int, process_count: int, option: str) -> int:
 
 
 def _rows(
-    catalog: Catalog, indices: np.ndarray, part: geometry.Geometry, pad: int, config: DataConfig
+    catalog: Catalog,
+    indices: Integer[np.ndarray, " batch"],
+    part: geometry.Geometry,
+    pad: int,
+    config: DataConfig,
 ) -> Batch:
-    """What every kind of batch takes from the catalog, and what shall happen to it."""
+    """The columns that every kind of batch takes from the catalog, with their geometry."""
     rows = {
         "encoded": catalog.images[indices],
         "keypoints": geometry.move_keypoints(
@@ -199,8 +210,8 @@ def _dataset(
 ) -> tf.data.Dataset:
     """Rows of one batch at a time → images in parallel → batches with part maps.
 
-    Python is entered once a batch, not once an image, and what is small is done for a whole batch:
-    an operation on an image costs a microsecond even if it does nothing.
+    Python runs once per batch, not once per image, and small operations work on a whole batch: an
+    operation on a single image costs a microsecond even if it does nothing.
     """
     image_shape = config.height, config.width
     columns = {
@@ -243,7 +254,7 @@ def _dataset(
             )
         images = augment.normalise(batch["images"], moved["rectangle"], config)
         results = {"images": images, "part_maps": maps, "visibility": visibility}
-        if "valid" in batch:  # rows that fill up the last batch are 0
+        if "valid" in batch:  # the padding of the last batch is 0
             valid = batch["valid"]
             results = {
                 name: values * tf.reshape(valid, (-1, *[1] * (values.shape.rank - 1)))
@@ -253,7 +264,7 @@ def _dataset(
 
     threads = available_cores()
     dataset = tf.data.Dataset.from_generator(rows, output_signature=signature).unbatch()
-    # More calls than threads, so that none waits for the order in which results leave.
+    # More calls than threads, so that no thread waits for results to leave in order.
     dataset = dataset.map(read_image, num_parallel_calls=8 * threads, deterministic=True)
     dataset = dataset.batch(size, drop_remainder=True).map(finish).prefetch(2)
     options = tf.data.Options()
@@ -266,10 +277,10 @@ def _find_corrupt(catalog: Catalog) -> str | None:
     """Name the first image that cannot be decoded, with the remedy."""
     for image, filename in zip(catalog.images, catalog.filenames, strict=True):
         try:
-            augment.decode(image)
+            augment.decode(tf.constant(image))
         except tf.errors.InvalidArgumentError:
             return (
                 f"{filename}: the image cannot be decoded; replace or remove the file, and prepare "
-                "the data set anew (delete its folder in config.data.data_dir)"
+                "the data set again (delete its folder in config.data.data_dir)"
             )
     return None

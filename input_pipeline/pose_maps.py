@@ -1,14 +1,15 @@
 """Keypoints to part maps and part visibilities, in TensorFlow operations.
 
-They run inside tf.data after batching, and eagerly (``.numpy()``) for pictures: one implementation.
-Compiled, they take a third of the time; compiled for one image, in a loop over the batch, they give
-the same bits whatever the size of the batch.
+One implementation runs inside tf.data after batching, and eagerly (``.numpy()``) for pictures.
+Compiled, it takes a third of the time. It is compiled for one image, in a loop over the batch, so
+that the bits do not depend on the size of the batch.
 """
 
 import functools
 
 import numpy as np
 import tensorflow as tf
+from jaxtyping import Float, Float32
 
 from input_pipeline import keypoints as kp
 
@@ -22,31 +23,31 @@ _FRACTION = np.array([[point[2]] for point in kp.DERIVED_POINTS.values()], np.fl
 
 @functools.partial(tf.function, jit_compile=True, autograph=False, reduce_retracing=True)
 def part_maps(
-    keypoints: tf.Tensor,
+    keypoints: Float[tf.Tensor, "batch 17 3"],
     *,
     image_shape: tuple[int, int],
     map_shape: tuple[int, int],
     sigma: float,
     threshold: float,
-) -> tuple[tf.Tensor, tf.Tensor]:
+) -> tuple[Float32[tf.Tensor, "batch rows columns 8"], Float32[tf.Tensor, "batch 8"]]:
     """Draw the eight body parts of every image.
 
-    A part map is the maximum of ``weight · exp(-d² / 2s²)`` over what the part draws: spots at its
-    joints and capsules along its limbs, d the distance to the spot or segment and s = sigma · H.
-    The weight is the joint's confidence, for a limb the lower one of its ends; what lies under
-    the threshold does not draw.
+    A part consists of spots at its joints and capsules along its limbs. Its map is the maximum of
+    ``weight · exp(-d² / 2s²)`` over them, with d the distance to the spot or segment and
+    s = sigma · H. The weight is the joint's confidence, or the lower confidence of a limb's two
+    ends; a weight below the threshold counts as 0.
 
     Args:
         keypoints: (B, 17, 3) x, y in pixels of the network's input and confidence in [0, 1];
-            pixel centres lie at integers.
+            pixel centres are integers.
         image_shape: (H, W) of the network's input, pixels.
         map_shape: (h, w) of the maps, cells.
-        sigma: width of what is drawn, as a fraction of H.
-        threshold: lowest confidence that draws.
+        sigma: width of spots and capsules, as a fraction of H.
+        threshold: lowest confidence that is drawn.
 
     Returns:
-        Maps (B, h, w, 8) and visibilities (B, 8), float32 in [0, 1]; the visibility of a part is
-        the highest weight among what it draws, 0 where it draws nothing.
+        Maps (B, h, w, 8) and visibilities (B, 8), float32 in [0, 1]. The visibility of a part is
+        the highest weight of its spots and capsules.
     """
 
     def draw_one(joints: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -78,14 +79,20 @@ def _draw(
 
 
 def join_given_maps(
-    maps: tf.Tensor, visibility: tf.Tensor, given: tf.Tensor, *, threshold: float
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Add part maps made by others to those drawn; an image has the ones or the others.
+    maps: Float32[tf.Tensor, "... rows columns 8"],
+    visibility: Float32[tf.Tensor, "... 8"],
+    given: Float32[tf.Tensor, "... rows columns 8"],
+    *,
+    threshold: float,
+) -> tuple[Float32[tf.Tensor, "... rows columns 8"], Float32[tf.Tensor, "... 8"]]:
+    """Add external part maps to the drawn ones; an image has one kind or the other.
+
+    The types leave the batch size open, because while tracing TensorFlow knows it only for some.
 
     Args:
         maps: (B, h, w, 8) from :func:`part_maps`.
         visibility: (B, 8) from :func:`part_maps`.
-        given: (B, h, w, 8) in [0, 1], zeros where an image has none.
+        given: (B, h, w, 8) in [0, 1]; zeros for an image without external maps.
         threshold: a part whose given map stays below it does not count.
 
     Returns:
@@ -97,8 +104,10 @@ def join_given_maps(
     return tf.maximum(maps, given), tf.maximum(visibility, tf.where(seen, highest, 0.0))
 
 
-def _with_derived_points(joints: tf.Tensor) -> tf.Tensor:
-    """Append ``DERIVED_POINTS`` to the joints: (B, 17, 3) to (B, 20, 3)."""
+def _with_derived_points(
+    joints: Float32[tf.Tensor, "batch 17 3"],
+) -> Float32[tf.Tensor, "batch 20 3"]:
+    """Append ``DERIVED_POINTS`` to the joints."""
     first, second = tf.gather(joints, _FIRST, axis=1), tf.gather(joints, _SECOND, axis=1)
     position = first[..., :2] + _FRACTION * (second[..., :2] - first[..., :2])
     confidence = tf.minimum(first[..., 2:], second[..., 2:])
@@ -106,8 +115,11 @@ def _with_derived_points(joints: tf.Tensor) -> tf.Tensor:
 
 
 def _squared_distances(
-    start: tf.Tensor, end: tf.Tensor, image_shape: tuple[int, int], map_shape: tuple[int, int]
-) -> tf.Tensor:
+    start: Float32[tf.Tensor, "batch segments 2"],
+    end: Float32[tf.Tensor, "batch segments 2"],
+    image_shape: tuple[int, int],
+    map_shape: tuple[int, int],
+) -> Float32[tf.Tensor, "batch segments rows columns"]:
     """Squared distance of every cell centre to every segment.
 
     Args:
@@ -124,7 +136,7 @@ def _squared_distances(
     x = ((np.arange(columns, dtype=np.float32) + 0.5) * (width / columns) - 0.5)[None, :]
     direction = end - start
     length = tf.maximum(tf.reduce_sum(direction**2, axis=-1, keepdims=True), 1e-12)
-    # Along x and along y apart for as long as possible: the full (B, S, h, w) is what costs.
+    # x and y stay separate for as long as possible: the full (B, S, h, w) is the costly part.
     from_x = x - start[..., 0, None, None]
     from_y = y - start[..., 1, None, None]
     along_x, along_y = direction[..., 0, None, None], direction[..., 1, None, None]

@@ -7,5 +7,5 @@ from tqdm import tqdm
 
 
 def progress(items: Iterable, task: str, **options: Any) -> tqdm:
-    """Iterate with a bar on stderr, which goes when it is done; none where nobody would see it."""
+    """Iterate with a bar on stderr, removed at the end; without a terminal there is no bar."""
     return tqdm(items, desc=task, leave=False, disable=None, **options)

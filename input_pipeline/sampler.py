@@ -5,42 +5,55 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Int
 
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 
-# Streams of random numbers of one epoch: independent, so that one is drawn without the other.
+# Independent streams of random numbers within an epoch: either can be drawn without the other.
 _ORDER, _IMAGES = 0, 1
 
 
 def identity_batches(
-    identities: np.ndarray,
-    cameras: np.ndarray,
+    identities: Int[np.ndarray, " images"],
+    cameras: Int[np.ndarray, " images"],
     *,
     identities_per_batch: int,
     images_per_identity: int,
     seed: int,
     start_step: int = 0,
-) -> Iterator[np.ndarray]:
+) -> Iterator[Int[np.ndarray, " batch"]]:
     """Endless batches of P identities with K images each.
 
-    An epoch visits every identity exactly once, in random order, with K of its images: as many
-    different cameras as it has, then further images of the same cameras; fewer than K images
-    repeat. Batches are cut from the endless sequence of epochs, so no identity is ever dropped,
-    and a batch across two epochs holds no identity twice either.
+    An epoch visits every identity exactly once, in random order, with K of its images. They come
+    from as many different cameras as possible; an identity with fewer than K images repeats them.
+    Batches are cut from the endless sequence of epochs, so no identity is ever dropped. A batch
+    that spans two epochs contains no identity twice, either.
 
     Args:
         identities: (N,) identity of every image.
         cameras: (N,) camera of every image.
         identities_per_batch: P, at least 1.
         images_per_identity: K, at least 1.
-        seed: non-negative; batch ``step`` depends on ``(seed, step)`` alone.
-        start_step: the first batch's step, for resuming.
+        seed: non-negative; batch ``step`` depends on ``(seed, step)`` only.
+        start_step: the step of the first batch, for resuming.
 
     Returns:
         Iterator of (P·K,) int64 image indices, the K images of an identity side by side.
 
     Raises:
         DataError: there are too few identities for P; raised here, not at the first batch.
+
+    >>> identities, cameras = np.array([5, 5, 5, 8, 8, 9]), np.array([0, 0, 1, 0, 2, 1])
+    >>> options = {"identities_per_batch": 3, "images_per_identity": 2, "seed": 0}
+    >>> batches = identity_batches(identities, cameras, **options)
+    >>> first, second = next(batches), next(batches)
+    >>> sorted(identities[first].tolist())  # each of the three, two images at a time
+    [5, 5, 8, 8, 9, 9]
+    >>> sorted(cameras[first[identities[first] == 5]].tolist())  # from both of its cameras
+    [0, 1]
+    >>> resumed = identity_batches(identities, cameras, **options, start_step=1)
+    >>> np.array_equal(next(resumed), second)
+    True
     """
     labels = np.unique(identities, return_inverse=True)[1]
     count, size = int(labels.max(initial=-1)) + 1, identities_per_batch
@@ -78,14 +91,15 @@ def _check_counts(count: int, size: int) -> None:
 
 
 def _identity_order(count: int, size: int, seed: int, epoch: int) -> np.ndarray:
-    """The epoch's permutation of the identities, fit to follow the epoch before it.
+    """The epoch's permutation of the identities, made to follow the previous epoch.
 
-    The first batch may begin in the epoch before. Identities of this epoch's head that stand in
-    that epoch's tail are swapped with ones from the middle. The tail is never touched, so it is
-    known without the epoch before, and any epoch costs the same however late it comes.
+    The first batch may have begun in the previous epoch. Identities at the head of this epoch that
+    are also in the tail of the previous one are swapped with identities from the middle. The tail
+    is never touched, so it is known without the previous epoch, and late epochs cost no more than
+    early ones.
     """
     order = _permutation(count, seed, epoch)
-    previous_tail = epoch * count % size  # images of the shared batch in the epoch before
+    previous_tail = epoch * count % size  # identities of the shared batch in the previous epoch
     if previous_tail == 0:
         return order
     head, tail = size - previous_tail, (epoch + 1) * count % size
@@ -101,8 +115,11 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _choose_images(
-    labels: np.ndarray, groups: np.ndarray, images: int, rng: np.random.Generator
-) -> np.ndarray:
+    labels: Int[np.ndarray, " images"],
+    groups: Int[np.ndarray, " images"],
+    images: int,
+    rng: np.random.Generator,
+) -> Int[np.ndarray, "identities {images}"]:
     """Choose K images of every identity, from different cameras first.
 
     Args:

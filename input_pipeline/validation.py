@@ -1,23 +1,25 @@
-"""What must hold of a data set before anything is trained or scored; cheap, nothing is decoded."""
+"""Checks of a data set before training or scoring; they are cheap and decode nothing."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int, Shaped
 
-from input_pipeline.catalog import Catalog, DataError
+from input_pipeline.catalog import Catalog
+from input_pipeline.errors import DataError
 
-_NAMED = 5  # so many of several files stand in a message
+_NAMED = 5  # number of files that a message names
 
 
 @dataclasses.dataclass
 class Findings:
-    """One line each.
+    """The findings of a check, one line each.
 
     Attributes:
-        errors: why training or evaluation cannot work.
-        warnings: what a user should know, and may want.
-        notes: what is worth knowing and as it should be.
+        errors: reasons why training or evaluation cannot work.
+        warnings: oddities, which may be intended.
+        notes: facts worth knowing that are in order.
     """
 
     errors: list[str] = dataclasses.field(default_factory=list)
@@ -31,16 +33,16 @@ class Findings:
         self.notes += other.notes
 
     def raise_errors(self) -> None:
-        """Raise a DataError with all errors, if there are any."""
+        """Raise all errors as one DataError, if there are any."""
         if self.errors:
             raise DataError("; ".join(self.errors))
 
 
 def check_images(name: str, catalog: Catalog) -> Findings:
-    """Files that are cut off, or no JPEG or PNG at all.
+    """Find files that are truncated, or neither JPEG nor PNG.
 
     Args:
-        name: of data set and split, for the messages.
+        name: of the data set and split, for the messages.
         catalog: the split.
     """
     broken = np.flatnonzero(~catalog.image_sizes.all(axis=1))
@@ -48,18 +50,18 @@ def check_images(name: str, catalog: Catalog) -> Findings:
         return Findings()
     return Findings(
         errors=[
-            f"{name}: {broken.size} files are no whole JPEG or PNG: "
+            f"{name}: {broken.size} files are not complete JPEG or PNG images: "
             f"{some(catalog.filenames[broken])}; replace or remove them, and prepare the data set "
-            "anew (delete its folder in config.data.data_dir)"
+            "again (delete its folder in config.data.data_dir)"
         ]
     )
 
 
 def check_training(name: str, catalog: Catalog) -> Findings:
-    """What a training split lacks.
+    """Find broken images and identities with a single image in a training split.
 
     Args:
-        name: of data set and split, for the messages.
+        name: of the data set and split, for the messages.
         catalog: the split.
     """
     findings = check_images(name, catalog)
@@ -73,20 +75,20 @@ def check_training(name: str, catalog: Catalog) -> Findings:
 
 
 def check_poses(name: str, catalog: Catalog, pose_files: Sequence[str]) -> Findings:
-    """Whether there is a pose to train the pose branches with; an error if files were given.
+    """Check that the pose branches have poses to train with; an error if pose files are given.
 
     Args:
-        name: of data set and split, for the messages.
-        catalog: the training split, its poses joined.
-        pose_files: from which poses were joined.
+        name: of the data set and split, for the messages.
+        catalog: the training split, with its poses joined.
+        pose_files: the files from which poses were joined.
     """
     if catalog.has_pose.any():
         return Findings()
     if pose_files:
         return Findings(
             errors=[
-                f"config.data.pose.files: no pose of {', '.join(pose_files)} is of an image of "
-                f"{name}; make it for this data set (docs/poses.md)"
+                f"config.data.pose.files: no pose of {', '.join(pose_files)} belongs to an image "
+                f"of {name}; make it for this data set (docs/poses.md)"
             ]
         )
     return Findings(
@@ -97,8 +99,8 @@ def check_poses(name: str, catalog: Catalog, pose_files: Sequence[str]) -> Findi
     )
 
 
-def queries_without_match(query: Catalog, gallery: Catalog) -> np.ndarray:
-    """Indices of the queries whose identity no other camera of the gallery has seen."""
+def queries_without_match(query: Catalog, gallery: Catalog) -> Int[np.ndarray, " matchless"]:
+    """Indices of the queries whose identity does not occur in the gallery under another camera."""
     _, seen = np.unique(
         np.stack([gallery.identities, gallery.cameras], axis=1), axis=0, return_index=True
     )
@@ -112,10 +114,10 @@ def queries_without_match(query: Catalog, gallery: Catalog) -> np.ndarray:
 
 
 def check_protocol(name: str, query: Catalog, gallery: Catalog) -> Findings:
-    """Queries that no gallery image can answer; an error if that is all of them.
+    """Find queries without a possible match; it is an error if no query has one.
 
     Args:
-        name: of data set and protocol, for the messages.
+        name: of the data set and protocol, for the messages.
         query: the query split.
         gallery: the gallery split.
     """
@@ -131,7 +133,11 @@ def check_protocol(name: str, query: Catalog, gallery: Catalog) -> Findings:
     return Findings(errors=[f"{line}; look at the identities and cameras of both splits"])
 
 
-def some(names: np.ndarray) -> str:
-    """The first names, and whether there are more."""
+def some(names: Shaped[np.ndarray, " names"]) -> str:
+    """The first five names, with an ellipsis if there are more.
+
+    >>> some(np.array(["a", "b"])), some(np.arange(9))
+    ('a, b', '0, 1, 2, 3, 4, …')
+    """
     more = ", …" if len(names) > _NAMED else ""
     return ", ".join(map(str, names[:_NAMED])) + more

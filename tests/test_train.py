@@ -13,7 +13,7 @@ from absl.testing import flagsaver
 
 import main
 from input_pipeline import builders
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.from_config import evaluation_data, training_data
 from pgfl_jax.checkpoint import open_checkpoints
 from pgfl_jax.command_line import parse_flags

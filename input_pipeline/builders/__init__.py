@@ -1,11 +1,11 @@
-"""Data sets as TFDS builders: one folder each, named as the data set."""
+"""Data sets as TFDS builders: one folder each, with the name of the data set."""
 
 import importlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from pgfl_jax.command_line import writable_folder
 from pgfl_jax.errors import UserError
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class UnknownDatasetError(UserError):
-    """No such data set, or no such configuration of it; the message lists what there is."""
+    """No such data set, or no such configuration of it; the message lists the available ones."""
 
 
 def available_datasets() -> list[str]:
@@ -24,16 +24,16 @@ def available_datasets() -> list[str]:
 
 
 def load_builder(name: str, data_dir: str, manual_dir: str = "") -> "tfds.core.DatasetBuilder":
-    """Makes the builder of a data set; nothing is prepared yet.
+    """Make the builder of a data set, without preparing it.
 
     Args:
-        name: "folder/config", as in "synthetic_occluded_reid/demo"; the first config without one.
-        data_dir: where prepared data sets are kept.
-        manual_dir: the user's own folder; only for builders whose configs are found in it: those
-            with a class method ``make_config(name, manual_dir)``.
+        name: "folder/config", such as "synthetic_occluded_reid/demo"; the first config if omitted.
+        data_dir: folder of prepared data sets.
+        manual_dir: the user's own folder; only for builders that find their configs in it, by a
+            class method ``make_config(name, manual_dir)``.
 
     Returns:
-        The builder; :func:`prepared_builder` prepares it, too.
+        The builder; :func:`prepared_builder` also prepares it.
 
     Raises:
         UnknownDatasetError: the folder or the config does not exist.
@@ -55,18 +55,18 @@ def load_builder(name: str, data_dir: str, manual_dir: str = "") -> "tfds.core.D
 
 
 def prepared_builder(name: str, data_dir: str, manual_dir: str = "") -> "tfds.core.DatasetBuilder":
-    """The builder of a data set that is ready to be read; prepared now if it was not yet.
+    """The builder of a data set that is ready to be read; it is prepared now if necessary.
 
     Args:
-        name: as of :func:`load_builder`.
-        data_dir: where prepared data sets are kept.
-        manual_dir: what the user brings: the data set's folder or zip archive, or a folder that
-            holds it. Not needed once the data are prepared, but always for a builder with
-            ``make_config`` (a manifest), which is read each time to notice a change.
+        name: see :func:`load_builder`.
+        data_dir: folder of prepared data sets.
+        manual_dir: the user's copy: the data set's folder or zip archive, or a folder that contains
+            it. It is not needed once the data are prepared, except for a builder with
+            ``make_config`` (the user's own table), which is read each time to notice changes.
 
     Raises:
         UnknownDatasetError: the data set or its config does not exist.
-        DataError: in one line, what is missing or wrong.
+        DataError: the copy is missing or faulty; the message says so in one line.
     """
     builder = load_builder(name, data_dir, manual_dir)
     if not builder.data_path.exists():  # written elsewhere, and renamed when complete
@@ -83,7 +83,7 @@ def prepared_builder(name: str, data_dir: str, manual_dir: str = "") -> "tfds.co
 
 
 def _check_source(builder: Any, name: str, data_dir: str, manual_dir: str) -> None:
-    """DataError if the user has to give the data set and did not."""
+    """DataError if the user has to provide the data set and did not."""
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not manual_dir:
         raise DataError(
             f"{name}: not prepared in {data_dir} yet; give --config.data.manual_dir=DIR, where DIR "
@@ -92,14 +92,14 @@ def _check_source(builder: Any, name: str, data_dir: str, manual_dir: str) -> No
 
 
 def _prepare(builder: Any, manual_dir: str) -> None:
-    """Prepare without what TFDS prints and draws; its assertions become errors of one line.
+    """Prepare without TFDS's messages and bars; its assertions become one-line errors.
 
-    When several processes prepare the same set, the first to end keeps what it wrote.
+    When several processes prepare the same set, the result of the first to finish is kept.
     """
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
-    # TFDS prints two lines to stdout, of a download that does not happen.
+    # TFDS prints two lines to stdout about a download that does not happen.
     builder._log_download_bytes = builder._log_download_done = lambda: None
     config = tfds.download.DownloadConfig(manual_dir=manual_dir or None, try_download_gcs=False)
     try:

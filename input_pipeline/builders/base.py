@@ -1,4 +1,4 @@
-"""What the builders of real data sets share: features, preparation, warnings, metadata."""
+"""The common part of all builders of real data sets: features, preparation, warnings, metadata."""
 
 import abc
 import dataclasses
@@ -11,18 +11,18 @@ from absl import logging
 
 from input_pipeline.builders.beam_option import BeamOption
 from input_pipeline.builders.records import Record, read_record
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.file_tree import close_archives
 
 
 @dataclasses.dataclass
 class Survey:
-    """What a data set's folder holds.
+    """The contents of a data set's folder.
 
     Attributes:
         records: the images of each split.
-        unmatched: files in the splits' folders whose names say nothing; left out.
-        metadata: what else is worth keeping with the prepared data.
+        unmatched: files in the splits' folders whose names fit no pattern; they are left out.
+        metadata: further facts to keep with the prepared data.
         warnings: one line each.
     """
 
@@ -33,12 +33,12 @@ class Survey:
 
 
 class ReidBuilder(BeamOption, tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """A data set that somebody gives as a folder or archive; nothing is downloaded.
+    """A data set that the user provides as a folder or archive; nothing is downloaded.
 
-    ``info.metadata`` is kept with the prepared data: ``source`` (where it was read), ``warnings``
-    and ``unmatched`` as of :class:`Survey`, and the survey's own metadata.
+    ``info.metadata`` is kept with the prepared data: ``source`` (the user's copy), ``warnings`` and
+    ``unmatched`` of the :class:`Survey`, and the survey's own metadata.
 
-    A subclass says in ``MANUAL_DOWNLOAD_INSTRUCTIONS``, in half a line, what has to be given.
+    A subclass names the required files in ``MANUAL_DOWNLOAD_INSTRUCTIONS``, as part of a sentence.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -46,14 +46,14 @@ class ReidBuilder(BeamOption, tfds.core.GeneratorBasedBuilder, skip_registration
 
     @abc.abstractmethod
     def survey(self, source: Path) -> Survey:
-        """List the images of the folder or archive that was given.
+        """List the images of the user's folder or archive.
 
         Raises:
-            DataError: in one line, what is missing or wrong there.
+            DataError: something is missing or wrong there; the message says so in one line.
         """
 
     def annotation_features(self) -> dict[str, Any]:
-        """Features beyond those that every set has."""
+        """Features beyond those of every set."""
         return {}
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -67,7 +67,7 @@ class ReidBuilder(BeamOption, tfds.core.GeneratorBasedBuilder, skip_registration
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.__doc__,
-            homepage="docs/datasets.md",  # TFDS would name a page of its own that does not exist
+            homepage="docs/datasets.md",  # TFDS would link to a page that does not exist
             features=tfds.features.FeaturesDict(features),
             metadata=tfds.core.MetadataDict(),
         )
@@ -105,7 +105,7 @@ class ReidBuilder(BeamOption, tfds.core.GeneratorBasedBuilder, skip_registration
         return self.examples(split, records, read_record)
 
     def _default_manual_dir(self, dl_manager: tfds.download.DownloadManager) -> Path:
-        """TFDS's own place for what was downloaded by hand."""
+        """TFDS's own folder for manual downloads."""
         try:
             return Path(dl_manager.manual_dir)
         except AssertionError as error:

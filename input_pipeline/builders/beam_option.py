@@ -1,4 +1,4 @@
-"""Apache Beam for those who ask for it; nobody else needs it installed."""
+"""Apache Beam as an option; without it, it need not be installed."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -13,10 +13,10 @@ Example = tuple[str, dict[str, Any]]
 
 
 class BeamOption:
-    """Mixin, to be named before ``tfds.core.GeneratorBasedBuilder`` among a builder's bases.
+    """Mixin that must precede ``tfds.core.GeneratorBasedBuilder`` among a builder's bases.
 
     Attributes:
-        beam_wanted: whether the running preparation was given a Beam runner or Beam options, as by
+        beam_wanted: whether the running preparation has a Beam runner or Beam options, as from
             ``tfds build --beam_pipeline_options=…``.
     """
 
@@ -37,12 +37,12 @@ class BeamOption:
     def examples(
         self, split: str, records: Sequence[T], read: Callable[[T], Example]
     ) -> Iterable[Example]:
-        """What ``_split_generators`` returns for a split.
+        """The value that ``_split_generators`` returns for a split.
 
         Args:
             split: its name, shown beside the progress bar.
-            records: what there is to read; small, and with Beam, can be pickled.
-            read: makes the key and the example of a record; with Beam, a function of a module.
+            records: small descriptions of the examples; with Beam they must be picklable.
+            read: makes a record's key and example; with Beam it must be a module's function.
 
         Returns:
             A generator with a progress bar or, if Beam is wanted, a transform that reads the
@@ -57,12 +57,12 @@ class BeamOption:
 def _read_with_progress(
     split: str, records: Sequence[T], read: Callable[[T], Example]
 ) -> Iterator[Example]:
-    """A generator, so that the bar is drawn when TFDS comes to this split."""
+    """A generator, so that the bar appears only when TFDS starts on this split."""
     yield from map(read, progress(records, split, unit=" images"))
 
 
 def import_beam() -> Any:
-    """The module ``apache_beam``; UserError naming the extra if it is not installed."""
+    """The module ``apache_beam``; a UserError names the extra if it is not installed."""
     try:
         import apache_beam
     except ImportError as error:

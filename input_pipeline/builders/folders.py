@@ -1,4 +1,4 @@
-"""Data sets that are folders of images whose names tell identity and camera."""
+"""Data sets that are folders of images named by identity and camera."""
 
 import abc
 import dataclasses
@@ -15,10 +15,10 @@ from input_pipeline.builders.names import (
     scan_for,
 )
 from input_pipeline.builders.records import Record
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.file_tree import IMAGE_SUFFIXES, FileTree, join
 
-QUERY_CAMERA, GALLERY_CAMERA = 0, 1  # of sets without cameras: different, so nothing is junk
+QUERY_CAMERA, GALLERY_CAMERA = 0, 1  # for sets without cameras; they differ, so nothing is junk
 JUNK_IDENTITY = -1
 
 
@@ -28,10 +28,10 @@ class Folder:
 
     Attributes:
         path: relative to the data set's folder.
-        pattern: regular expression that a file's path within the folder, without its suffix, fits
-            as a whole; with the group ``identity`` and, unless ``camera`` is given, ``camera``.
-        example: a path that fits, for messages.
-        camera: of all images in the folder, where names do not tell.
+        pattern: regular expression for a file's whole path within the folder, without its suffix;
+            with the group ``identity`` and, unless ``camera`` is given, the group ``camera``.
+        example: a path that matches, for messages.
+        camera: the camera of all images in the folder, if names do not contain it.
     """
 
     path: str
@@ -42,18 +42,18 @@ class Folder:
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What the authors say that a split holds."""
+    """The size of a split according to its authors."""
 
     images: int
     identities: int | None = None
 
 
 class ImageSetBuilder(ReidBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """A published data set, of which a copy is given.
+    """A published data set, of which the user provides a copy.
 
     Attributes:
         PUBLISHED: counts of each split; a copy that differs is prepared with a warning.
-        CAMERAS: the cameras there are; another one in a file's name is an error. None: no cameras.
+        CAMERAS: all cameras; any other number in a file's name is an error. None: no cameras.
     """
 
     PUBLISHED: ClassVar[Mapping[str, Published]]
@@ -64,15 +64,15 @@ class ImageSetBuilder(ReidBuilder, skip_registration=True):  # type: ignore[call
         """Find the data set in a tree of files and list its images.
 
         Raises:
-            MissingSetError: it is not there.
+            MissingSetError: the tree does not contain it.
             DataError: something is wrong with it.
         """
 
     def survey(self, source: Path) -> Survey:
-        """List the images and compare them with what is published."""
+        """List the images and compare their numbers with the published ones."""
         try:
             survey = self.survey_tree(scan_for(self._names(), source))
-        except MissingSetError:  # then it may be in an archive whose name does not say so
+        except MissingSetError:  # it may be in an archive that is not named for it
             survey = self.survey_tree(scan_for((None, *self._names()), source))
         for split, records in survey.records.items():
             _check_unique(source, split, records)
@@ -85,18 +85,18 @@ class ImageSetBuilder(ReidBuilder, skip_registration=True):  # type: ignore[call
         return survey
 
     def _names(self) -> tuple[str, ...]:
-        """The data sets whose archives are opened."""
+        """The data sets whose archives are to be opened."""
         return (self.name,)
 
     def root(self, tree: FileTree, entries: list[str]) -> str:
-        """The data set's folder in the tree; DataError if there is none, or several."""
+        """The data set's folder in the tree; DataError unless there is exactly one."""
         root = find_root(tree, self.name, entries)
         if root is None:
             raise explain_missing(tree, self.name, entries, str(self.MANUAL_DOWNLOAD_INSTRUCTIONS))
         return root
 
     def checked_camera(self, camera: int, file: str) -> int:
-        """The camera, if the set has it; DataError naming the file otherwise."""
+        """The camera, if the set has it; otherwise a DataError names the file."""
         if self.CAMERAS is not None and camera not in self.CAMERAS:
             raise DataError(
                 f"{file}: camera {camera}, but {self.name} has cameras {self.CAMERAS[0]} to "
@@ -141,7 +141,7 @@ class FolderBuilder(ImageSetBuilder, skip_registration=True):  # type: ignore[ca
     def _survey_folder(
         self, tree: FileTree, root: str, folder: Folder
     ) -> tuple[list[Record], list[str]]:
-        """The images of one folder, and the files that do not fit its pattern."""
+        """The images of one folder, and the files that do not match its pattern."""
         records, unmatched = [], []
         for path in tree.files_in(join(root, folder.path)):
             filename = f"{folder.path}/{path}"
@@ -158,7 +158,7 @@ class FolderBuilder(ImageSetBuilder, skip_registration=True):  # type: ignore[ca
 
 
 def match_image(pattern: str, path: str) -> re.Match[str] | None:
-    """How an image's path, without its suffix, fits a pattern; None for what is no image."""
+    """The match of an image's path, without its suffix; None also for files that are not images."""
     stem, dot, suffix = path.rpartition(".")
     if (dot + suffix).lower() not in IMAGE_SUFFIXES:
         return None
@@ -166,7 +166,7 @@ def match_image(pattern: str, path: str) -> re.Match[str] | None:
 
 
 def _differences(name: str, records: list[Record], published: Published) -> list[str]:
-    """Warnings for counts other than the published ones."""
+    """Warnings for counts that differ from the published ones."""
     counts = {
         "images": (len(records), published.images),
         "identities": (len({record.identity for record in records}), published.identities),
@@ -179,9 +179,9 @@ def _differences(name: str, records: list[Record], published: Published) -> list
 
 
 def _check_unique(source: Path, split: str, records: list[Record]) -> None:
-    """DataError if a file stands twice in a split."""
+    """DataError if a file is listed twice in a split."""
     seen: set[str] = set()
     for record in records:
         if record.filename in seen:
-            raise DataError(f"{source}: {record.filename} stands twice in the split {split}")
+            raise DataError(f"{source}: {record.filename} is listed twice in the split {split}")
         seen.add(record.filename)

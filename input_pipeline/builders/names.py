@@ -1,7 +1,7 @@
 """Which data set a folder or archive is named for.
 
-Market-1501, DukeMTMC-reID and Occluded-Duke have the same three folders, and other sets, too, have
-Occluded-REID's two: only a name tells them apart.
+Market-1501, DukeMTMC-reID and Occluded-Duke have the same three folders, and Occluded-REID shares
+its two with other sets: only their names tell them apart.
 """
 
 import os
@@ -9,10 +9,10 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.file_tree import FileTree
 
-# The first that fits decides: the special names stand before those they contain.
+# The first match decides, so longer names come before the names that they contain.
 _PATTERNS = {
     "occluded_duke": r"occ(luded)?[-_ ]?duke",
     "p_dukemtmc_reid": r"(?<![a-z])p[-_ ]?duke",
@@ -26,11 +26,11 @@ _PATTERNS = {
 
 
 class MissingSetError(DataError):
-    """A data set is not in the tree that was looked at."""
+    """The tree does not contain the data set."""
 
 
 def named_set(path: str) -> str | None:
-    """The data set that the innermost telling part of a posix path is named for.
+    """The data set named by the innermost part of a posix path that names one.
 
     >>> named_set("duke/Occluded_Duke.zip/Occluded_Duke/data")
     'occluded_duke'
@@ -43,10 +43,10 @@ def named_set(path: str) -> str | None:
 
 
 def scan_for(names: Collection[str | None], source: Path) -> FileTree:
-    """The files of a folder or archive; the archives in it are opened if named for ``names``.
+    """The files of a folder or archive, with the archives in it that are named for ``names``.
 
     Args:
-        names: the data sets; None among them for archives that are named for no set.
+        names: the data sets; None stands for archives that are not named for any set.
         source: the folder or archive.
     """
     return FileTree.scan(source, lambda path: named_set(path) in names)
@@ -55,7 +55,7 @@ def scan_for(names: Collection[str | None], source: Path) -> FileTree:
 def find_root(tree: FileTree, name: str, entries: Collection[str]) -> str | None:
     """The folder of a data set: it has all ``entries``, and its path names this set or none.
 
-    A path that names the set goes before one that names none, and a folder before an archive.
+    A path that names the set is preferred to one that names none, and a folder to an archive.
 
     Returns:
         The relative path of the folder ("" is the source itself), or None.
@@ -81,12 +81,12 @@ def find_root(tree: FileTree, name: str, entries: Collection[str]) -> str | None
 def explain_missing(
     tree: FileTree, name: str, entries: Collection[str], wanted: str
 ) -> MissingSetError:
-    """Why there is no root for this set, in one line with the remedy."""
+    """The error that says in one line why this set was not found, with the remedy."""
     unread = dict(tree.problems)
     for path in tree.other_archives():
         unread[path] = f"{tree.display(path)}: only zip archives can be read; unpack it"
     roots = tree.roots(list(entries))
-    for named in (name, None):  # what is named for the set says more than what is named for none
+    for named in (name, None):  # a folder that is named for the set is the better hint
         near = [root for root in roots if named_root(tree, root) == named]
         near.sort(key=lambda root: len(roots[root]))
         lines = [
@@ -106,6 +106,6 @@ def explain_missing(
 
 
 def named_root(tree: FileTree, root: str) -> str | None:
-    """The set that a folder is named for, by its path, the source's name or what that links to."""
+    """The set that a folder's path names, or else the source's name or the target of its link."""
     linked, given = tree.source.resolve().name, os.path.basename(os.path.abspath(tree.source))
     return named_set(f"{linked}/{given}/{root}")

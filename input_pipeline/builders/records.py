@@ -1,4 +1,4 @@
-"""One image of a data set: where it lies, who is on it, and its bytes as they are stored."""
+"""One image of a data set: its file, identity and camera, and its bytes as they are stored."""
 
 import dataclasses
 from pathlib import PurePosixPath
@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.file_tree import Location, read_file
 
 _STORED_UNCHANGED = (b"\xff\xd8", b"\x89PNG")  # how a JPEG and a PNG begin
@@ -18,10 +18,10 @@ class Record:
     """One image of a split.
 
     Attributes:
-        location: where its file lies.
+        location: of its file.
         filename: its path relative to the data set's folder, unique in the split.
-        identity: who is on it.
-        camera: which camera saw it.
+        identity: the person's number.
+        camera: the camera's number.
         annotations: further features, such as ``keypoints``.
     """
 
@@ -48,18 +48,18 @@ def read_record(record: Record) -> tuple[str, dict[str, Any]]:
 
 
 def to_jpeg_or_png(encoded: bytes, name: str) -> bytes:
-    """JPEG and PNG files as they are; any other image as a PNG with the same pixels.
+    """JPEG and PNG files unchanged; any other image as a PNG with the same pixels.
 
-    What TensorFlow cannot read (TIFF) or stores wastefully (BMP) becomes a PNG of 8 bits and three
-    channels: 16 bits are scaled to 8, an alpha channel is left out.
+    Images that TensorFlow cannot read (TIFF) or that waste space (BMP) become PNGs with three
+    channels of 8 bits: 16 bits are scaled to 8, an alpha channel is dropped.
 
     Args:
         encoded: the file's contents.
-        name: the file's name for its suffix and for messages.
+        name: the file's name, for its suffix and for messages.
 
     Raises:
-        DataError: the image cannot be decoded. A file that calls itself JPEG or PNG is stored all
-            the same: whoever decodes the data set names all broken ones at once.
+        DataError: the image cannot be decoded. A broken file with a suffix of JPEG or PNG is stored
+            nevertheless: a later check names all of these at once.
     """
     if encoded.startswith(_STORED_UNCHANGED):
         return encoded

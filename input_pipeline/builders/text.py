@@ -1,11 +1,11 @@
-"""Text files within a tree."""
+"""Text files in a tree."""
 
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.file_tree import FileTree
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """UTF-8, with or without a byte-order mark; DataError naming the line for anything else."""
+    """Decode UTF-8, with or without a byte-order mark; otherwise a DataError names the line."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -14,13 +14,13 @@ def decode_text(data: bytes, name: str) -> str:
 
 
 def read_lines(tree: FileTree, path: str) -> list[tuple[int, str]]:
-    """The lines of a file that are not blank, stripped, each with its number from 1."""
+    """The non-blank lines of a file, stripped, each with its number from 1."""
     lines = decode_text(tree.read(path), tree.display(path)).splitlines()
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def missing_files(tree: FileTree, path: str, missing: list[str], place: str) -> DataError:
-    """For a list that names files that are not there, or none at all."""
+    """The error for a list that names missing files, or no file at all."""
     if not missing:
         return DataError(f"{tree.display(path)}: names no file; get the list again")
     return DataError(

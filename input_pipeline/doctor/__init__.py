@@ -1,1 +1,1 @@
-"""What a data set looks like, and what is wrong with it, before anything is trained."""
+"""A look at a configuration's data before training: statistics, samples and faults."""

@@ -1,10 +1,10 @@
-"""Says what the doctor sees in the data of a configuration, before anything is trained.
+"""Examine the data of a configuration before training.
 
 python -m input_pipeline.doctor --config=configs/X.py [--config.a.b=...] [--output=PAGE.html]
 
 Every image is decoded, every protocol checked. Tables, warnings and a verdict are printed; a page
-shows them with sample images and their poses. The exit status is 1 if training or evaluation could
-not work with these data, else 0.
+shows them with sample images and their poses. The exit status is 1 if training or evaluation cannot
+work with these data, else 0.
 """
 
 from pathlib import Path
@@ -20,10 +20,10 @@ from pgfl_jax.errors import UserError
 def define_flags() -> None:
     """The options."""
     config_flags.DEFINE_config_file(
-        "config", None, "Configuration file, e.g. configs/default.py; options as of main.py."
+        "config", None, "Configuration file, e.g. configs/default.py; options as for main.py."
     )
     flags.DEFINE_string(
-        "output", None, "The page to write; by default runs/doctor/DATASET.html, / replaced by -."
+        "output", None, "The page to write; by default runs/doctor/DATASET.html, with - for /."
     )
 
 
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     if argv[1:]:
         raise UserError(f"no bare arguments, please: {' '.join(argv[1:])}")
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.ERROR)  # TFDS tells of what it prepares
+        logging.set_verbosity(logging.ERROR)  # TFDS logs its preparations
     return examine(parse_config(flags.FLAGS.config), flags.FLAGS.output)
 
 
@@ -41,13 +41,13 @@ def examine(config: Config, output: str | None = None) -> int:
 
     Args:
         config: what to look at.
-        output: where the page goes; None for the place named after the data set.
+        output: path of the page; None for a name after the data set.
 
     Returns:
-        1 if training or evaluation could not work, else 0.
+        1 if training or evaluation cannot work, else 0.
 
     Raises:
-        UserError: the page's place is a folder, or cannot be written to.
+        UserError: ``output`` is a folder, or its folder cannot be written to.
         OSError: the page cannot be written.
     """
     path = Path(output or f"runs/doctor/{config.data.dataset.replace('/', '-')}.html")

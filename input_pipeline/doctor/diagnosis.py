@@ -1,4 +1,4 @@
-"""Everything that can be said about the data of a configuration before it is trained on."""
+"""All checks of a configuration's data before training."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from input_pipeline import validation
-from input_pipeline.catalog import DataError
 from input_pipeline.doctor import duplicates
 from input_pipeline.doctor.loading import open_dataset, open_pose_files
 from input_pipeline.doctor.statistics import Found, Listing, Split, Survey, unless_used
+from input_pipeline.errors import DataError
 from input_pipeline.poses.cache import PoseCache
 from input_pipeline.sampler import identity_batches
 from input_pipeline.validation import Findings, some
@@ -18,12 +18,12 @@ from pgfl_jax.config import Config
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What the doctor saw and what it makes of it.
+    """The data of a configuration and the doctor's findings.
 
     Attributes:
         survey: the data.
         findings: errors, warnings and notes, one line each.
-        listings: the files that they speak of.
+        listings: the files that the findings are about.
     """
 
     survey: Survey
@@ -32,7 +32,7 @@ class Diagnosis:
 
 
 def preparation(survey: Survey) -> Found:
-    """What was noticed when the data sets were prepared."""
+    """The warnings from when the data sets were prepared."""
     for dataset in survey.datasets:
         yield Findings(warnings=list(dataset.warnings))
         if dataset.unmatched:
@@ -44,13 +44,13 @@ def images(survey: Survey) -> Found:
     for split in survey.splits:
         catalog = split.catalog
         found = validation.check_images(split.label, catalog)
-        # The others are whole as far as their markers tell: training would only fail on the way.
+        # The markers of the others are complete, so training would fail only on reading them.
         further = split.unreadable[catalog.image_sizes[split.unreadable].all(axis=1)]
         if further.size:
             found.errors.append(
                 f"{split.label}: {further.size} files are damaged and cannot be decoded: "
                 f"{some(catalog.filenames[further])}; replace or remove them, and prepare the "
-                "data set anew (delete its folder in config.data.data_dir)"
+                "data set again (delete its folder in config.data.data_dir)"
             )
         yield unless_used(found, split.used)
         if split.unreadable.size:
@@ -59,7 +59,7 @@ def images(survey: Survey) -> Found:
 
 
 def training(survey: Survey) -> Found:
-    """Whether batches can be made of the training split, and what it lacks."""
+    """Whether the training split yields batches, and what it lacks."""
     config = survey.config
     for split in survey.splits:
         if split.name == "train" and split.used:
@@ -71,7 +71,7 @@ def training(survey: Survey) -> Found:
 
 
 def _batch_problems(config: Config, split: Split) -> list[str]:
-    """Why the sampler cannot make batches, if it cannot."""
+    """The sampler's error, if it cannot make batches."""
     try:
         identity_batches(
             split.catalog.identities,
@@ -98,14 +98,14 @@ def protocols(survey: Survey) -> Found:
 
 
 def pose_files(survey: Survey) -> Found:
-    """Pose files of other images."""
+    """Pose files that belong to other images."""
     splits = survey.splits
     for index, (name, cache) in enumerate(survey.poses):
         if splits and not any(split.matches[index] for split in splits):
             yield Findings(
                 errors=[
-                    f"{name}: none of its {len(cache):,} poses is of an image of these data sets; "
-                    "make it anew for them (docs/poses.md), or take it out of "
+                    f"{name}: none of its {len(cache):,} poses belongs to an image of these data "
+                    "sets; make it again for them (docs/poses.md), or remove it from "
                     "config.data.pose.files"
                 ]
             )
@@ -115,17 +115,17 @@ def pose_files(survey: Survey) -> Found:
 
 
 def _unmatched_poses(name: str, cache: PoseCache, digests: np.ndarray) -> Found:
-    """The rows of a pose file that are of no image here."""
+    """The rows of a pose file that belong to no image here."""
     strangers = np.flatnonzero(~np.isin(cache.image_sha256, digests))
     if strangers.size:
         yield Findings(
             notes=[
-                f"{name}: {strangers.size:,} of its {len(cache):,} poses are of images that these "
-                "data sets do not have"
+                f"{name}: {strangers.size:,} of its {len(cache):,} poses belong to images that "
+                "these data sets do not have"
             ]
         )
         lines = [f"{cache.splits[row]}/{cache.filenames[row]}" for row in strangers]
-        yield Listing(f"{name}: poses of no image here", lines)
+        yield Listing(f"{name}: poses without an image here", lines)
 
 
 _CHECKS = (
@@ -142,9 +142,9 @@ _CHECKS = (
 
 
 def diagnose(config: Config) -> Diagnosis:
-    """Open the data of a configuration and look at everything; no error stops it.
+    """Open the data of a configuration and check everything; no error stops it.
 
-    What is wrong with splits that the configuration does not use is a warning.
+    Errors in splits that the configuration does not use become warnings.
     """
     findings, listings = Findings(), []
     poses = open_pose_files(config, findings)
@@ -156,7 +156,7 @@ def diagnose(config: Config) -> Diagnosis:
                 listings.append(found)
             else:
                 findings.add(found)
-    # One pose file can fail alike with every split.
+    # A pose file can cause the same error for every split.
     findings.errors = list(dict.fromkeys(findings.errors))
     findings.warnings = list(dict.fromkeys(findings.warnings))
     return Diagnosis(survey, findings, listings)

@@ -1,56 +1,57 @@
-"""Images and identities that stand where they should not stand twice."""
+"""Images and identities that occur more than once."""
 
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Bool, Int, Shaped
 
 from input_pipeline.doctor.statistics import Found, Listing, Protocol, Split, Survey, unless_used
 from input_pipeline.validation import Findings, some
 
 
 def within_splits(survey: Survey) -> Found:
-    """The same image several times in a split; under several identities it is a warning."""
+    """Images that occur more than once in a split; a warning if under different identities."""
     for split in survey.splits:
         digests, identities = split.catalog.image_sha256, split.catalog.identities
         again = np.flatnonzero(repeats(digests))
         if not again.size:
             continue
-        line = f"{split.label}: {again.size:,} images repeat another one of the split"
+        line = f"{split.label}: {again.size:,} images repeat another image of the split"
         wrong = np.flatnonzero(contradictions(digests, identities))
         if wrong.size:
             found = Findings(
                 warnings=[
-                    f"{line}; {wrong.size:,} stand under several identities: "
+                    f"{line}; {wrong.size:,} occur under different identities: "
                     f"{some(split.catalog.filenames[wrong])}; remove the wrong ones"
                 ]
             )
         else:
-            found = Findings(notes=[f"{line}, always under its identity"])
+            found = Findings(notes=[f"{line}, always under the same identity"])
         yield unless_used(found, split.used)
         originals = first_rows(digests, digests[again])
         yield Listing(f"{split.label}: repeated images", _pairs(split, again, split, originals))
 
 
 def test_images_in_training(survey: Survey) -> Found:
-    """Test images that stand in a training split, too: their scores would mean nothing."""
+    """Test images that are also in a training split: their scores would be meaningless."""
     for train, test in _train_and_test(survey):
         originals = first_rows(train.catalog.image_sha256, test.catalog.image_sha256)
         rows = np.flatnonzero(originals >= 0)
         if rows.size:
             found = Findings(
                 errors=[
-                    f"test images in training: {rows.size:,} images of {test.label} stand in "
-                    f"{train.label}, too: {some(test.catalog.filenames[rows])}; remove them from "
-                    "one of the two, and prepare that data set anew"
+                    f"test images in training: {rows.size:,} images of {test.label} are also in "
+                    f"{train.label}: {some(test.catalog.filenames[rows])}; remove them from "
+                    "one of the two, and prepare that data set again"
                 ]
             )
             yield unless_used(found, train.used and test.used)
-            title = f"{test.label}: images that stand in {train.label}, too"
+            title = f"{test.label}: images that are also in {train.label}"
             yield Listing(title, _pairs(test, rows, train, originals[rows]))
 
 
 def _train_and_test(survey: Survey) -> Iterator[tuple[Split, Split]]:
-    """Training splits with the test splits of their own set, and with all if they are used."""
+    """Each training split with the test splits of its set; if it is used, with all test splits."""
     for dataset in survey.datasets:
         train = dataset.splits.get("train")
         if train is not None:
@@ -60,7 +61,7 @@ def _train_and_test(survey: Survey) -> Iterator[tuple[Split, Split]]:
 
 
 def queries_in_galleries(survey: Survey) -> Found:
-    """Queries that are in their gallery: no harm as long as the junk rule takes them out."""
+    """Queries that are also in their gallery: harmless if the junk rule removes the copies."""
     for dataset in survey.datasets:
         for protocol in dataset.protocols:
             yield from _queries_in_gallery(protocol)
@@ -73,12 +74,12 @@ def _queries_in_gallery(protocol: Protocol) -> Found:
         return
     ranked = np.flatnonzero(copied & ~junk)
     line = (
-        f"{protocol.label}: {copied.sum():,} queries stand in the gallery, too; of "
-        f"{junk.sum():,} the copies are junk (same identity and camera) and leave the ranking"
+        f"{protocol.label}: {copied.sum():,} queries are also in the gallery; for {junk.sum():,} "
+        "of them all copies are junk (same identity and camera) and leave the ranking"
     )
     if ranked.size:
         line += (
-            f", of {ranked.size:,} they are ranked and distort the scores: "
+            f"; for {ranked.size:,} a copy is ranked and distorts the scores: "
             f"{some(query.catalog.filenames[ranked])}; remove one of each pair"
         )
         yield unless_used(Findings(warnings=[line]), query.used)
@@ -91,7 +92,7 @@ def _queries_in_gallery(protocol: Protocol) -> Found:
 
 
 def shared_identities(survey: Survey) -> Found:
-    """People of the training split who are in the test splits of the same set."""
+    """People who are in both the training split and a test split of the same set."""
     for dataset in survey.datasets:
         train = dataset.splits.get("train")
         if train is None:
@@ -102,35 +103,51 @@ def shared_identities(survey: Survey) -> Found:
                 found = Findings(
                     warnings=[
                         f"{test.label}: {shared.size:,} of {test.catalog.num_identities:,} "
-                        f"identities are in train, too: {some(shared)}; if the numbers mean the "
-                        "same people, the scores are not those of people never seen before"
+                        f"identities are also in train: {some(shared)}; if the numbers mean the "
+                        "same people, the scores do not measure unseen people"
                     ]
                 )
                 yield unless_used(found, train.used and test.used)
 
 
 def _pairs(split: Split, rows: np.ndarray, other: Split, originals: np.ndarray) -> list[str]:
-    """A line for each image and one with the same content."""
+    """One line per image, with another image of the same content."""
     return [
         f"{split.describe(row)} = {other.describe(original)}"
         for row, original in zip(rows, originals, strict=True)
     ]
 
 
-def first_rows(digests: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The first row of ``digests`` (N,) with each of those ``wanted`` (M,); -1 for none."""
+def first_rows(
+    digests: Shaped[np.ndarray, " images"], wanted: Shaped[np.ndarray, " wanted"]
+) -> Int[np.ndarray, " wanted"]:
+    """The first row of ``digests`` with each ``wanted`` digest; -1 if there is none.
+
+    >>> first_rows(np.array(["b", "a", "b"]), np.array(["b", "c"]))
+    array([ 0, -1])
+    """
     known, rows = np.unique(digests, return_index=True)
     nearest = np.searchsorted(known, wanted).clip(max=len(known) - 1)
     return np.where(known[nearest] == wanted, rows[nearest], -1)
 
 
-def repeats(digests: np.ndarray) -> np.ndarray:
-    """(N,) bool: images whose content an earlier image of the split has, too."""
+def repeats(digests: Shaped[np.ndarray, " images"]) -> Bool[np.ndarray, " images"]:
+    """Which images have the content of an earlier image of the split.
+
+    >>> repeats(np.array(["b", "a", "b"]))
+    array([False, False,  True])
+    """
     return first_rows(digests, digests) != np.arange(len(digests))
 
 
-def contradictions(digests: np.ndarray, identities: np.ndarray) -> np.ndarray:
-    """(N,) bool: images whose content stands in the split under several identities."""
+def contradictions(
+    digests: Shaped[np.ndarray, " images"], identities: Int[np.ndarray, " images"]
+) -> Bool[np.ndarray, " images"]:
+    """Which images have a content that occurs in the split under different identities.
+
+    >>> contradictions(np.array(["b", "a", "b"]), np.array([1, 1, 2]))
+    array([ True, False,  True])
+    """
     originals = first_rows(digests, digests)
     pairs = np.unique(np.stack([originals, identities], axis=1), axis=0)
     return np.bincount(pairs[:, 0], minlength=len(digests))[originals] > 1

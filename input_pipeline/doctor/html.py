@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import tensorflow as tf
+from jaxtyping import Int
 
 from input_pipeline import augment, drawing
 from input_pipeline.catalog import Catalog
@@ -16,7 +17,7 @@ from input_pipeline.doctor.statistics import Dataset, Listing, Split, Survey
 from input_pipeline.doctor.text import Table, protocol_table, split_table, verdict
 from pgfl_jax.config import PoseConfig
 
-_SIDE = 192  # each picture fits into a square of so many pixels
+_SIDE = 192  # each picture fits into a square of this many pixels
 _GAP, _GREY = 4, 128
 
 _PAGE = """<!DOCTYPE html>
@@ -55,7 +56,7 @@ pre {{ overflow-x: auto; font-size: .85rem; }}
 
 
 def write_page(diagnosis: Diagnosis, path: Path) -> None:
-    """Write the page, whole or not at all.
+    """Write the page atomically.
 
     Raises:
         OSError: it cannot be written.
@@ -122,7 +123,7 @@ def _table(table: Table) -> str:
 
 
 def _samples(survey: Survey, split: Split) -> str:
-    """A strip of pictures: image, skeleton, part maps."""
+    """A strip of pictures, each with image, skeleton and part maps."""
     figures = []
     for row in choose_samples(split):
         jpeg = draw_sample(split.catalog, row, survey.config.data.pose)
@@ -148,10 +149,10 @@ def choose_samples(split: Split, count: int = 12) -> list[int]:
 
     Args:
         split: the split.
-        count: how many, at most.
+        count: maximum number of rows.
 
     Returns:
-        Rows in the order of their identities; a function of the split alone.
+        Rows in the order of their identities; a function of the split only.
     """
     catalog = split.catalog
     readable = np.ones(len(catalog), bool)
@@ -169,8 +170,12 @@ def choose_samples(split: Split, count: int = 12) -> list[int]:
     return [row for _, row in sorted(set(chosen))]
 
 
-def _cameras_in_turn(cameras: np.ndarray) -> np.ndarray:
-    """(M,) order: the first image of every camera, then the second of each."""
+def _cameras_in_turn(cameras: Int[np.ndarray, " images"]) -> Int[np.ndarray, " images"]:
+    """The order with the first image of every camera, then the second of each, and so on.
+
+    >>> _cameras_in_turn(np.array([1, 1, 1, 2, 2]))
+    array([0, 3, 1, 4, 2])
+    """
     order = np.argsort(cameras, kind="stable")
     rank = np.empty(len(cameras), np.int64)
     rank[order] = np.arange(len(cameras)) - np.searchsorted(cameras[order], cameras[order])
@@ -182,17 +187,17 @@ def draw_sample(catalog: Catalog, row: int, pose: PoseConfig) -> bytes:
 
     Args:
         catalog: the split.
-        row: which image; it can be decoded.
-        pose: how the part maps are drawn.
+        row: an image that can be decoded.
+        pose: how to draw the part maps.
     """
-    # As training decodes it: OpenCV would turn an image that says so, and the pose would not fit.
+    # Decoded as in training: OpenCV would rotate an image by its EXIF, and the pose would not fit.
     image = augment.decode(tf.constant(catalog.images[row])).numpy()
     height, width = image.shape[:2]
     image = drawing.scale_to_rows(image, max(1, min(_SIDE, round(_SIDE * height / width))))
     scale = np.array(image.shape[1::-1]) / (width, height)
     joints = catalog.keypoints[row].copy()
     joints[:, :2] = (joints[:, :2] + 0.5) * scale.astype(np.float32) - 0.5
-    # A joint far outside would overflow the coordinates that OpenCV draws with.
+    # A joint far outside would overflow OpenCV's coordinates.
     joints[:, :2] = joints[:, :2].clip(-10 * _SIDE, 10 * _SIDE)
     given = None if catalog.part_maps is None else catalog.part_maps[row]
     if given is not None and given.any():

@@ -1,4 +1,4 @@
-"""Opens what a configuration names; what fails becomes a finding, and the rest goes on."""
+"""Open the data that a configuration names; failures become findings and stop nothing."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
+from jaxtyping import Int64, Shaped, UInt8
 
 from input_pipeline import augment
 from input_pipeline.catalog import Catalog
@@ -19,14 +20,14 @@ from input_pipeline.from_config import (
     protocols,
     stored_warnings,
 )
-from input_pipeline.poses.cache import PoseCache, read_poses
+from input_pipeline.poses.cache import PoseCache, join_poses, read_poses
 from input_pipeline.progress import progress
 from input_pipeline.validation import Findings
 from pgfl_jax.config import Config
 from pgfl_jax.errors import UserError
 
 _Result = TypeVar("_Result")
-_CHUNK = 32  # images read at once by each thread; one is decoded at a time
+_CHUNK = 32  # images that a thread reads at once; it decodes one at a time
 
 
 def open_pose_files(config: Config, findings: Findings) -> list[tuple[str, PoseCache]]:
@@ -44,9 +45,9 @@ def open_dataset(
 
     Args:
         config: whether and how the data set is used.
-        name: as the configuration has it.
+        name: as in the configuration.
         poses: the pose files.
-        findings: what fails is added here; of splits that are not used as a warning.
+        findings: failures are added here; as warnings for splits that are not used.
     """
     trained = name == config.data.dataset
     scored = name in evaluated_sets(config)
@@ -79,7 +80,7 @@ def open_dataset(
 
 
 def _position(split: str) -> tuple[int, str]:
-    """Training first, then the queries, the gallery, and splits that nothing reads."""
+    """Sort key: training first, then the queries, the gallery, and unused splits."""
     order = (split == "train", split.startswith("query"), split == "gallery", True)
     return order.index(True), split
 
@@ -102,7 +103,7 @@ def _open_split(
     unreadable = np.union1d(undecodable(catalog, label), cut_off)
     digests = catalog.image_sha256
     for _, cache in poses:
-        catalog = _attempt(failed, catalog.with_poses, cache) or catalog
+        catalog = _attempt(failed, join_poses, catalog, cache) or catalog
     return Split(
         dataset=builder.info.full_name,
         name=name,
@@ -114,9 +115,9 @@ def _open_split(
 
 
 @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
-def _decode_all(encoded: tf.Tensor) -> tf.Tensor:
-    """Decode (n,) images one after the other, as training does, and keep none."""
-    # A result that needs the pixels: with a mere size nothing would be decoded.
+def _decode_all(encoded: Shaped[tf.Tensor, " images"]) -> UInt8[tf.Tensor, " images"]:
+    """Decode images one after the other, as in training, and discard the pixels."""
+    # The result depends on the pixels: for their shape alone, nothing would be decoded.
     return tf.map_fn(
         lambda image: tf.reduce_max(augment.decode(image)),
         encoded,
@@ -125,12 +126,12 @@ def _decode_all(encoded: tf.Tensor) -> tf.Tensor:
     )
 
 
-def undecodable(catalog: Catalog, task: str) -> np.ndarray:
-    """Rows (U,) int64 of the images that cannot be decoded, in order.
+def undecodable(catalog: Catalog, task: str) -> Int64[np.ndarray, " undecodable"]:
+    """Rows of the images that cannot be decoded, in order.
 
     Args:
         catalog: the split.
-        task: what the progress bar is called.
+        task: name of the progress bar.
     """
 
     def broken(rows: np.ndarray) -> list[int]:
@@ -160,7 +161,7 @@ def _decodes(images: np.ndarray | list[bytes]) -> bool:
 
 
 def _attempt(failed: list[str], call: Callable[..., _Result], *args: Any) -> _Result | None:
-    """What ``call`` returns; None if it fails as a user can mend, with the reason in ``failed``."""
+    """The result of ``call``; None after a user's error, whose message goes to ``failed``."""
     try:
         return call(*args)
     except (UserError, OSError) as error:

@@ -1,10 +1,11 @@
-"""The splits and protocols of the data as the doctor looks at them, and what it finds."""
+"""The doctor's view of the data: splits, protocols, data sets, and the form of its findings."""
 
 import dataclasses
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Bool, Int, Shaped
 
 from input_pipeline import validation
 from input_pipeline.catalog import Catalog
@@ -20,16 +21,16 @@ class Split:
     Attributes:
         dataset: the data set's full name.
         name: the split's name.
-        catalog: its images, their poses joined.
-        unreadable: (U,) rows of the images that are cut off or cannot be decoded, in order.
-        matches: for each pose file, how many of the images it knows.
+        catalog: its images, with their poses joined.
+        unreadable: (U,) rows of the images that are truncated or cannot be decoded, in order.
+        matches: for each pose file, the number of images that it knows.
         used: whether the configuration trains on it or scores it.
     """
 
     dataset: str
     name: str
     catalog: Catalog
-    unreadable: np.ndarray
+    unreadable: Int[np.ndarray, " unreadable"]
     matches: tuple[int, ...]
     used: bool
 
@@ -38,7 +39,7 @@ class Split:
         """Data set and split, for messages."""
         return f"{self.dataset} {self.name}"
 
-    def describe(self, row: int) -> str:
+    def describe(self, row: int | np.integer) -> str:
         """File name, identity and camera of an image."""
         catalog = self.catalog
         return (
@@ -64,17 +65,17 @@ class Protocol:
     gallery: Split
 
     @functools.cached_property
-    def matchless(self) -> np.ndarray:
+    def matchless(self) -> Int[np.ndarray, " matchless"]:
         """Rows of the queries without a possible match, in order."""
         return validation.queries_without_match(self.query.catalog, self.gallery.catalog)
 
     @functools.cached_property
-    def copies(self) -> tuple[np.ndarray, np.ndarray]:
-        """Queries whose image stands in the gallery, too.
+    def copies(self) -> tuple[Bool[np.ndarray, " queries"], Bool[np.ndarray, " queries"]]:
+        """Queries whose image is also in the gallery.
 
         Returns:
-            (Q,) bool, whether there is a copy, and (Q,) bool, whether all copies are junk: have the
-            query's identity and camera, so that they leave its ranking.
+            Whether there is a copy, and whether all copies are junk: they have the query's identity
+            and camera, so they leave its ranking.
         """
         catalogs = self.query.catalog, self.gallery.catalog
         count = len(self.query.catalog)
@@ -85,27 +86,35 @@ class Protocol:
         return alike > 0, (alike > 0) & (junk == alike)
 
 
-def _codes(values: np.ndarray) -> np.ndarray:
-    """(N,) int64 numbers of N values or rows; equal ones have equal numbers."""
+def _codes(values: Shaped[np.ndarray, "images ..."]) -> Int[np.ndarray, " images"]:
+    """A number for each value or row; equal ones have equal numbers.
+
+    >>> _codes(np.array(["b", "a", "b"]))
+    array([1, 0, 1])
+    """
     return np.unique(values, axis=0, return_inverse=True)[1].ravel()
 
 
-def _occurrences(codes: np.ndarray, count: int) -> np.ndarray:
-    """How often each of the first ``count`` codes is among the others."""
+def _occurrences(codes: Int[np.ndarray, " images"], count: int) -> Int[np.ndarray, " {count}"]:
+    """How often each of the first ``count`` codes occurs among the others.
+
+    >>> _occurrences(np.array([0, 1, 1, 2, 1]), 2)
+    array([0, 2])
+    """
     return np.bincount(codes[count:], minlength=codes.max() + 1)[codes[:count]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """One data set, as much of it as could be opened.
+    """One data set, as far as it could be opened.
 
     Attributes:
-        name: its full name; as it was given where it could not be opened.
+        name: its full name, or the name in the configuration if it could not be opened.
         splits: by name: train, the query splits, gallery, others.
         protocols: those that could be opened.
         scored: whether the configuration scores it.
-        source: where it was prepared from; empty where that is not kept.
-        warnings: what was noticed when it was prepared.
+        source: the copy that it was prepared from; empty if unknown.
+        warnings: those from when it was prepared.
         unmatched: files left out then.
     """
 
@@ -131,11 +140,11 @@ def is_test(split: str, queries: Collection[str]) -> bool:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Survey:
-    """All data that a configuration names, as much of it as could be opened.
+    """All data that a configuration names, as far as they could be opened.
 
     Attributes:
         config: the configuration.
-        datasets: the training set first, then those that are scored.
+        datasets: the training set, then those that are scored.
         poses: the pose files that could be read, with their names.
     """
 
@@ -151,7 +160,7 @@ class Survey:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """Files to look at; the terminal shows the first of them, the page all."""
+    """Files to look at; the terminal shows the first ones, the page all of them."""
 
     title: str
     lines: Sequence[str]
@@ -161,7 +170,7 @@ Found = Iterator[Findings | Listing]
 
 
 def unless_used(findings: Findings, used: bool) -> Findings:
-    """The findings as they are if they matter to the configuration; else all as warnings."""
+    """The findings unchanged if the configuration uses the split; else errors become warnings."""
     if used:
         return findings
     lines = [*findings.errors, *findings.warnings]

@@ -1,4 +1,4 @@
-"""The diagnosis as text: tables of numbers, for the page, too, findings and the verdict."""
+"""The diagnosis as text: tables (which the page shows, too), findings and the verdict."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ def split_table(survey: Survey, dataset: Dataset) -> Table:
 
 
 def split_facts(survey: Survey, split: Split) -> dict[str, str]:
-    """What there is to count in a split."""
+    """The counts of a split."""
     catalog = split.catalog
     per_identity = np.bincount(catalog.labels)
     pairs = np.unique(np.stack([catalog.labels, catalog.cameras], axis=1), axis=0)
@@ -58,7 +58,7 @@ def split_facts(survey: Survey, split: Split) -> dict[str, str]:
 
 
 def _pose_facts(survey: Survey, split: Split) -> dict[str, str]:
-    """How many images have a pose, from where, and how certain its joints are."""
+    """How many images have a pose, from which file, and the mean confidences of the joints."""
     catalog, count = split.catalog, len(split.catalog)
     facts = {"with a pose": _share(int(catalog.has_pose.sum()), count)}
     if any(one.catalog.part_maps is not None for one in survey.splits):
@@ -86,15 +86,15 @@ def protocol_table(dataset: Dataset) -> Table:
 
 
 def _protocol_facts(protocol: Protocol) -> dict[str, int]:
-    """What there is to count in a query split and its gallery."""
+    """The counts of a query split and its gallery."""
     query, gallery = protocol.query.catalog, protocol.gallery.catalog
     copied, junk = protocol.copies
     strangers = ~np.isin(gallery.identities, query.identities)
     return {
         "queries": len(query),
         "without a possible match": len(protocol.matchless),
-        "in the gallery, too": int(copied.sum()),
-        "of these all copies junk": int(junk.sum()),
+        "also in the gallery": int(copied.sum()),
+        "with junk copies only": int(junk.sum()),
         "gallery images": len(gallery),
         "distractor images": int(strangers.sum()),
         "distractor identities": len(np.unique(gallery.identities[strangers])),
@@ -102,7 +102,11 @@ def _protocol_facts(protocol: Protocol) -> dict[str, int]:
 
 
 def _range(values: np.ndarray) -> str:
-    """``min / median / max``."""
+    """Minimum, median and maximum.
+
+    >>> _range(np.array([1, 2, 9000]))
+    '1 / 2 / 9,000'
+    """
     if not len(values):
         return "–"
     return f"{values.min():,} / {np.median(values):,g} / {values.max():,}"
@@ -124,7 +128,7 @@ def format_text(diagnosis: Diagnosis) -> str:
 
 
 def verdict(diagnosis: Diagnosis) -> str:
-    """One line: ``ready: …`` or ``2 problems:``."""
+    """One line, such as ``ready: …`` or ``2 problems:``."""
     survey, findings = diagnosis.survey, diagnosis.findings
     if findings.errors:
         return f"{_count(findings, 'errors', 'problem')}:"
@@ -153,7 +157,13 @@ def _tables(survey: Survey) -> Iterator[str]:
 
 
 def format_table(table: Table) -> str:
-    """Columns as wide as their widest cell; the first to the left, numbers to the right."""
+    """Columns as wide as their widest cell; the first is aligned left, the others right.
+
+    >>> print(format_table(Table(["split", "images"], [["train", "12"], ["query", "3"]])))
+    split  images
+    train      12
+    query       3
+    """
     lines = [table.header, *table.rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(

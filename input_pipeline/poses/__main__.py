@@ -1,4 +1,4 @@
-"""Makes the pose file that training reads, from pose files or with a pose model (docs/poses.md).
+"""Make the pose file that training reads, from pose files or with a pose model (docs/poses.md).
 
 python -m input_pipeline.poses import --format openpose --input DIR --dataset NAME --output F.npz
 python -m input_pipeline.poses estimate --model pose.onnx --dataset NAME --output F.npz
@@ -29,18 +29,18 @@ from pgfl_jax.errors import UserError
 def main(argv: Sequence[str]) -> int:
     """Run a command; returns the exit status."""
     flags = _parser().parse_args(argv)
-    logging.set_verbosity(logging.ERROR)  # TFDS tells that a manifest is not one of its own sets
+    logging.set_verbosity(logging.ERROR)  # TFDS warns that a user's table is not one of its sets
     try:
         if flags.output.is_dir():
             raise UserError(f"--output={flags.output}: is a folder; name a file")
         writable_folder(flags.output.parent, "--output")
         found = flags.run(flags)
     except (UserError, OSError) as error:
-        line = " ".join(str(error).split()).replace("--config.data.", "--")  # as they are here
+        line = " ".join(str(error).split()).replace("--config.data.", "--")  # this command's names
         print(f"error: {line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; nothing is written", file=sys.stderr)
+        print("interrupted; nothing was written", file=sys.stderr)
         return 130
     print(format_coverage(found, _left_over_file(flags.output)))
     print(f"wrote {flags.output}")
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _left_over_file(output: Path) -> Path:
-    """Where everything that was left over is listed."""
+    """The file that lists everything left over."""
     return output.with_name(output.name + ".unmatched.txt")
 
 
@@ -118,8 +118,10 @@ def _parser() -> argparse.ArgumentParser:
         "--dataset", required=True, help="folder[/config] of input_pipeline/builders"
     )
     shared.add_argument("--data_dir", default="data", help="where prepared data sets are kept")
-    shared.add_argument("--manual_dir", default="", help="where the data sets as published lie")
-    shared.add_argument("--output", required=True, type=Path, help="the .npz to write")
+    shared.add_argument(
+        "--manual_dir", default="", help="folder or zip of the data set as published"
+    )
+    shared.add_argument("--output", required=True, type=Path, help="the .npz file to write")
     shared.add_argument("--estimator", help="name kept with each pose")
     _add_import(commands.add_parser("import", parents=[shared], help="from pose files"))
     _add_estimate(commands.add_parser("estimate", parents=[shared], help="with a pose model"))
@@ -137,7 +139,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         type=_positive(int),
         metavar=("HEIGHT", "WIDTH"),
-        help="size to which the images had been resized for the estimator",
+        help="size to which the images were resized for the estimator",
     )
     parser.add_argument(
         "--keep-distractors", action="store_true", help="keep the people who are not the target"
@@ -153,9 +155,9 @@ def _add_estimate(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         type=_positive(int),
         metavar=("HEIGHT", "WIDTH"),
-        help="of the model's input, where the model leaves it open",
+        help="of the model's input, if the model leaves it open",
     )
-    parser.add_argument("--batch", type=_positive(int), default=32, help="images of a run")
+    parser.add_argument("--batch", type=_positive(int), default=32, help="images per run")
     default = Preprocessing(1, 1)
     parser.add_argument(
         "--padding", type=_positive(float), default=default.padding, help="box / image"
@@ -166,7 +168,7 @@ def _add_estimate(parser: argparse.ArgumentParser) -> None:
             nargs=3,
             type=kind,
             default=getattr(default, name),
-            help="per channel, of 0 … 255",
+            help="per channel, for values of 0 … 255",
         )
     parser.add_argument("--bgr", action="store_true", help="the model's channels are B, G, R")
     parser.add_argument(

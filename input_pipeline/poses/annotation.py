@@ -1,4 +1,4 @@
-"""What every format is read into, and the reading of pose files that all formats share."""
+"""The common form of all pose formats, and the reading of files that they share."""
 
 import dataclasses
 import json
@@ -8,8 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, UInt8
 
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.keypoints import NUM_JOINTS
 
 
@@ -18,22 +19,22 @@ class Annotation:
     """What one pose file says about one image.
 
     Attributes:
-        image: the image's name with the folders known, below ``--input``; extensions do not count.
+        image: the image's name with its known folders, below ``--input``; extensions do not count.
         source: the pose file, relative to ``--input``.
-        people: (P, 17, 3) float32 x, y, confidence in [0, 1]; as they stand in the file.
+        people: (P, 17, 3) float32 x, y, confidence in [0, 1]; in the file's order.
         target: which of the people is flagged as the target; None where the format has no flags.
         part_maps: (h, w, 8) uint8, 255 for 1; None where the file holds keypoints.
     """
 
     image: str
     source: str
-    people: np.ndarray
+    people: Float32[np.ndarray, "people 17 3"]
     target: int | None = None
-    part_maps: np.ndarray | None = None
+    part_maps: UInt8[np.ndarray, "rows columns 8"] | None = None
 
     @property
     def label(self) -> str:
-        """How reports name it."""
+        """Its name in reports."""
         return self.source if self.image == self.source else f"{self.source}: {self.image}"
 
 
@@ -42,19 +43,19 @@ class PoseFile:
     """One file below ``--input``.
 
     Attributes:
-        path: where it lies.
-        source: its path relative to the folder given, with slashes; its name, if it was given.
+        path: the file.
+        source: its path relative to ``--input``, with slashes; its name if it is ``--input``.
     """
 
     path: Path
     source: str
 
     def error(self, problem: str) -> DataError:
-        """The error that names this file."""
+        """An error that names this file."""
         return DataError(f"{self.path}: {problem}")
 
     def image(self, name: str) -> str:
-        """An image named inside the file; its folders continue those of the file."""
+        """An image that the file names, below the file's own folder."""
         return str(PurePosixPath(self.source).parent / name.replace("\\", "/"))
 
     def read_json(self) -> Any:
@@ -66,17 +67,17 @@ class PoseFile:
 
 
 def pose_files(folder: Path, suffixes: tuple[str, ...]) -> list[PoseFile]:
-    """The files with these suffixes below a folder, sorted; or the one file given.
+    """The files with these suffixes below a folder, sorted; or ``folder`` itself if it is a file.
 
     Raises:
-        DataError: there is none.
+        DataError: there are none.
     """
     if folder.is_file():
         return [PoseFile(folder, folder.name)]
     found = []
     for path in folder.rglob("*"):
         relative = path.relative_to(folder)
-        # Archives made on a Mac carry copies of every name, in __MACOSX or with a leading dot.
+        # Archives made on a Mac repeat every name, in __MACOSX or with a leading dot.
         foreign = any(part.startswith((".", "__MACOSX")) for part in relative.parts)
         if path.suffix.lower() in suffixes and not foreign and path.is_file():
             found.append(PoseFile(path, relative.as_posix()))
@@ -86,18 +87,20 @@ def pose_files(folder: Path, suffixes: tuple[str, ...]) -> list[PoseFile]:
 
 
 def field(value: Any, name: str, kind: type | types.UnionType, file: PoseFile) -> Any:
-    """``value[name]``, which must be of this kind."""
+    """``value[name]``; DataError unless it is of this kind."""
     if not isinstance(value, Mapping) or not isinstance(value.get(name), kind):
         raise file.error(f"not the format expected: {name!r} is missing or of the wrong kind")
     return value[name]
 
 
-def read_person(numbers: Any, orders: Mapping[int, np.ndarray], file: PoseFile) -> np.ndarray:
+def read_person(
+    numbers: Any, orders: Mapping[int, np.ndarray], file: PoseFile
+) -> Float32[np.ndarray, "17 3"]:
     """One person's keypoints from JSON.
 
     Args:
         numbers: K·3 numbers x, y, confidence, flat or as K lists of three.
-        orders: for each K allowed, which of the K joints are COCO's 17.
+        orders: for each allowed K, which of the K joints are COCO's 17.
         file: for the error.
 
     Returns:
@@ -105,7 +108,7 @@ def read_person(numbers: Any, orders: Mapping[int, np.ndarray], file: PoseFile) 
     """
     try:
         points = np.array(numbers)
-    except ValueError:  # lists of several lengths
+    except ValueError:  # lists of different lengths
         points = np.array(None)
     if points.dtype.kind not in "iuf" or points.ndim not in (1, 2) or points.size % 3:
         raise file.error("keypoints must be numbers x, y, confidence for each joint")
@@ -123,13 +126,13 @@ def read_person(numbers: Any, orders: Mapping[int, np.ndarray], file: PoseFile) 
     return points
 
 
-def stack_people(people: list[np.ndarray]) -> np.ndarray:
-    """(P, 17, 3), also for nobody."""
+def stack_people(people: list[np.ndarray]) -> Float32[np.ndarray, "people 17 3"]:
+    """People of shape (17, 3) as one array; also for none."""
     return np.stack(people) if people else np.zeros((0, NUM_JOINTS, 3), np.float32)
 
 
 def group_by_image(named: list[tuple[str, np.ndarray]], file: PoseFile) -> Iterator[Annotation]:
-    """One annotation an image from (image name, person), in the order of first mention."""
+    """One annotation per image from (image name, person), in the order of first mention."""
     groups: dict[str, list[np.ndarray]] = {}
     for name, person in named:
         groups.setdefault(file.image(name), []).append(person)

@@ -1,4 +1,4 @@
-"""The pose file that training reads: one pose an image, joined by the image's content."""
+"""The pose file that training reads: one pose per image, joined by the image's content."""
 
 import dataclasses
 import io
@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32, Int, Shaped, UInt8
 
-from input_pipeline.catalog import DataError
+from input_pipeline.catalog import Catalog
+from input_pipeline.errors import DataError
 from input_pipeline.keypoints import NUM_JOINTS, NUM_PARTS
 
 FORMAT_VERSION = 1
@@ -36,29 +38,29 @@ class PoseCache:
         filenames: (M,) str, unique within a split.
         keypoints: (M, 17, 3) float32 x, y in pixels of the stored image (pixel centres at integers)
             and confidence in [0, 1], in COCO's order; all zeros where the row has part maps.
-        sources: (M,) str, the pose file or the model's file that the pose is from.
+        sources: (M,) str, the pose file or the model's file that the pose comes from.
         estimators: (M,) str, what made the pose.
         part_maps: (M, h, w, 8) uint8 over the whole image, 255 for 1; all zeros where the row has
             keypoints. None if no row has part maps.
         distractors: (D, 17, 3) float32, as ``keypoints``; None if they were not kept.
-        distractor_rows: (D,) int64, the row whose image each distractor stands on.
+        distractor_rows: (D,) int64, the row of the image that shows each distractor.
     """
 
-    image_sha256: np.ndarray
-    splits: np.ndarray
-    filenames: np.ndarray
-    keypoints: np.ndarray
-    sources: np.ndarray
-    estimators: np.ndarray
-    part_maps: np.ndarray | None = None
-    distractors: np.ndarray | None = None
-    distractor_rows: np.ndarray | None = None
+    image_sha256: Shaped[np.ndarray, " posed"]
+    splits: Shaped[np.ndarray, " posed"]
+    filenames: Shaped[np.ndarray, " posed"]
+    keypoints: Float32[np.ndarray, "posed 17 3"]
+    sources: Shaped[np.ndarray, " posed"]
+    estimators: Shaped[np.ndarray, " posed"]
+    part_maps: UInt8[np.ndarray, "posed rows columns 8"] | None = None
+    distractors: Float32[np.ndarray, "others 17 3"] | None = None
+    distractor_rows: Int[np.ndarray, " others"] | None = None
 
     def __len__(self) -> int:
         """Number of rows, M."""
         return len(self.image_sha256)
 
-    def lookup(self, image_sha256: np.ndarray) -> np.ndarray:
+    def lookup(self, image_sha256: Shaped[np.ndarray, " images"]) -> Int[np.ndarray, " images"]:
         """The row with each image's pose.
 
         Args:
@@ -74,8 +76,38 @@ class PoseCache:
         return np.where(known[nearest] == image_sha256, rows[nearest], -1)
 
 
+def join_poses(catalog: Catalog, cache: PoseCache) -> Catalog:
+    """The catalog's images with the cache's poses, matched by content.
+
+    Images that the cache does not know keep their own poses.
+
+    Raises:
+        DataError: the cache's part maps have a different grid from those of the catalog.
+    """
+    rows = cache.lookup(catalog.image_sha256)
+    known = rows >= 0
+    if not known.any():
+        return catalog
+    keypoints, part_maps = catalog.keypoints.copy(), catalog.part_maps
+    keypoints[known] = cache.keypoints[rows[known]]
+    given = None if cache.part_maps is None else cache.part_maps[rows[known]]
+    if given is not None and not given.any():
+        given = None
+    if part_maps is not None or given is not None:
+        shapes = {maps.shape[1:] for maps in (part_maps, given) if maps is not None}
+        if len(shapes) > 1:
+            raise DataError(
+                f"config.data.pose.files: part maps of several grids, {sorted(shapes)}; import "
+                "them all at one size"
+            )
+        shape = (len(catalog), *shapes.pop())
+        part_maps = np.zeros(shape, np.uint8) if part_maps is None else part_maps.copy()
+        part_maps[known] = 0 if given is None else given
+    return catalog.replace_poses(keypoints, part_maps)
+
+
 def write_poses(path: Path, cache: PoseCache) -> None:
-    """Write the cache as a compressed .npz, whole or not at all; the same cache, the same bytes."""
+    """Write the cache as a compressed .npz, atomically; equal caches give equal bytes."""
     arrays = {name: getattr(cache, name) for name in _ARRAYS}
     arrays = {name: array for name, array in arrays.items() if array is not None}
     _check(arrays, path)
@@ -93,14 +125,14 @@ def read_poses(path: Path) -> PoseCache:
     """Read and check a pose file.
 
     Raises:
-        DataError: not a pose file, damaged, or with values that cannot be right.
+        DataError: not a pose file, damaged, or with impossible values.
     """
     arrays = _load(path)
     version = arrays.pop("format_version", None)
     if version is None or version.shape != () or version.dtype.kind not in "iu":
         raise DataError(f"{path}: not a file of input_pipeline.poses: it has no format_version")
     if version != FORMAT_VERSION:
-        raise DataError(f"{path}: format version {version}, not {FORMAT_VERSION}; import it anew")
+        raise DataError(f"{path}: format version {version}, not {FORMAT_VERSION}; import it again")
     _check(arrays, path)
     return PoseCache(**arrays)
 
@@ -113,19 +145,19 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(content, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except Exception:  # there is little that a damaged archive cannot raise, in zipfile or NumPy
-        raise DataError(f"{path}: not a pose file, or a damaged one; make it anew") from None
+    except Exception:  # zipfile and NumPy raise almost anything for a damaged archive
+        raise DataError(f"{path}: not a pose file, or a damaged one; make it again") from None
 
 
 def _check(arrays: dict[str, np.ndarray], path: Path) -> None:
-    """Raise DataError unless the arrays are a cache."""
+    """Raise DataError unless the arrays form a cache."""
     problem = _wrong_arrays(arrays) or next(_wrong_values(arrays), "")
     if problem:
-        raise DataError(f"{path}: {problem}; make the pose file anew")
+        raise DataError(f"{path}: {problem}; make the pose file again")
 
 
 def _wrong_arrays(arrays: dict[str, np.ndarray]) -> str:
-    """What is wrong with names, shapes or dtypes; empty if nothing is."""
+    """The first fault in names, shapes or dtypes; empty if there is none."""
     missing = [name for name in _ARRAYS if name not in arrays and name not in _OPTIONAL]
     if missing or ("distractors" in arrays) != ("distractor_rows" in arrays):
         return f"array {missing[0] if missing else 'distractors or distractor_rows'} is missing"
@@ -147,11 +179,11 @@ def _wrong_arrays(arrays: dict[str, np.ndarray]) -> str:
 
 
 def _wrong_values(arrays: dict[str, np.ndarray]) -> Iterator[str]:
-    """Yield what is wrong with the values of arrays that are right otherwise."""
+    """Yield the faults in the values of arrays whose names, shapes and dtypes are right."""
     digests = arrays["image_sha256"].astype("U64").view(np.uint32)
     hexadecimal = np.isin(digests, [ord(character) for character in "0123456789abcdef"]).all()
     if not hexadecimal or (np.char.str_len(arrays["image_sha256"]) != 64).any():
-        yield "image_sha256 has values that are no SHA-256 digests"
+        yield "image_sha256 has values that are not SHA-256 digests"
     names = list(zip(arrays["splits"].tolist(), arrays["filenames"].tolist(), strict=True))
     if names != sorted(set(names)):
         yield "its rows are not sorted by split and file name, each once"

@@ -1,4 +1,4 @@
-"""How much of a data set a pose file covers, and what was left over."""
+"""How much of a data set a pose file covers, and which poses and images are left over."""
 
 import collections
 import dataclasses
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from input_pipeline.keypoints import JOINTS
 from input_pipeline.poses.cache import PoseCache
@@ -17,21 +18,21 @@ _SHOWN = 10  # names listed of each kind
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Coverage:
-    """Counts.
+    """Counts of images and poses.
 
     Attributes:
         images: split → number of images.
         posed: split → number of images with a pose.
         confidence: (17,) mean confidence of each joint over the images with keypoints; NaN if none.
-        mapped: images whose pose is part maps.
-        people: number of people in an image → number of images, where a pose file tells.
-        left_over: what was left → the names, sorted.
-        superseded: pose files that gave way to another one of the same image.
+        mapped: number of images whose pose consists of part maps.
+        people: number of people in an image → number of images, as far as pose files say.
+        left_over: what is left over → the names, sorted.
+        superseded: number of poses that gave way to another one of the same image.
     """
 
     images: dict[str, int]
     posed: dict[str, int]
-    confidence: np.ndarray
+    confidence: Float[np.ndarray, "17"]
     mapped: int
     people: dict[int, int]
     left_over: dict[str, Sequence[str]]
@@ -46,8 +47,8 @@ def coverage(
     Args:
         images: of the data set.
         cache: the poses made for it.
-        joined: where they were imported, the annotations that the images got.
-        undecodable: where they were estimated, the images that could not be read.
+        joined: of imported poses, the annotations of the images.
+        undecodable: of estimated poses, the images that could not be decoded.
     """
     posed = collections.Counter(cache.splits.tolist())
     drawn = cache.keypoints[cache.keypoints[..., 2].any(axis=1)]
@@ -58,7 +59,7 @@ def coverage(
     )
     left_over = {
         "poses without an image": joined.unmatched if joined else (),
-        "poses of several possible images": joined.ambiguous if joined else (),
+        "poses with several possible images": joined.ambiguous if joined else (),
         "images that cannot be decoded": undecodable,
     }
     splits = collections.Counter(images.splits.tolist())
@@ -74,7 +75,7 @@ def coverage(
 
 
 def format_coverage(found: Coverage, left_over_file: Path) -> str:
-    """The report as text of several lines."""
+    """The report as text."""
     lines = [f"{'split':20} {'images':>8} {'with pose':>10} {'share':>7}"]
     total = ("all", sum(found.images.values()), sum(found.posed.values()))
     rows = [(split, count, found.posed[split]) for split, count in found.images.items()]
@@ -88,7 +89,7 @@ def format_coverage(found: Coverage, left_over_file: Path) -> str:
         counts = (f"{people} in {count:,}" for people, count in found.people.items())
         lines.append(f"people per image: {', '.join(counts)} images")
     if found.superseded:
-        lines.append(f"further poses of the same images, not used: {found.superseded:,}")
+        lines.append(f"other poses of the same images, not used: {found.superseded:,}")
     for kind, names in found.left_over.items():
         more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
         lines.append(f"{kind}: {len(names):,} ({', '.join(names[:_SHOWN])}{more})")
@@ -108,7 +109,7 @@ def _confidence_lines(confidence: np.ndarray) -> list[str]:
 
 
 def write_left_over(found: Coverage, path: Path) -> None:
-    """List everything left over, a line each: what it is, a tab, its name; no file if nothing."""
+    """List everything left over, one per line: its kind, a tab, its name; no file if nothing is."""
     lines = [f"{kind}\t{name}\n" for kind, names in found.left_over.items() for name in names]
     if not lines:
         path.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import dataclasses
 
 import cv2
 import numpy as np
+from jaxtyping import Float, Float32, Integer, Real, UInt8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,27 +27,29 @@ class Preprocessing:
     padding: float = 1.25
     bgr: bool = False
 
-    def decode(self, encoded: bytes) -> np.ndarray | None:
-        """(H, W, 3) uint8 pixels as stored, whatever EXIF says; None if they cannot be decoded."""
+    def decode(self, encoded: bytes) -> UInt8[np.ndarray, "height width 3"] | None:
+        """The pixels as stored, whatever EXIF says; None if they cannot be decoded."""
         color = cv2.IMREAD_COLOR if self.bgr else cv2.IMREAD_COLOR_RGB
         flags = color | cv2.IMREAD_IGNORE_ORIENTATION
         try:
             return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
-        except cv2.error:  # nothing there, or a header that claims too many pixels
+        except cv2.error:  # an empty file, or a header that claims too many pixels
             return None
 
-    def scale(self, size: np.ndarray) -> np.ndarray:
+    def scale(self, sizes: Integer[np.ndarray, "images 2"]) -> Float[np.ndarray, " images"]:
         """Input pixels per image pixel: the padded image just fits the input.
 
         Args:
-            size: (..., 2) height, width of images.
+            sizes: (N, 2) height, width of the images.
 
         Returns:
-            (...,) factors.
+            (N,) factors.
         """
-        return (np.array([self.height, self.width]) / size).min(axis=-1) / self.padding
+        return (np.array([self.height, self.width]) / sizes).min(axis=1) / self.padding
 
-    def crop(self, image: np.ndarray) -> np.ndarray:
+    def crop(
+        self, image: UInt8[np.ndarray, "height width 3"]
+    ) -> Float32[np.ndarray, "3 input_height input_width"]:
         """The normalised input: the image scaled bilinearly into the middle, black around it.
 
         Args:
@@ -56,7 +59,7 @@ class Preprocessing:
             (3, height, width) float32.
         """
         size = np.array(image.shape[:2])
-        scale = self.scale(size)
+        (scale,) = self.scale(size[None])
         shift = (np.array([self.height, self.width]) - scale * size + scale - 1) / 2
         matrix = np.array([[scale, 0, shift[1]], [0, scale, shift[0]]])
         crop = cv2.warpAffine(image, matrix, (self.width, self.height), flags=cv2.INTER_LINEAR)
@@ -64,17 +67,19 @@ class Preprocessing:
         normalised = (crop - mean) / std
         return np.ascontiguousarray(normalised.transpose(2, 0, 1))
 
-    def to_image(self, positions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """Positions in the input as positions in the images, in pixels with centres at integers.
+    def to_image(
+        self, positions: Real[np.ndarray, "images points 2"], sizes: Integer[np.ndarray, "images 2"]
+    ) -> Float[np.ndarray, "images points 2"]:
+        """Positions in the input as positions in the images; pixel centres are integers.
 
         The inverse of :meth:`crop`: x = (x' + 0.5 - width / 2) / scale + W / 2 - 0.5.
 
         Args:
-            positions: (N, 17, 2) x, y in the input.
+            positions: (N, J, 2) x, y in the input.
             sizes: (N, 2) height, width of the images.
 
         Returns:
-            (N, 17, 2) x, y in the images.
+            (N, J, 2) x, y in the images.
         """
         middle = np.array([self.width, self.height]) / 2
         offset = (positions + 0.5 - middle) / self.scale(sizes)[:, None, None]

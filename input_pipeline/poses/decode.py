@@ -1,25 +1,33 @@
-"""What pose models put out, as positions in their input (NumPy, no loop over images)."""
+"""From the outputs of pose models to positions in their input (NumPy, vectorised over images)."""
 
 import numpy as np
+from jaxtyping import Float, Float32, Integer
 
 
 def decode_heatmaps(
-    maps: np.ndarray, input_size: tuple[int, int], *, udp: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+    maps: Float[np.ndarray, "images joints rows columns"],
+    input_size: tuple[int, int],
+    *,
+    udp: bool = False,
+) -> tuple[Float[np.ndarray, "images joints 2"], Float[np.ndarray, "images joints"]]:
     """Peaks of heat maps, to fractions of a cell.
 
-    The peak lies, on each axis, at the vertex of the parabola through the logarithms of the maximum
-    and its two neighbours, which is exact for a Gaussian. At the border of the map, or next to a
-    value that is not positive, it is the cell itself. Cell i of w is input pixel i · W / w
-    (HRNet); with ``udp`` i · (W - 1) / (w - 1) (ViTPose, and all models trained with UDP).
+    On each axis, the peak is the vertex of the parabola through the logarithms of the maximum and
+    its two neighbours, which is exact for a Gaussian. At the border of the map, or next to a value
+    that is not positive, it is the cell itself. Cell i of w is input pixel i · W / w (HRNet), or
+    i · (W - 1) / (w - 1) with ``udp`` (ViTPose, and all models trained with UDP).
 
     Args:
         maps: (N, J, h, w).
         input_size: (H, W) of the input in pixels.
-        udp: which convention.
+        udp: whether cells map to pixels by UDP's convention.
 
     Returns:
         (N, J, 2) x, y in pixels of the input, and (N, J) the maxima clipped to [0, 1].
+
+    >>> maps = np.exp(-((np.arange(12) - 5.25) ** 2) / 2)[None, None, None] * np.ones((1, 1, 3, 1))
+    >>> decode_heatmaps(maps, (12, 48))[0].round(6)  # cell 5.25 is pixel 5.25 · 48 / 12
+    array([[[21.,  0.]]])
     """
     size = np.array(maps.shape[2:])
     flat = maps.reshape(*maps.shape[:2], -1)
@@ -32,7 +40,9 @@ def decode_heatmaps(
     return cells * step[::-1], flat.max(axis=-1).clip(0, 1)
 
 
-def _vertex(lines: np.ndarray, peaks: np.ndarray) -> np.ndarray:
+def _vertex(
+    lines: Float[np.ndarray, "images joints length"], peaks: Integer[np.ndarray, "images joints"]
+) -> Float[np.ndarray, "images joints"]:
     """Offset in [-0.5, 0.5] of the log-parabola's vertex from each line's peak.
 
     Args:
@@ -53,8 +63,10 @@ def _vertex(lines: np.ndarray, peaks: np.ndarray) -> np.ndarray:
 
 
 def decode_simcc(
-    x_scores: np.ndarray, y_scores: np.ndarray, input_size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
+    x_scores: Float32[np.ndarray, "images joints x_bins"],
+    y_scores: Float32[np.ndarray, "images joints y_bins"],
+    input_size: tuple[int, int],
+) -> tuple[Float[np.ndarray, "images joints 2"], Float32[np.ndarray, "images joints"]]:
     """Peaks of SimCC's two classifications (RTMPose).
 
     Bin i of L along an axis of W input pixels is pixel i · W / L.

@@ -1,8 +1,10 @@
-"""Poses of every image of a data set by the user's own model."""
+"""Poses of every image of a data set, estimated by the user's own model."""
 
 import numpy as np
+from jaxtyping import Float32
 
-from input_pipeline.catalog import Catalog, DataError
+from input_pipeline.catalog import Catalog
+from input_pipeline.errors import DataError
 from input_pipeline.keypoints import NUM_JOINTS
 from input_pipeline.poses.cache import PoseCache
 from input_pipeline.poses.crop import Preprocessing
@@ -19,21 +21,21 @@ def estimate_poses(
     batch_size: int,
     estimator: str,
 ) -> tuple[PoseCache, list[str]]:
-    """Run the model over all images, each content once.
+    """Run the model over all images, once per content.
 
     Args:
-        catalogs: by split's name, sorted.
+        catalogs: by the split's name, sorted.
         model: the pose model.
-        preprocessing: what it expects.
-        batch_size: images of a run, unless the model fixes it.
+        preprocessing: what the model expects.
+        batch_size: images per run, unless the model fixes it.
         estimator: the name kept with each pose.
 
     Returns:
-        The pose file's content, and the images that cannot be decoded as "split/filename". They
-        have no pose, nor has an image in which no joint has any confidence.
+        The pose file's content, and the images that cannot be decoded as "split/filename". Those
+        have no pose, nor has an image without any confident joint.
 
     Raises:
-        UserError: the model's outputs are not those of a pose model.
+        UserError: the outputs are not those of a pose model.
         DataError: no image has a pose.
     """
     images = images_of(catalogs)
@@ -64,7 +66,7 @@ def _at(items: list, rows: np.ndarray) -> list:
 
 def _estimate(
     images: list[np.ndarray], model: PoseModel, preprocessing: Preprocessing
-) -> np.ndarray:
+) -> Float32[np.ndarray, "images 17 3"]:
     """(n, 17, 3) keypoints in pixels of the images (H, W, 3)."""
     positions, confidence = model(np.stack([preprocessing.crop(image) for image in images]))
     sizes = np.array([image.shape[:2] for image in images])

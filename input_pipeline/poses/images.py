@@ -1,9 +1,10 @@
-"""The images of a data set, over all its splits, as poses are joined to them."""
+"""The images of all splits of a data set, with the columns by which poses are joined."""
 
 import dataclasses
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int, Shaped
 
 from input_pipeline.catalog import Catalog, read_catalog
 
@@ -19,10 +20,10 @@ class Images:
         sha256: (N,) hex digests of the encoded files.
     """
 
-    splits: np.ndarray
-    filenames: np.ndarray
-    sizes: np.ndarray
-    sha256: np.ndarray
+    splits: Shaped[np.ndarray, " images"]
+    filenames: Shaped[np.ndarray, " images"]
+    sizes: Int[np.ndarray, "images 2"]
+    sha256: Shaped[np.ndarray, " images"]
 
     def __len__(self) -> int:
         """Number of images."""
@@ -35,7 +36,7 @@ def read_catalogs(builder: Any) -> dict[str, Catalog]:
 
 
 def images_of(catalogs: dict[str, Catalog]) -> Images:
-    """What poses are joined by, of every image of the splits, in their order."""
+    """The images of the splits, in the order of the catalogs."""
     return Images(
         splits=np.repeat(list(catalogs), [len(catalog) for catalog in catalogs.values()]),
         filenames=np.concatenate([c.filenames for c in catalogs.values()]).astype(str),

@@ -1,11 +1,12 @@
-"""Annotations of any format to the pose file: join, scale, choose the target, check, collect."""
+"""From annotations of any format to the pose file: join, scale, choose the target, check."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from jaxtyping import Float32, UInt8
 
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.keypoints import NUM_JOINTS
 from input_pipeline.poses.annotation import Annotation
 from input_pipeline.poses.cache import PoseCache
@@ -16,13 +17,13 @@ from input_pipeline.poses.target import CONFIDENT, choose_target
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Joined:
-    """Which annotation each image got.
+    """The annotation of each image.
 
     Attributes:
         annotations: for each of the N images, its annotation or None.
         unmatched: labels of annotations whose image is not in the data set, sorted.
-        ambiguous: labels of annotations that several different images could own, sorted.
-        superseded: how many annotations gave way to another one of the same image.
+        ambiguous: labels of annotations that could belong to different images, sorted.
+        superseded: number of annotations that gave way to another one of the same image.
     """
 
     annotations: Sequence[Annotation | None]
@@ -34,13 +35,13 @@ class Joined:
 def join(images: Images, annotations: Iterable[Annotation], root: str) -> Joined:
     """Give every image its annotation.
 
-    Where several files belong to one image, keypoints win over part maps, these over an empty
-    file, and then the first by name.
+    If several files belong to one image, keypoints win over part maps and part maps over an empty
+    file; among equals, the first by name wins.
 
     Args:
         images: of the data set.
         annotations: as read, with paths below ``root``.
-        root: the folder that the paths continue; its own name may tell equal stems apart, too.
+        root: the folder that the paths are relative to; its name, too, can tell equal stems apart.
     """
     index = ImageIndex(images)
     chosen: dict[int, Annotation] = {}
@@ -64,7 +65,7 @@ def join(images: Images, annotations: Iterable[Annotation], root: str) -> Joined
 
 
 def _rank(annotation: Annotation) -> tuple[int, str]:
-    """The lowest is taken."""
+    """Sort key; the lowest annotation wins."""
     kind = 0 if annotation.people[..., 2].any() else 2 if annotation.part_maps is None else 1
     return kind, annotation.label
 
@@ -79,15 +80,15 @@ def build_cache(
 ) -> PoseCache:
     """The pose file's rows, from annotations that are joined to their images.
 
-    The target is the person flagged, else the one of :func:`choose_target`. An image whose target
-    has no joint of any confidence has no pose.
+    The target is the flagged person, else the one that :func:`choose_target` picks. An image whose
+    target has no confident joint has no pose.
 
     Args:
         images: of the data set.
         joined: their annotations.
         estimator: what made the poses.
-        seen_size: height, width to which the images had been resized for the estimator; None for
-            their own size.
+        seen_size: height, width to which the images were resized for the estimator; None if they
+            were not resized.
         keep_distractors: whether to keep the people who are not the target.
 
     Raises:
@@ -124,20 +125,20 @@ class _Pose:
 
     row: int
     source: str
-    target: np.ndarray
-    others: np.ndarray
-    part_maps: np.ndarray | None = None
+    target: Float32[np.ndarray, "17 3"]
+    others: Float32[np.ndarray, "others 17 3"]
+    part_maps: UInt8[np.ndarray, "rows columns 8"] | None = None
 
 
 def _pose(
     row: int, annotation: Annotation, size: np.ndarray, seen_size: tuple[int, int] | None
 ) -> _Pose | None:
-    """The pose that an annotation gives an image; people without any confidence are nobody."""
+    """The pose that an annotation gives an image; people without a confident joint do not count."""
     people = _to_stored_pixels(annotation.people, size, seen_size)
     if len(people):
         chosen = annotation.target
         if chosen is None:
-            chosen = choose_target(people, *size)
+            chosen = choose_target(people, *size.tolist())
         if not people[chosen, :, 2].any():
             return None
         others = np.delete(people, chosen, axis=0)
@@ -149,8 +150,8 @@ def _pose(
 
 
 def _to_stored_pixels(
-    people: np.ndarray, size: np.ndarray, seen_size: tuple[int, int] | None
-) -> np.ndarray:
+    people: Float32[np.ndarray, "people 17 3"], size: np.ndarray, seen_size: tuple[int, int] | None
+) -> Float32[np.ndarray, "people 17 3"]:
     """Keypoints of the resized image as keypoints of the stored one: x' = (x + 0.5) W / w - 0.5."""
     if seen_size is None:
         return people
@@ -160,7 +161,9 @@ def _to_stored_pixels(
     return people
 
 
-def _stack_maps(maps: list[np.ndarray | None]) -> np.ndarray | None:
+def _stack_maps(
+    maps: list[np.ndarray | None],
+) -> UInt8[np.ndarray, "posed rows columns 8"] | None:
     """(M, h, w, 8) with zeros where a row has none; None if no row has any."""
     shape = next((one.shape for one in maps if one is not None), None)
     if shape is None:
@@ -172,9 +175,9 @@ def _nothing_found(joined: Joined) -> str:
     """Why there is no pose at all."""
     lost = joined.unmatched + joined.ambiguous
     if any(annotation is not None for annotation in joined.annotations):
-        return "--input: its files belong to images of the data set, but no one has a person"
+        return "--input: its files belong to images of the data set, but none shows a person"
     if not lost:
-        return "--input: it holds no pose"
+        return "--input: it contains no pose"
     return (
         f"--input: none of its {len(lost)} poses belongs to exactly one image of the data set "
         f"(first: {lost[0]}); poses are joined by file name: check --dataset and --input"
@@ -199,7 +202,7 @@ def _check_coordinates(
     if share > 0.5:
         remedy = (
             "give the size at which the estimator saw the images as --seen-size HEIGHT WIDTH, or "
-            "mend x and y if they are swapped"
+            "correct x and y if they are swapped"
         )
         raise DataError(
             f"--input: {share:.0%} of the confident keypoints lie outside their images; "

@@ -1,14 +1,15 @@
-"""Which image a pose belongs to: by file stem, and by folders where stems repeat."""
+"""Which image a pose belongs to: decided by file stem, and by folders where stems repeat."""
 
 import re
 
 import numpy as np
+from jaxtyping import Int
 
 from input_pipeline.poses.images import Images
 
 UNMATCHED, AMBIGUOUS = -1, -2
 
-# What poses and images append to the name they share: 7.jpg, 7.json, 7_keypoints.json, 7.jpg.npy.
+# Endings of poses and images that share a name: 7.jpg, 7.json, 7_keypoints.json, 7.jpg.npy.
 _ENDINGS = re.compile(
     r"(_keypoints|\.(json|npy|jpe?g|png|bmp|tiff?|gif|webp|ppm))+$", re.IGNORECASE
 )
@@ -27,11 +28,13 @@ class ImageIndex:
     """The different contents of a data set's images, found by the end of a path.
 
     Attributes:
-        contents: (N,) int64, for each image the number of its content: equal files, equal numbers.
+        contents: (N,) int64, the number of each image's content; equal files have equal numbers.
     """
 
+    contents: Int[np.ndarray, " images"]
+
     def __init__(self, images: Images) -> None:
-        """Index every trailing run of path components of every image."""
+        """Index every image under every trailing run of its path's components."""
         self.contents = np.unique(images.sha256, return_inverse=True)[1]
         self._by_path_end: dict[str, set[int]] = {}
         for filename, content in zip(images.filenames.tolist(), self.contents, strict=True):
@@ -41,11 +44,11 @@ class ImageIndex:
     def find(self, path: str) -> int:
         """The content of the image that a pose belongs to.
 
-        Images of the pose's stem are candidates; those that share the longest trailing run of path
-        components with it remain. An image that stands in two splits is one content.
+        Images with the pose's stem are candidates; those that share the longest trailing run of
+        path components with it remain. An image in two splits is one content.
 
         Args:
-            path: of the pose, with all folders known.
+            path: of the pose, with all known folders.
 
         Returns:
             The content's number; ``UNMATCHED`` without an image of this stem; ``AMBIGUOUS`` if
@@ -59,6 +62,10 @@ class ImageIndex:
 
 
 def _path_ends(path: str) -> list[str]:
-    """``a/b/1.jpg`` → ``a/b/1``, ``b/1``, ``1``."""
+    """All trailing runs of a bare path's components, the longest first.
+
+    >>> _path_ends("a/b/1.jpg")
+    ['a/b/1', 'b/1', '1']
+    """
     parts = bare_path(path).split("/")
     return ["/".join(parts[start:]) for start in range(len(parts))]

@@ -1,10 +1,10 @@
-"""The joint orders of public pose tools, and the way from each to COCO-17 and to the parts."""
+"""The joint orders of public pose tools, and how each maps to COCO-17 and to the parts."""
 
 import numpy as np
 
 from input_pipeline.keypoints import JOINTS, PARTS
 
-# OpenPose's model "COCO", also the order of AlphaPose's OpenPose-like output and of PGFA.
+# OpenPose's model "COCO"; AlphaPose's OpenPose-like output and PGFA use the same order.
 OPENPOSE_18 = (
     "nose",
     "neck",
@@ -37,7 +37,7 @@ COCO_FROM = {
 COCO_FIRST = {count: np.arange(len(JOINTS)) for count in (17, 26, 133, 136)}
 COCO_ONLY = {17: COCO_FROM[17]}
 
-# The parts of joints that COCO does not have.
+# The parts that joints outside COCO belong to.
 _FURTHER_PARTS = {
     "neck": ("head", "torso"),
     "mid_hip": ("torso",),
@@ -50,7 +50,7 @@ _FURTHER_PARTS = {
 
 
 def part_channels(order: tuple[str, ...]) -> list[list[int]]:
-    """For each of the eight parts, which channels of a heat map stack in this order it is made of.
+    """The channels that make up each of the eight parts, in a stack of heat maps in this order.
 
     >>> part_channels(OPENPOSE_18)[0]  # head: nose, neck, eyes, ears
     [0, 1, 14, 15, 16, 17]

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Float32
 
 from input_pipeline.keypoints import NUM_JOINTS
 from input_pipeline.poses.decode import decode_heatmaps, decode_simcc
@@ -18,7 +19,7 @@ class PoseModel:
     Attributes:
         path: the file.
         size: (H, W) of its input in pixels.
-        batch: images of a run if the model fixes it, else None.
+        batch: images per run if the model fixes it, else None.
     """
 
     def __init__(
@@ -28,11 +29,11 @@ class PoseModel:
 
         Args:
             path: the ONNX file.
-            input_size: (H, W) where the model leaves its input's size open.
+            input_size: (H, W), for a model whose input size is open.
             udp: convention of heat maps, see :func:`decode_heatmaps`.
 
         Raises:
-            UserError: onnxruntime is missing, or the file is no such model.
+            UserError: onnxruntime is missing, or the file is not such a model.
         """
         self.path = path
         self._udp = udp
@@ -49,7 +50,7 @@ class PoseModel:
         self.size = self._input_size(input_size)
 
     def _input_size(self, wanted: tuple[int, int] | None) -> tuple[int, int]:
-        """(H, W) from the model or, where it is open, from the option."""
+        """(H, W) from the model or, if its size is open, from the option."""
         fixed = self._input.shape[2:]
         if wanted is None:
             if not all(isinstance(length, int) for length in fixed):
@@ -66,17 +67,19 @@ class PoseModel:
         with self.path.open("rb") as file:
             return f"{self.path.name} {hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
 
-    def __call__(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(
+        self, inputs: Float32[np.ndarray, "images 3 height width"]
+    ) -> tuple[Float[np.ndarray, "images 17 2"], Float[np.ndarray, "images 17"]]:
         """Positions and confidences.
 
         Args:
-            inputs: (n, 3, H, W) float32; at most ``batch`` of them if the model fixes it.
+            inputs: (n, 3, H, W) float32; at most ``batch`` images if the model fixes it.
 
         Returns:
             (n, 17, 2) x, y in pixels of the input, (n, 17) confidences in [0, 1].
 
         Raises:
-            UserError: the outputs are no heat maps or SimCC scores of 17 joints, or not finite.
+            UserError: the outputs are not heat maps or SimCC scores of 17 joints, or not finite.
         """
         count = len(inputs)
         if self.batch is not None:
@@ -90,11 +93,11 @@ class PoseModel:
         return decode_simcc(x, y, self.size)
 
     def _run(self, inputs: np.ndarray) -> list[np.ndarray]:
-        """The outputs, which are one of (N, 17, h, w), or two of (N, 17, L)."""
+        """The outputs: one array (N, 17, h, w), or two arrays (N, 17, L)."""
         feed = {self._input.name: inputs.astype(_INPUT_TYPES[self._input.type])}
         try:
             outputs = self._session.run(None, feed)
-        except Exception as error:  # onnxruntime's errors have no class of their own in common
+        except Exception as error:  # onnxruntime's errors share no class of their own
             reason = str(error).splitlines()[0]
             raise UserError(f"{self.path}: does not run on {inputs.shape}: {reason}") from None
         ranks = [np.ndim(output) for output in outputs]
@@ -109,7 +112,7 @@ class PoseModel:
         return outputs
 
     def _in_order(self, outputs: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """SimCC scores, x before y: both have the same number of bins a pixel."""
+        """SimCC scores, x before y; both have the same number of bins per pixel."""
         height, width = self.size
         for x, y in (outputs, outputs[::-1]):
             if x.shape[-1] * height == y.shape[-1] * width:
@@ -135,6 +138,6 @@ def _load(path: Path):
     providers = [name for name in wanted if name in available]
     try:
         return onnxruntime.InferenceSession(path, options, providers)
-    except Exception as error:  # onnxruntime's errors have no class of their own in common
+    except Exception as error:  # onnxruntime's errors share no class of their own
         reason = str(error).splitlines()[0]
         raise UserError(f"--model={path}: not a model that can be run: {reason}") from None

@@ -1,4 +1,4 @@
-"""Draws a contact sheet of the embedded data set.
+"""Draw a contact sheet of the synthetic data set.
 
 python -m input_pipeline.synthetic --preview sheet.png
 python -m input_pipeline.synthetic --preview query.png --split query --preset benchmark
@@ -12,13 +12,13 @@ from input_pipeline.synthetic.settings import PRESETS
 
 
 def main() -> None:
-    """Parses the flags and writes the sheet."""
+    """Parse the flags and write the sheet."""
     parser = argparse.ArgumentParser(prog="python -m input_pipeline.synthetic", description=__doc__)
     parser.add_argument("--preview", metavar="FILE", required=True, help="picture file to write")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="demo")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--people", type=int, default=8, help="rows: how many people")
-    parser.add_argument("--images", type=int, default=5, help="columns: pictures of each")
+    parser.add_argument("--images", type=int, default=5, help="columns: pictures of each person")
     flags = parser.parse_args()
     if flags.people < 1 or flags.images < 1:
         parser.error("--people and --images must be at least 1")

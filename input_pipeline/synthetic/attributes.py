@@ -1,12 +1,13 @@
-"""Who the people are: attributes from small shared palettes, unique only in combination."""
+"""The people's attributes, from small shared palettes; only their combinations are unique."""
 
 import dataclasses
 
 import numpy as np
+from jaxtyping import Int
 
 from input_pipeline.synthetic.settings import Stream, random_stream
 
-# Any two identities of a data set differ in at least this many attributes.
+# The minimum number of attributes in which any two identities of a data set differ.
 MIN_DIFFERENCES = 3
 
 Color = tuple[int, int, int]  # red, green, blue in 0..255
@@ -41,20 +42,20 @@ LOWERS = ("trousers", "shorts", "skirt")
 HAIR_STYLES = ("short", "long", "bun")
 BAG_KINDS = ("none", "backpack", "shoulder")
 
-NOTHING = -1  # the value of an attribute that does not show
+NOTHING = -1  # the value of an invisible attribute
 
 
 def tone(color: Color, by: float) -> Color:
-    """A darker (`by` < 1) or a lighter colour."""
+    """A darker (``by`` < 1) or lighter colour."""
     r, g, b = (int(min(max(value * by, 0), 255)) for value in color)
     return r, g, b
 
 
 @dataclasses.dataclass(frozen=True)
 class Attributes:
-    """What a person wears: indices into the palettes above.
+    """A person's appearance: indices into the palettes above.
 
-    `second_color` is `NOTHING` for a plain garment, and `bag_color` without a bag.
+    ``second_color`` is ``NOTHING`` for a plain garment, and ``bag_color`` without a bag.
     """
 
     upper_color: int
@@ -73,7 +74,7 @@ class Attributes:
 
 @dataclasses.dataclass(frozen=True)
 class Person:
-    """One identity: clothes, and a slight variation of build (width factor, shoulder factor)."""
+    """One identity: its attributes, and factors for the width of body and shoulders."""
 
     attributes: Attributes
     build: float
@@ -81,7 +82,7 @@ class Person:
 
 
 def draw_attributes(rng: np.random.Generator) -> Attributes:
-    """Draws one outfit; a second colour always differs from the first."""
+    """Draw one outfit; the second colour always differs from the first."""
     upper_color = int(rng.integers(len(CLOTHES)))
     pattern = int(rng.integers(len(PATTERNS)))
     second = (upper_color + 1 + int(rng.integers(len(CLOTHES) - 1))) % len(CLOTHES)
@@ -104,22 +105,27 @@ def draw_attributes(rng: np.random.Generator) -> Attributes:
 
 
 def draw_person(rng: np.random.Generator) -> Person:
-    """Draws a person without regard to anyone else (bystanders and occluding pedestrians)."""
+    """Draw a person independently of all others (bystanders and occluding pedestrians)."""
     return Person(draw_attributes(rng), rng.uniform(0.92, 1.10), rng.uniform(0.94, 1.07))
 
 
-def differences(one: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """In how many attributes `one` (A,) differs from each of `others` (N, A).
+def differences(
+    one: Int[np.ndarray, " attributes"], others: Int[np.ndarray, "people attributes"]
+) -> Int[np.ndarray, " people"]:
+    """The number of attributes in which ``one`` differs from each of ``others``.
 
-    An attribute that does not show in either outfit is no difference of its own: a plain shirt
-    and a striped one differ in the pattern, not also in the second colour.
+    An attribute that is invisible in either outfit does not count: a plain shirt and a striped one
+    differ in the pattern, but not in the second colour.
+
+    >>> differences(np.array([1, 2, NOTHING]), np.array([[1, 3, 4], [1, 2, NOTHING]]))
+    array([1, 0])
     """
     both_show = (one != NOTHING) & (others != NOTHING)
     return ((one != others) & both_show).sum(axis=1)
 
 
 def draw_people(seed: int, count: int) -> list[Person]:
-    """Draws `count` people, any two of whom differ in at least `MIN_DIFFERENCES` attributes."""
+    """Draw ``count`` people, any two of whom differ in at least ``MIN_DIFFERENCES`` attributes."""
     rng = random_stream(seed, Stream.PEOPLE)
     taken = np.empty((count, len(dataclasses.fields(Attributes))), np.int8)
     people: list[Person] = []

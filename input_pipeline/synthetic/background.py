@@ -1,10 +1,11 @@
-"""Each camera's place: one large canvas, from which every image crops its background."""
+"""Each camera's surroundings: a large canvas, from which each image crops its background."""
 
 import functools
 from collections.abc import Callable
 
 import cv2
 import numpy as np
+from jaxtyping import Float32, UInt8
 
 from input_pipeline.synthetic import props
 from input_pipeline.synthetic.attributes import Color, draw_person, tone
@@ -18,7 +19,7 @@ from input_pipeline.synthetic.skeleton import draw_gait
 # Canvas size in image widths and heights; the ground meets the wall at this share of the height.
 WIDTHS, HEIGHTS, HORIZON = 14, 2, 0.42
 
-# What the ground and the wall behind it are made of, one pair a camera, with their colours.
+# The materials and colours of the ground and of the wall behind it, one pair per camera.
 PLACES: tuple[tuple[str, Color, str, Color], ...] = (
     ("paving", (150, 142, 130), "facade", (182, 166, 140)),
     ("grass", (92, 116, 62), "hedge", (56, 84, 48)),
@@ -35,7 +36,7 @@ _ON_THE_WALL = (props.poster, props.poster, props.door)
 def _mottle(
     rng: np.random.Generator, height: int, width: int, cell: int, amount: float
 ) -> np.ndarray:
-    """Smooth random brightness (height, width, 1), grey levels, in three octaves from `cell`."""
+    """Smooth random brightness (height, width, 1), grey levels, in three octaves from ``cell``."""
     total = np.zeros((height, width), np.float32)
     for octave in range(3):
         size = max(cell >> octave, 1)
@@ -47,7 +48,7 @@ def _mottle(
 
 
 def _slabs(canvas: np.ndarray, horizon: int, unit: int, color: Color) -> None:
-    """Joints between slabs; rows grow towards the camera."""
+    """Joints between slabs, in rows that grow towards the camera."""
     height, width = canvas.shape[:2]
     y, line = float(horizon), max(1, unit // 24)
     while y < height:
@@ -128,7 +129,7 @@ def _furnish_wall(sprite: Sprite, size: float, light: float, rng: np.random.Gene
 def _furnish_ground(
     sprite: Sprite, size: float, camera: Camera, people: int, rng: np.random.Generator
 ) -> None:
-    """Street furniture and distant people, drawn from far to near and growing on the way."""
+    """Street furniture and distant people, drawn from far to near, the near ones larger."""
     height, width = sprite.alpha.shape
     things = 2 * WIDTHS
     is_person = rng.permutation(things + people) < people
@@ -150,7 +151,7 @@ def _draw_passer_by(
     camera: Camera,
     rng: np.random.Generator,
 ) -> None:
-    """Somebody far behind, drawn in place on (height, width, 3) uint8."""
+    """Draw a distant person, in place on (height, width, 3) uint8."""
     left, right = max(0, int(x - 0.5 * size)), min(surface.shape[1], int(x + 0.5 * size) + 1)
     layer = new_layer(surface.shape[0], right - left)
     feet = x - left, base
@@ -162,15 +163,15 @@ def _draw_passer_by(
 
 
 @functools.cache
-def canvas(preset: Preset, camera: int) -> np.ndarray:
-    """The place that a camera sees: (2·height, 14·width, 3) uint8 at the image's resolution."""
+def canvas(preset: Preset, camera: int) -> UInt8[np.ndarray, "canvas_height canvas_width 3"]:
+    """The surroundings of a camera: (2·height, 14·width, 3) at the image's resolution."""
     rng = random_stream(preset.seed, Stream.CAMERA, camera)
     height, width = HEIGHTS * preset.image_shape[0], WIDTHS * preset.image_shape[1]
     unit, horizon = preset.image_shape[1], int(HORIZON * height)
     size, eye = 0.8 * preset.image_shape[0], cameras(preset)[camera]
     ground, ground_color, wall, wall_color = PLACES[camera % len(PLACES)]
 
-    # Props are drawn straight onto the surface: nobody asks what they cover here.
+    # Props are drawn directly onto the surface: what they cover does not matter here.
     sprite = Sprite.empty(height, width)
     sprite.color[:horizon], sprite.color[horizon:] = wall_color, ground_color
     for name, color in ((ground, ground_color), (wall, wall_color)):
@@ -185,8 +186,12 @@ def canvas(preset: Preset, camera: int) -> np.ndarray:
     return np.clip(np.rint(sprite.color + texture), 0, 255).astype(np.uint8)
 
 
-def crop(place: np.ndarray, image_shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """A random window of a canvas: (3, height, width) float32 at the supersampled size."""
+def crop(
+    place: UInt8[np.ndarray, "canvas_height canvas_width 3"],
+    image_shape: tuple[int, int],
+    rng: np.random.Generator,
+) -> Float32[np.ndarray, "3 height width"]:
+    """A random window of a canvas, at the supersampled size."""
     height, width = image_shape
     zoom = rng.uniform(0.8, 1.2)
     rows, columns = round(height * zoom), round(width * zoom)

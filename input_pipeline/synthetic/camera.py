@@ -1,10 +1,11 @@
-"""Six cameras: how each sees colour, light and noise, and how it compresses."""
+"""The cameras: their colours, light, noise and compression."""
 
 import dataclasses
 import functools
 
 import cv2
 import numpy as np
+from jaxtyping import Float32
 
 from input_pipeline.synthetic.layer import SUPERSAMPLING
 from input_pipeline.synthetic.settings import Preset, Stream, random_stream
@@ -12,7 +13,7 @@ from input_pipeline.synthetic.settings import Preset, Stream, random_stream
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-    """One camera. Units as in `SceneConfig`; `light` is -1 (from the left) to 1."""
+    """One camera. Units as in ``SceneConfig``; ``light`` is -1 (from the left) to 1."""
 
     gain: tuple[float, float, float]
     contrast: float
@@ -28,8 +29,8 @@ class Camera:
 def cameras(preset: Preset) -> tuple[Camera, ...]:
     """The cameras of a data set.
 
-    Each quantity is spread evenly over its range and dealt to the cameras in random order, so that
-    six draws never happen to be alike.
+    The values of each quantity are spread evenly over its range and assigned to the cameras in
+    random order, so that no two cameras are alike.
     """
     rng = random_stream(preset.seed, Stream.CAMERA)
 
@@ -49,14 +50,19 @@ def cameras(preset: Preset) -> tuple[Camera, ...]:
     )
 
 
-def shoot(scene: np.ndarray, camera: Camera, rng: np.random.Generator, exposure: float) -> bytes:
-    """Takes the picture: averages down, then lens, colour, light, noise and compression.
+def shoot(
+    scene: Float32[np.ndarray, "3 height width"],
+    camera: Camera,
+    rng: np.random.Generator,
+    exposure: float,
+) -> bytes:
+    """Take the picture: downsampling, then lens, colour, light, noise and compression.
 
     Args:
-        scene: (3, height, width) float32 at `SUPERSAMPLING` times the image's size, 0..255.
-        camera: what takes it.
+        scene: (3, height, width) float32 at ``SUPERSAMPLING`` times the image's size, 0..255.
+        camera: the camera that takes it.
         rng: for the sensor noise.
-        exposure: brightness offset of this very image, grey levels.
+        exposure: brightness offset of this image, grey levels.
 
     Returns:
         The JPEG file of the image.

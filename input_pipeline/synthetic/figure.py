@@ -1,9 +1,10 @@
-"""Dresses a projected skeleton: one solid for each part of the body, nearest drawn last."""
+"""Dress a projected skeleton: one solid per part of the body, the nearest drawn last."""
 
 import dataclasses
 from math import cos, hypot, pi, sin
 
 import numpy as np
+from jaxtyping import Float32
 
 from input_pipeline.synthetic import attributes as palette
 from input_pipeline.synthetic.attributes import Attributes, Color, Person
@@ -21,7 +22,7 @@ _CLOTH_FOLDS = 0.055
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A person at a moment and at a place in a picture, ready to be drawn.
+    """A person at one moment and place in a picture, ready to be drawn.
 
     Attributes:
         person: the identity and build.
@@ -45,7 +46,7 @@ class Figure:
 def pose_figure(
     person: Person, gait: Gait, pitch: float, height: float, origin: tuple[float, float]
 ) -> Figure:
-    """Places a person: `height` in pixels, `origin` = the ground point below the pelvis."""
+    """Place a person: ``height`` in pixels, ``origin`` is the ground point below the pelvis."""
     points = project(body_points(gait, person.shoulders), gait.yaw, pitch, height, origin)
     return Figure(person, gait, points, height)
 
@@ -68,10 +69,10 @@ def _around(across: np.ndarray, yaw: float) -> np.ndarray:
 def _garment_pattern(
     pattern: str, along: np.ndarray, around: np.ndarray, *, trunk: bool
 ) -> np.ndarray | None:
-    """Where the second colour shows, (h, w) bool; `None` for nowhere.
+    """Where the second colour shows, (h, w) bool; ``None`` for nowhere.
 
     Args:
-        pattern: one of `PATTERNS`.
+        pattern: one of ``PATTERNS``.
         along: 0 at the neck or shoulder, 1 at the hem or wrist.
         around: angle about the body.
         trunk: the trunk, or a part of a sleeve.
@@ -83,7 +84,7 @@ def _garment_pattern(
     if pattern == "two_tone" and trunk:
         return along > 0.55
     if pattern == "print" and trunk:
-        # On the chest and on the back, or half of the views would not show it.
+        # On both chest and back, or half of the views would not show it.
         beside = np.abs(np.abs(around) - np.float32(pi / 2))
         return (beside > 0.85) & (along > 0.28) & (along < 0.60)
     return None
@@ -94,7 +95,7 @@ def garment(outfit: Attributes, yaw: float, *, trunk: bool) -> Paint:
 
     Args:
         outfit: colours and pattern.
-        yaw: heading, so that the front of the pattern turns with the body.
+        yaw: heading, so that the pattern turns with the body.
         trunk: the trunk (with neckline, print and the straps of a backpack) or a sleeve.
     """
     first, second = (_rgb(palette.CLOTHES[i]) for i in (outfit.upper_color, outfit.second_color))
@@ -167,7 +168,7 @@ def _arm(figure: Figure, side: str) -> list[Solid]:
     skin = flat(palette.SKIN[outfit.skin])
     cloth = garment(outfit, figure.gait.yaw, trunk=False)
     long = palette.SLEEVES[outfit.sleeves] == "long"
-    # An arm is before the trunk or behind it as a whole.
+    # The whole arm is either in front of the trunk or behind it.
     far = shoulder[2] < points["chest"][2] - 0.01 * h
     depth = points["chest"][2] + (-1.0 if far else 1.0) * h
     shade = 0.82 if far else 0.97
@@ -245,7 +246,7 @@ def _head(figure: Figure) -> list[Solid]:
 
 
 def _eyes(figure: Figure) -> list[Solid]:
-    """Two dark dots, where the eyes are turned to the camera."""
+    """Dark dots for the eyes that face the camera."""
     h, points = figure.height, figure.points
     dark = flat(palette.tone(palette.SKIN[figure.person.attributes.skin], 0.4))
     dots = []
@@ -308,7 +309,7 @@ def _solids(figure: Figure) -> list[Solid]:
     return solids
 
 
-def draw_figure(layer: np.ndarray, figure: Figure, light: float) -> None:
-    """Draws a dressed person onto `layer` (4, height, width), in place."""
+def draw_figure(layer: Float32[np.ndarray, "4 height width"], figure: Figure, light: float) -> None:
+    """Draw a dressed person onto ``layer``, in place."""
     for solid in sorted(_solids(figure), key=lambda solid: solid.depth):
         draw(layer, solid, light)

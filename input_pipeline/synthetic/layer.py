@@ -1,7 +1,7 @@
 """A transparent picture to draw on, and the one primitive that bodies are made of.
 
-Pictures are planar, (channels, height, width), and drawn at `SUPERSAMPLING` times the resolution of
-the stored image; the camera averages them down.
+Pictures are planar, (channels, height, width), and drawn at ``SUPERSAMPLING`` times the resolution
+of the stored image; the camera downsamples them.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from math import hypot
 
 import numpy as np
+from jaxtyping import Float, Float32
 
 SUPERSAMPLING = 2
 
@@ -19,13 +20,16 @@ _STEPS = 64  # resolution of a profile
 _EVENLY = np.linspace(0.0, 1.0, _STEPS)
 
 
-def new_layer(height: int, width: int) -> np.ndarray:
-    """An empty layer (4, height, width), float32: premultiplied colour in 0..255, alpha in 0..1."""
+def new_layer(height: int, width: int) -> Float32[np.ndarray, "4 {height} {width}"]:
+    """An empty layer: premultiplied colour in 0..255, alpha in 0..1."""
     return np.zeros((4, height, width), np.float32)
 
 
-def over(below: np.ndarray, layer: np.ndarray) -> None:
-    """Lays `layer` (4, h, w) over `below` (3 or 4, h, w), in place."""
+def over(
+    below: Float32[np.ndarray, "channels height width"],
+    layer: Float32[np.ndarray, "4 height width"],
+) -> None:
+    """Composite ``layer`` over ``below``, which has 3 or 4 channels, in place."""
     below *= 1.0 - layer[3]
     below += layer[: len(below)]
 
@@ -37,37 +41,37 @@ class Solid:
     Attributes:
         start: (x, y) of one end of the axis, pixels; the upper end of a standing body part.
         end: (x, y) of the other end.
-        profile: (64,) half-widths in pixels, evenly spaced from `start` to `end`.
+        profile: (64,) half-widths in pixels, evenly spaced from ``start`` to ``end``.
         paint: colour by position along the axis and across it.
         depth: towards the camera; nearer solids are drawn later.
         shade: brightness factor of the whole solid.
         folds: depth of the folds of cloth, as a brightness fraction.
     """
 
-    start: np.ndarray
-    end: np.ndarray
-    profile: np.ndarray
+    start: Float[np.ndarray, "2"]
+    end: Float[np.ndarray, "2"]
+    profile: Float[np.ndarray, "64"]
     paint: Paint
     depth: float
     shade: float = 1.0
     folds: float = 0.0
 
 
-def profile(at: tuple[float, ...], widths: tuple[float, ...]) -> np.ndarray:
-    """Half-widths (64,) that run linearly between the given positions in 0..1."""
+def profile(at: tuple[float, ...], widths: tuple[float, ...]) -> Float[np.ndarray, "64"]:
+    """Half-widths interpolated linearly between the given positions in 0..1."""
     return np.interp(_EVENLY, at, widths)
 
 
 def limb(
-    start: np.ndarray,
-    end: np.ndarray,
+    start: Float[np.ndarray, " coordinates"],
+    end: Float[np.ndarray, " coordinates"],
     radii: tuple[float, ...],
     paint: Paint,
     depth: float,
     shade: float = 1.0,
     folds: float = 0.0,
 ) -> Solid:
-    """A limb with round ends: `radii` in pixels, evenly spaced from `start` to `end`."""
+    """A limb with round ends: ``radii`` in pixels, evenly spaced from ``start`` to ``end``."""
     start, end = start[:2], end[:2]
     length = max(hypot(*(end - start)), 1e-3)
     axis = (end - start) / length
@@ -79,13 +83,13 @@ def limb(
     return Solid(start, end, widths, paint, depth, shade, folds)
 
 
-def draw(layer: np.ndarray, solid: Solid, light: float) -> None:
-    """Draws one solid, anti-aliased and shaded like a column lit from the side.
+def draw(layer: Float32[np.ndarray, "4 height width"], solid: Solid, light: float) -> None:
+    """Draw one solid, anti-aliased and shaded like a column lit from the side.
 
     Args:
         layer: (4, height, width), changed in place.
-        solid: what to draw; parts outside the layer are cut off.
-        light: where the light comes from, -1 (left) to 1 (right).
+        solid: the solid; parts outside the layer are cut off.
+        light: direction of the light, -1 (left) to 1 (right).
     """
     (x0, y0), (x1, y1) = solid.start.tolist(), solid.end.tolist()
     reach = float(solid.profile.max()) + 1.0

@@ -1,10 +1,11 @@
-"""Puts something between the camera and the person so that it hides a given share of the body."""
+"""Put an object between the camera and the person that hides a given share of the body."""
 
 import dataclasses
 from collections.abc import Callable
 
 import cv2
 import numpy as np
+from jaxtyping import Bool, Float32
 
 from input_pipeline.synthetic import props
 from input_pipeline.synthetic.attributes import draw_person, tone
@@ -14,22 +15,22 @@ from input_pipeline.synthetic.props import Sprite, any_color
 from input_pipeline.synthetic.settings import SceneConfig
 from input_pipeline.synthetic.skeleton import draw_gait
 
-_KINDS_TRIED, _PLACES_TRIED = 6, 8  # before the sure way is taken
+_KINDS_TRIED, _PLACES_TRIED = 6, 8  # before falling back to a wall
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What the occluder has to hide.
+    """The person that the occluder has to hide.
 
     Attributes:
         body: (height, width) bool at the supersampled size, true on the body.
-        ground: y of the ground below the person; may lie outside.
+        ground: y of the ground below the person; may be outside the picture.
         height: pixels per body height.
         pitch: the camera's, degrees.
         light: the camera's.
     """
 
-    body: np.ndarray
+    body: Bool[np.ndarray, "height width"]
     ground: float
     height: float
     pitch: float
@@ -40,7 +41,7 @@ Occluder = Callable[[Target, float, np.random.Generator], np.ndarray]
 
 
 def _panel(target: Target, x: float, rng: np.random.Generator) -> np.ndarray:
-    """A wall or a door frame that hides all on one side of a nearly upright edge at `x`."""
+    """A wall or door frame that hides everything on one side of a nearly upright edge at ``x``."""
     height, width = target.body.shape
     sprite = Sprite.empty(height, width)
     tint = any_color(rng) if rng.random() < 0.6 else (150, 140, 126)
@@ -55,7 +56,7 @@ def _panel(target: Target, x: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def _pedestrian(target: Target, x: float, rng: np.random.Generator) -> np.ndarray:
-    """Somebody else, nearer to the camera, dressed from the same palettes."""
+    """Another person, nearer to the camera, dressed from the same palettes."""
     layer = new_layer(*target.body.shape)
     tall = target.height * rng.uniform(0.9, 1.15)
     feet = x, target.ground + rng.uniform(0.03, 0.3) * target.height
@@ -65,7 +66,7 @@ def _pedestrian(target: Target, x: float, rng: np.random.Generator) -> np.ndarra
 
 
 def _one_of(*choice: props.Prop) -> Occluder:
-    """A prop that stands a step nearer to the camera than the person."""
+    """A prop one step nearer to the camera than the person."""
 
     def occluder(target: Target, x: float, rng: np.random.Generator) -> np.ndarray:
         sprite = Sprite.empty(*target.body.shape)
@@ -77,7 +78,7 @@ def _one_of(*choice: props.Prop) -> Occluder:
     return occluder
 
 
-# Each kind with how far its axis may lie beside the person's outline, in body heights.
+# Each kind with the maximum distance of its axis from the person's outline, in body heights.
 KINDS: dict[str, tuple[Occluder, float]] = {
     "box": (_one_of(props.box, props.litter_bin), 0.2),
     "pole": (_one_of(props.pole), 0.0),
@@ -88,21 +89,29 @@ KINDS: dict[str, tuple[Occluder, float]] = {
 }
 
 
-def hidden_share(body: np.ndarray, hidden: np.ndarray) -> float:
-    """Share of the `body` (h, w) bool that lies in `hidden` (h, w) bool; 0 for no body at all."""
+def hidden_share(
+    body: Bool[np.ndarray, "height width"], hidden: Bool[np.ndarray, "height width"]
+) -> float:
+    """The share of the body that is hidden; 0 if there is no body.
+
+    >>> hidden_share(np.array([[True, True, False]]), np.array([[True, False, True]]))
+    0.5
+    """
     area = cv2.countNonZero(body.view(np.uint8))
     return cv2.countNonZero((body & hidden).view(np.uint8)) / area if area else 0.0
 
 
-def draw_occluder(target: Target, scene: SceneConfig, rng: np.random.Generator) -> np.ndarray:
-    """A layer (4, h, w) that hides a share of the target within `scene.cover`.
+def draw_occluder(
+    target: Target, scene: SceneConfig, rng: np.random.Generator
+) -> Float32[np.ndarray, "4 height width"]:
+    """A layer that hides a share of the target within ``scene.cover``.
 
-    Kinds of occluders, sizes and places are tried at random; if none fits (a person of whom the
-    box shows little), a wall is pushed in from the side as far as it takes.
+    Kinds, sizes and places of occluders are tried at random. If none fits (because the box shows
+    little of the person), a wall is moved in from the side as far as necessary.
 
     Args:
-        target: whom to hide.
-        scene: how much to hide, and how often by what.
+        target: the person to hide.
+        scene: the share to hide, and the frequencies of the kinds.
         rng: this image's stream.
     """
     weights = np.array([getattr(scene, f"{kind}_weight") for kind in KINDS])
@@ -120,7 +129,7 @@ def draw_occluder(target: Target, scene: SceneConfig, rng: np.random.Generator) 
 
 
 def _wall_from_the_left(target: Target, share: float, rng: np.random.Generator) -> np.ndarray:
-    """A wall whose upright edge leaves `share` of the body hidden, to within a column."""
+    """A wall whose upright edge hides ``share`` of the body, to within a column."""
     height, width = target.body.shape
     filled = np.cumsum(target.body.sum(axis=0))
     edge = int(np.searchsorted(filled, share * filled[-1])) + 1

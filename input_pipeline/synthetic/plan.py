@@ -1,4 +1,4 @@
-"""Which pictures a data set has: who, seen by which camera, occluded or not."""
+"""The pictures of a data set: which person, which camera, occluded or not."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ class Shot:
     """One picture to take.
 
     Attributes:
-        split: one of `SPLITS`.
+        split: one of ``SPLITS``.
         index: position in the split.
         person: index into the people of the data set; also the identity label.
         camera: 0-based camera.
-        occluded: whether something stands in front.
+        occluded: whether something is in front of the person.
         filename: as in Market-1501: identity, 1-based camera, running number.
     """
 
@@ -32,13 +32,13 @@ class Shot:
 
 
 def _cameras_of(preset: Preset, person: int) -> np.ndarray:
-    """The cameras that see a person, in the order in which they do."""
+    """The cameras that see a person, in order of appearance."""
     rng = random_stream(preset.seed, Stream.PLAN, len(SPLITS), person)
     return rng.permutation(preset.cameras)[: preset.cameras_per_identity]
 
 
 def _occluded(preset: Preset, split: str, count: int) -> np.ndarray:
-    """Which pictures of a split are occluded, (count,) bool: an exact number of them."""
+    """Which pictures of a split are occluded, (count,) bool; their number is exact."""
     shares = {
         "train": preset.scene.train_occluded,
         "query": 1.0,
@@ -52,8 +52,8 @@ def _occluded(preset: Preset, split: str, count: int) -> np.ndarray:
 def plan_split(preset: Preset, split: str) -> list[Shot]:
     """All pictures of a split, grouped by person.
 
-    Pictures are spread evenly over people, and a person's over their cameras in turn. So a person
-    with at least two gallery pictures stands in the gallery under a second camera.
+    Pictures are spread evenly over people, and a person's pictures over their cameras in turn. So a
+    person with two or more gallery pictures is in the gallery under at least two cameras.
     """
     first_test = preset.train_identities
     persons, images = {
@@ -82,6 +82,10 @@ def plan_split(preset: Preset, split: str) -> list[Shot]:
 
 
 def _evenly(persons: Sequence[int], images: int) -> list[int]:
-    """`images` entries, each person in a row, their numbers differing by at most one."""
+    """``images`` entries grouped by person, with numbers that differ by at most one.
+
+    >>> _evenly([7, 8], 5)
+    [7, 7, 7, 8, 8]
+    """
     each, more = divmod(images, len(persons))
     return [p for i, p in enumerate(persons) for _ in range(each + (i < more))]

@@ -1,4 +1,4 @@
-"""Renders a split on all cores; what comes out does not depend on how many there are."""
+"""Render a split on all cores; the result does not depend on their number."""
 
 import functools
 import multiprocessing
@@ -16,7 +16,7 @@ from input_pipeline.synthetic.plan import Shot, plan_split
 from input_pipeline.synthetic.render import render
 from input_pipeline.synthetic.settings import Preset
 
-# Below this many pixels starting processes costs more than it saves.
+# Below this number of pixels, starting processes costs more than it saves.
 _WORTH_A_PROCESS = 2_000_000
 _CHUNK = 16
 
@@ -35,14 +35,14 @@ def render_example(preset: Preset, shot: Shot) -> dict[str, Any]:
 
 
 def _begin_worker() -> None:
-    """Readies a process: one thread for OpenCV, and no life of its own beyond its parent's."""
+    """Prepare a worker: it uses one OpenCV thread, and ends with its parent."""
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends the processes
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and ends the workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Waits for the parent's end, even by SIGKILL, of which the pool would not tell its workers."""
+    """Wait for the parent's end; after SIGKILL, the pool would not notify its workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -50,15 +50,15 @@ def _end_with_parent() -> None:
 
 
 class Renderer:
-    """Renders the splits of a data set with processes that are started once, when first needed.
+    """Renders the splits of a data set, with processes that are started once, when first needed.
 
-    Used as a context manager, or closed by `close`.
+    Use it as a context manager, or call ``close``.
     """
 
     def __init__(self, preset: Preset, processes: int | None = None) -> None:
-        """Takes the data set and the number of processes: by default, all cores.
+        """Take the data set and the number of processes; the default is one per core.
 
-        With one process, or for a small split, the calling process renders by itself.
+        With one process, or for a small split, the calling process does the rendering.
         """
         self._preset = preset
         self._processes = processes
@@ -69,17 +69,17 @@ class Renderer:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Ends the processes."""
+        """End the processes."""
         self.close()
 
     def close(self) -> None:
-        """Ends the processes, without waiting for work that nobody asks for any more."""
+        """End the processes and cancel unfinished work."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
     def split(self, name: str) -> Iterator[dict[str, Any]]:
-        """Yields all examples of a split, in the plan's order, whatever the processes do."""
+        """Yield all examples of a split, in the plan's order."""
         shots = plan_split(self._preset, name)
         one = functools.partial(render_example, self._preset)
         if self._count(len(shots)) == 1:

@@ -1,16 +1,17 @@
-"""A contact sheet: people in rows, each picture with its skeleton and its part maps beside it."""
+"""A contact sheet: one person per row, each picture beside its skeleton and part maps."""
 
 import itertools
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 
 from input_pipeline import drawing
 from input_pipeline.synthetic.plan import Shot, plan_split
 from input_pipeline.synthetic.render import render
 from input_pipeline.synthetic.settings import Preset
 
-_TILE_ROWS = 192  # every picture is enlarged or reduced to this height
+_TILE_ROWS = 192  # height of every picture
 _GAP, _CAPTION = 4, 16
 _PAPER = 250
 
@@ -34,14 +35,16 @@ def _tile(preset: Preset, shot: Shot) -> np.ndarray:
     return cv2.copyMakeBorder(tile, 0, 0, 0, _GAP, cv2.BORDER_CONSTANT, value=(_PAPER,) * 3)
 
 
-def contact_sheet(preset: Preset, split: str, people: int, images: int) -> np.ndarray:
-    """Draws the sheet.
+def contact_sheet(
+    preset: Preset, split: str, people: int, images: int
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Draw the sheet.
 
     Args:
         preset: the data set.
-        split: one of `plan.SPLITS`.
-        people: rows: how many identities.
-        images: columns: how many pictures of each, at most.
+        split: one of ``plan.SPLITS``.
+        people: number of rows, one per identity.
+        images: number of columns, the most pictures of each identity.
 
     Returns:
         (height, width, 3) uint8, red-green-blue.
@@ -56,7 +59,7 @@ def contact_sheet(preset: Preset, split: str, people: int, images: int) -> np.nd
 
 
 def save_contact_sheet(path: str, preset: Preset, split: str, people: int, images: int) -> None:
-    """Writes the sheet as a picture file; the name's ending decides the format.
+    """Write the sheet as a picture file, in the format of the name's suffix.
 
     Raises:
         OSError: the file cannot be written.

@@ -1,7 +1,7 @@
-"""Things of the street, drawn with OpenCV: in the background, or in front of somebody.
+"""Street objects, drawn with OpenCV in the background or in front of a person.
 
-Every prop is a function `(sprite, x, base, size, light, rng)`: where it stands on the ground, how
-many pixels a body height is there, and where the light comes from (-1 left, 1 right).
+Every prop is a function ``(sprite, x, base, size, light, rng)``. It takes the place on the ground
+in pixels, the body height there in pixels, and the direction of the light (-1 left, 1 right).
 """
 
 import dataclasses
@@ -9,36 +9,37 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
+from jaxtyping import Float32, UInt8
 
 from input_pipeline.synthetic.attributes import CLOTHES, Color, tone
 
 
 @dataclasses.dataclass(frozen=True)
 class Sprite:
-    """Something to draw on: `color` (h, w, 3) and `alpha` (h, w), both uint8, drawn alike."""
+    """A picture to draw on; every shape is drawn into both its colour and its alpha."""
 
-    color: np.ndarray
-    alpha: np.ndarray
+    color: UInt8[np.ndarray, "height width 3"]
+    alpha: UInt8[np.ndarray, "height width"]
 
     @classmethod
     def empty(cls, height: int, width: int) -> "Sprite":
-        """A sprite on which nothing is drawn yet."""
+        """An empty sprite."""
         return cls(np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.uint8))
 
     def polygon(self, points: list[tuple[float, float]], tint: Color) -> None:
-        """Fills a polygon given by (x, y) in pixels."""
+        """Fill a polygon given by (x, y) in pixels."""
         corners = np.rint(np.array(points) * 16).astype(np.int32)
         cv2.fillPoly(self.color, [corners], tint, cv2.LINE_AA, 4)
         cv2.fillPoly(self.alpha, [corners], 255, cv2.LINE_AA, 4)
 
     def rectangle(self, left: float, top: float, right: float, bottom: float, tint: Color) -> None:
-        """Fills an upright rectangle."""
+        """Fill an upright rectangle."""
         self.polygon([(left, top), (right, top), (right, bottom), (left, bottom)], tint)
 
     def ellipse(
         self, at: tuple[float, float], axes: tuple[float, float], tint: Color, turn: float = 0.0
     ) -> None:
-        """Fills an ellipse with half-axes in pixels, turned by degrees."""
+        """Fill an ellipse with half-axes in pixels, rotated by ``turn`` degrees."""
         center = round(at[0] * 16), round(at[1] * 16)
         size = max(round(axes[0] * 16), 8), max(round(axes[1] * 16), 8)
         for plane, value in ((self.color, tint), (self.alpha, 255)):
@@ -47,12 +48,14 @@ class Sprite:
     def line(
         self, start: tuple[float, float], end: tuple[float, float], width: float, tint: Color
     ) -> None:
-        """Draws a line on what is there already: a seam, a joint; it covers nothing by itself."""
+        """Draw a line, such as a seam, on existing shapes; it covers nothing by itself."""
         first, last = ((round(x * 16), round(y * 16)) for x, y in (start, end))
         cv2.line(self.color, first, last, tint, max(1, round(width)), cv2.LINE_AA, 4)
 
-    def layer(self, rng: np.random.Generator, grain: float = 5.0) -> np.ndarray:
-        """The sprite as a layer (4, h, w), with `grain` grey levels of texture."""
+    def layer(
+        self, rng: np.random.Generator, grain: float = 5.0
+    ) -> Float32[np.ndarray, "4 height width"]:
+        """The sprite as a layer, with ``grain`` grey levels of texture."""
         cover = self.alpha.astype(np.float32) / 255
         texture = np.float32(grain) * rng.standard_normal(self.alpha.shape, np.float32)
         planes = [np.clip(plane + texture, 0, 255) * cover for plane in cv2.split(self.color)]
@@ -63,14 +66,14 @@ Prop = Callable[[Sprite, float, float, float, float, np.random.Generator], None]
 
 
 def any_color(rng: np.random.Generator) -> Color:
-    """A clothing colour, a little faded: what people wear must not stand out by itself."""
+    """A slightly faded clothing colour, so that clothes do not stand out by their colour."""
     return tone(CLOTHES[int(rng.integers(len(CLOTHES)))], rng.uniform(0.75, 1.02))
 
 
 def box(
     sprite: Sprite, x: float, base: float, size: float, light: float, rng: np.random.Generator
 ) -> None:
-    """A crate, a counter or a low wall, seen a little from above."""
+    """A crate, a counter or a low wall, seen slightly from above."""
     tint = any_color(rng)
     half, tall, lid = rng.uniform(0.14, 0.45) * size, rng.uniform(0.28, 0.62) * size, 0.05 * size
     left, right, top = x - half, x + half, base - tall
@@ -101,7 +104,7 @@ def litter_bin(
 def pole(
     sprite: Sprite, x: float, base: float, size: float, light: float, rng: np.random.Generator
 ) -> None:
-    """A pillar, a lamp post or a trunk that leaves the picture at the top."""
+    """A pillar, a lamp post or a tree trunk that reaches the top of the picture."""
     half = rng.uniform(0.04, 0.13) * size
     tint: Color = any_color(rng) if rng.random() < 0.4 else (112, 100, 88)
     for n in np.linspace(-1, 1, 13)[:-1]:
@@ -142,7 +145,7 @@ def bush(
 def branches(
     sprite: Sprite, x: float, base: float, size: float, light: float, rng: np.random.Generator
 ) -> None:
-    """Leaves that hang before the head and the shoulders of somebody standing at `base`."""
+    """Leaves that hang in front of the head and shoulders of a person at ``base``."""
     wide, tall = rng.uniform(0.18, 0.32) * size, rng.uniform(0.14, 0.26) * size
     _leaves(sprite, x, base - rng.uniform(0.75, 1.0) * size, (wide, tall), size, rng)
 
@@ -190,7 +193,7 @@ def bench(
 def poster(
     sprite: Sprite, x: float, base: float, size: float, light: float, rng: np.random.Generator
 ) -> None:
-    """A framed poster or a notice on a wall; `base` is its lower edge."""
+    """A framed poster or a notice on a wall; ``base`` is its lower edge."""
     half, tall = rng.uniform(0.08, 0.28) * size, rng.uniform(0.2, 0.5) * size
     ground, ink = any_color(rng), any_color(rng)
     edge = 0.02 * size

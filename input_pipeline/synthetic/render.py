@@ -1,10 +1,11 @@
-"""One example from one line of the plan: the picture, the pose in it, and how much is hidden."""
+"""One example of the plan: its picture, its pose, and its hidden share."""
 
 import dataclasses
 import functools
 
 import cv2
 import numpy as np
+from jaxtyping import Bool, Float32
 
 from input_pipeline.keypoints import JOINTS
 from input_pipeline.synthetic import background
@@ -17,28 +18,28 @@ from input_pipeline.synthetic.plan import SPLITS, Shot
 from input_pipeline.synthetic.settings import KeypointNoise, Preset, Stream, random_stream
 from input_pipeline.synthetic.skeleton import draw_gait, faces_camera
 
-# Confidences: of joints that are seen, and of those behind something or turned away.
+# Ranges of confidence: of visible joints, and of joints that are hidden or turned away.
 HIDDEN_BELOW = 0.2
 _SEEN, _HIDDEN = (0.75, 1.0), (0.02, 0.15)
 
 
 @dataclasses.dataclass(frozen=True)
 class Render:
-    """A finished picture with everything that is known about it.
+    """A finished picture and its annotations.
 
     Attributes:
         jpeg: the JPEG file.
         keypoints: (17, 3) float32: x, y in pixels of the stored image, confidence in [0, 1].
         occlusion: share of the body inside the image that is hidden, in [0, 1].
         body: (h, w) bool at the supersampled size, true on the body, hidden or not.
-        hidden: (h, w) bool at the supersampled size, where something stands before the body.
+        hidden: (h, w) bool at the supersampled size, true where something covers the picture.
     """
 
     jpeg: bytes
-    keypoints: np.ndarray
+    keypoints: Float32[np.ndarray, "17 3"]
     occlusion: float
-    body: np.ndarray
-    hidden: np.ndarray
+    body: Bool[np.ndarray, "height width"]
+    hidden: Bool[np.ndarray, "height width"]
 
 
 @functools.cache
@@ -49,7 +50,7 @@ def people(preset: Preset) -> tuple[Person, ...]:
 
 
 def _place(person: Person, preset: Preset, pitch: float, rng: np.random.Generator) -> Figure:
-    """Puts a person into the box as a detector would: off-centre, too large or too small."""
+    """Put a person into the box as a detector would: off-centre, too large or too small."""
     scene = preset.scene
     rows, columns = (size * SUPERSAMPLING for size in preset.image_shape)
     height = rng.uniform(*scene.person_height) * rows
@@ -59,7 +60,7 @@ def _place(person: Person, preset: Preset, pitch: float, rng: np.random.Generato
 
 
 def _bystander(target: Figure, preset: Preset, pitch: float, rng: np.random.Generator) -> Figure:
-    """Somebody beside the target and a little farther from the camera."""
+    """A person beside the target, slightly farther from the camera."""
     scene = preset.scene
     height = target.height * rng.uniform(*scene.bystander_height)
     side = rng.choice((-1.0, 1.0)) * rng.uniform(*scene.bystander_offset) * target.height
@@ -82,13 +83,15 @@ def _shade_ground(picture: np.ndarray, figure: Figure) -> None:
     picture[:, low:high] *= 1.0 - 0.45 * shadow
 
 
-def annotate(figure: Figure, hidden: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Keypoints (17, 3) of the stored image: hidden joints low, joints outside the image 0.
+def annotate(
+    figure: Figure, hidden: Bool[np.ndarray, "height width"], rng: np.random.Generator
+) -> Float32[np.ndarray, "17 3"]:
+    """Keypoints of the stored image: low confidence for hidden joints, 0 for those outside.
 
     Args:
         figure: the target, in supersampled pixels.
-        hidden: (h, w) bool, where something stands before the target.
-        rng: for a little variation of the confidences.
+        hidden: (h, w) bool, true where something covers the picture.
+        rng: for slight variations of the confidences.
     """
     points = np.stack([figure.points[name][:2] for name in JOINTS])
     rows, columns = hidden.shape
@@ -103,13 +106,16 @@ def annotate(figure: Figure, hidden: np.ndarray, rng: np.random.Generator) -> np
 
 
 def perturb(
-    keypoints: np.ndarray, noise: KeypointNoise, height: float, rng: np.random.Generator
-) -> np.ndarray:
-    """What an estimator would have said: (17, 3) float32.
+    keypoints: Float32[np.ndarray, "17 3"],
+    noise: KeypointNoise,
+    height: float,
+    rng: np.random.Generator,
+) -> Float32[np.ndarray, "17 3"]:
+    """Keypoints with the errors of an estimator.
 
     Args:
         keypoints: (17, 3), the truth.
-        noise: what it gets wrong.
+        noise: the kinds and rates of errors.
         height: the person's height in pixels of the stored image.
         rng: this image's annotation stream.
     """
@@ -125,11 +131,11 @@ def perturb(
 
 
 def render(preset: Preset, shot: Shot) -> Render:
-    """Draws one picture: a pure function of its arguments, whatever was drawn before.
+    """Draw one picture; a pure function of its arguments.
 
     Args:
         preset: the data set.
-        shot: which picture of it.
+        shot: the picture's entry in the plan.
     """
     key = (SPLITS.index(shot.split), shot.index)
     rng = random_stream(preset.seed, Stream.IMAGE, *key)
@@ -160,8 +166,10 @@ def render(preset: Preset, shot: Shot) -> Render:
     return Render(jpeg, keypoints, occlusion, body, hidden)
 
 
-def _draw_person(picture: np.ndarray, figure: Figure, light: float) -> np.ndarray:
-    """Draws a person with a shadow, in place; returns the body's mask (h, w) bool."""
+def _draw_person(
+    picture: Float32[np.ndarray, "3 height width"], figure: Figure, light: float
+) -> Bool[np.ndarray, "height width"]:
+    """Draw a person with a shadow, in place; returns the body's mask."""
     _shade_ground(picture, figure)
     layer = new_layer(*picture.shape[1:])
     draw_figure(layer, figure, light)

@@ -1,4 +1,4 @@
-"""Every number that decides how large and how hard the data set is."""
+"""All settings of the size and difficulty of the data set."""
 
 import dataclasses
 import enum
@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-# Raised whenever the drawing code changes what comes out: it is part of the data set's version.
+# Increment it whenever the drawing code changes its output; it is part of the data set's version.
 RENDERER_REVISION = 1
 
 Range = tuple[float, float]
@@ -14,19 +14,19 @@ Range = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True)
 class SceneConfig:
-    """How hard the pictures are. Ranges are uniform; sizes are relative, so any resolution works.
+    """The difficulty of the pictures. Ranges are uniform; sizes are relative to the resolution.
 
     Attributes:
         person_height: height of the whole standing person / image height. Above 1 the box cuts.
-        shift_x: the person's centre lies within ± this fraction of the image width off the centre.
-        shift_y: the same vertically, in fractions of the image height.
+        shift_x: largest offset of the person from the image's centre / image width.
+        shift_y: largest vertical offset / image height.
         bystander_probability: share of images with another person beside or behind the target.
         bystander_height: bystander's height / target's height.
-        bystander_offset: distance between the two axes / target's height.
-        background_people: small people far behind, on each camera's canvas of 14 image widths.
+        bystander_offset: distance between bystander and target / target's height.
+        background_people: number of distant people on each camera's canvas of 14 image widths.
         cover: share of the target's visible body that an occluder hides, in an occluded image.
-        train_occluded: share of occluded images in `train`.
-        gallery_occluded: share of occluded images in `gallery`.
+        train_occluded: share of occluded images in ``train``.
+        gallery_occluded: share of occluded images in ``gallery``.
         box_weight: relative frequency of boxes and bins in front of the legs, among occluders.
         pole_weight: the same for poles, pillars and tree trunks.
         bush_weight: the same for bushes below and foliage above.
@@ -71,12 +71,12 @@ class SceneConfig:
 
 @dataclasses.dataclass(frozen=True)
 class KeypointNoise:
-    """What a pose estimator would get wrong. All zero: the exact pose.
+    """The errors of a pose estimator. If all are zero, poses are exact.
 
     Attributes:
         std: standard deviation of each coordinate / the person's height.
         joint_dropout: probability that a joint's confidence is lost (set to 0).
-        hallucination: probability that a hidden joint inside the image is believed to be seen.
+        hallucination: probability that a hidden joint inside the image is taken for visible.
         pose_dropout: probability that an image has no pose at all (all 17 rows are 0).
     """
 
@@ -88,22 +88,22 @@ class KeypointNoise:
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """One complete data set: its size, its seed, and how hard it is.
+    """One complete data set: its size, seed and difficulty.
 
     Attributes:
         image_shape: (height, width) of the stored images, pixels.
-        train_identities: people in `train`; their images number `train_images` in total.
-        train_images: images in `train`, spread evenly over the identities.
-        test_identities: people in `query` and `query_holistic`; none of them is in `train`.
-        query_images: images in `query`, all occluded.
-        query_holistic_images: images in `query_holistic`, none occluded.
-        gallery_identities: people in `gallery`: the test identities and then distractors.
-        gallery_images: images in `gallery`.
-        cameras_per_identity: each person is seen by this many of the cameras.
+        train_identities: people in ``train``; their images number ``train_images`` in total.
+        train_images: images in ``train``, spread evenly over the identities.
+        test_identities: people in ``query`` and ``query_holistic``; none of them is in ``train``.
+        query_images: images in ``query``, all occluded.
+        query_holistic_images: images in ``query_holistic``, none occluded.
+        gallery_identities: people in ``gallery``: the test identities, then distractors.
+        gallery_images: images in ``gallery``.
+        cameras_per_identity: number of cameras that see each person.
         cameras: number of cameras.
-        seed: everything is a function of it.
-        scene: how hard the pictures are.
-        noise: what the pose annotations get wrong.
+        seed: determines everything random.
+        scene: the difficulty of the pictures.
+        noise: the errors of the pose annotations.
     """
 
     image_shape: tuple[int, int]
@@ -121,12 +121,12 @@ class Preset:
     noise: KeypointNoise = KeypointNoise()
 
     def fingerprint(self) -> int:
-        """A number of six digits that changes with any setting or with the drawing code."""
+        """A number of up to six digits that changes with any setting and with the drawing code."""
         return zlib.crc32(f"{RENDERER_REVISION} {self!r}".encode()) % 1_000_000
 
 
 class Stream(enum.IntEnum):
-    """Independent random streams: a draw added to one leaves the others as they were."""
+    """Independent random streams: another draw from one does not change the others."""
 
     PEOPLE = 0
     PLAN = 1

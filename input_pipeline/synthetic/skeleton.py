@@ -8,6 +8,7 @@ import dataclasses
 from math import cos, pi, radians, sin
 
 import numpy as np
+from jaxtyping import Bool
 
 from input_pipeline.keypoints import JOINTS
 
@@ -20,7 +21,7 @@ HIP_HALF, SHOULDER_HALF = 0.058, 0.100
 WAIST_TO_SHOULDER, SHOULDER_TO_NECK, NECK_TO_HEAD = 0.272, 0.044, 0.080
 HEAD_HALF_WIDTH, HEAD_HALF_HEIGHT = 0.050, 0.068
 
-# Where the face's joints sit about the head's centre: (left, forward, up).
+# The face's joints relative to the head's centre: (left, forward, up).
 FACE = {
     "nose": (0.0, 0.056, -0.012),
     "left_eye": (0.021, 0.046, 0.010),
@@ -28,19 +29,19 @@ FACE = {
     "left_ear": (0.049, 0.0, 0.0),
     "right_ear": (-0.049, 0.0, 0.0),
 }
-# A joint of the face is seen until it lies this far behind the head's centre (height fractions).
+# A joint of the face is visible up to this depth behind the head's centre (fraction of height).
 FACE_HORIZON = -0.012
 
 
 @dataclasses.dataclass(frozen=True)
 class Gait:
-    """How somebody moves at this moment. Angles in radians.
+    """A person's movement at one moment. Angles in radians.
 
     Attributes:
         yaw: heading; 0 walks towards the camera, π/2 to the right of the image, π away.
         head_turn: the head's yaw relative to the body's.
         phase: of the walking cycle, 0..2π.
-        stride: largest angle of the thigh; near 0 the person stands.
+        stride: largest angle of the thigh; near 0, the person stands.
         elbow: mean bend of the elbows.
         raised: extra bend and lift of the (left, right) arm: a phone, a coffee, a strap.
     """
@@ -54,7 +55,7 @@ class Gait:
 
 
 def draw_gait(rng: np.random.Generator) -> Gait:
-    """Draws a moment of somebody walking (four times in five) or standing."""
+    """Draw a moment of a person walking (four times in five) or standing."""
     stride = rng.uniform(0.28, 0.5) if rng.random() < 0.8 else rng.uniform(0.02, 0.10)
     raised = [0.0, 0.0]
     if rng.random() < 0.2:
@@ -140,7 +141,7 @@ def project(
     height: float,
     origin: tuple[float, float],
 ) -> dict[str, np.ndarray]:
-    """Projects body-frame points into the image (orthographic, camera looking down by `pitch`).
+    """Project body-frame points into the image (orthographic, camera looking down by ``pitch``).
 
     Args:
         points: name → (3,) in the body frame.
@@ -164,10 +165,10 @@ def project(
     return dict(zip(points, projected, strict=True))
 
 
-def faces_camera(projected: dict[str, np.ndarray], height: float) -> np.ndarray:
-    """Which of the 17 joints are not turned away from the camera, (17,) bool.
+def faces_camera(projected: dict[str, np.ndarray], height: float) -> Bool[np.ndarray, "17"]:
+    """Which of the 17 joints are not turned away from the camera.
 
-    Only joints of the face turn away: estimators place a body joint behind the body all the same.
+    Only joints of the face turn away: estimators place joints behind the body, too.
     """
     head = projected["head"][2]
     depth = np.array([projected[name][2] - head for name in JOINTS])

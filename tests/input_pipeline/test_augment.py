@@ -1,4 +1,4 @@
-"""Images and given part maps go where the geometry says (that joints do too: test_geometry.py)."""
+"""Images and external part maps follow the geometry; for joints see test_geometry.py."""
 
 import dataclasses
 
@@ -75,7 +75,7 @@ def moved(maps, map_shape, *, flip=False, corner=(0, 0), rectangle=(0, 0, 0, 0),
 
 def test_a_shift_by_whole_cells_moves_given_maps_exactly():
     given = np.random.default_rng(0).uniform(0, 1, (8, 4, 8)).astype(np.float32)
-    # Cells of 4 pixels: the cut at (2, 14) of a padding of 10 moves by 8 down and 4 left.
+    # Cells of 4 pixels: the crop at (2, 14) with a padding of 10 moves by 8 down and 4 left.
     result = moved(given, (8, 4), corner=(2, 14), pad=10, shape=(32, 16))
     expected = np.zeros_like(given)
     expected[2:, :3] = given[:-2, 1:]
@@ -94,13 +94,13 @@ def test_given_maps_are_interpolated_between_their_cells():
     np.testing.assert_allclose(finer, [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
 
 
-def test_the_rectangle_takes_what_lies_under_it_in_image_and_maps():
+def test_the_rectangle_erases_image_and_maps():
     shape, rectangle = (16, 8), (3, 1, 12, 7)
     result = moved(np.ones((4, 2, 8), np.float32), shape, rectangle=rectangle, shape=shape)
     expected = np.ones(shape)
     expected[3:12, 1:7] = 0
     np.testing.assert_array_equal(result, np.repeat(expected[..., None], 8, axis=2))
-    # Cells of 4 pixels go by their centres: rows 1.5, 5.5, 9.5, 13.5, columns 1.5, 5.5.
+    # The centres of cells of 4 pixels decide: rows 1.5, 5.5, 9.5, 13.5, columns 1.5, 5.5.
     coarse = augment.inside(tf.constant([rectangle]), (4, 2), shape).numpy()[0]
     np.testing.assert_array_equal(coarse, [[False] * 2, [True] * 2, [True] * 2, [False] * 2])
 

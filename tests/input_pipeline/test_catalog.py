@@ -8,9 +8,10 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from input_pipeline.catalog import Catalog, DataError, _check_columns, read_catalog
+from input_pipeline.catalog import Catalog, _check_columns, read_catalog
 from input_pipeline.encoded_images import EncodedImages, image_size, open_shard
-from input_pipeline.poses.cache import PoseCache
+from input_pipeline.errors import DataError
+from input_pipeline.poses.cache import PoseCache, join_poses
 
 
 def encode(height, width, extension=".jpg", options=()):
@@ -96,7 +97,7 @@ def test_images_are_indexed_like_an_array(catalog):
     assert list(catalog.images[catalog.identities == 3]) == [encode(20, 8)]
 
 
-def test_images_beyond_the_budget_stay_on_the_disk(tmp_path):
+def test_images_beyond_the_budget_stay_on_disk(tmp_path):
     builder = prepared(tmp_path, RECORDS)
     size = builder.info.splits["train"].num_bytes
     shards = {
@@ -151,12 +152,12 @@ def test_sizes_come_from_the_header(extension, options):
 @pytest.mark.parametrize("extension", [".jpg", ".png"])
 def test_a_file_cut_off_anywhere_has_no_size(extension):
     whole = encode(33, 17, extension)
-    # The last bytes of a PNG are a checksum of nothing.
+    # The last bytes of a PNG are the checksum of an empty chunk.
     assert all(image_size(whole[:end]) is None for end in range(len(whole) - 8))
 
 
 @pytest.mark.parametrize("image", [b"", b"GIF89a", b"\xff\xd8\xff", b"\x89PNG"])
-def test_what_is_no_image_has_no_size(image):
+def test_a_file_that_is_not_an_image_has_no_size(image):
     assert image_size(image) is None
 
 
@@ -164,7 +165,7 @@ def test_a_shard_that_shrinks_while_it_is_read_is_named(tmp_path):
     catalog = read_catalog(prepared(tmp_path, RECORDS), "train")
     for path in tmp_path.glob("fake-train*"):
         os.truncate(path, 50)
-    with pytest.raises(OSError, match=r"fake-train.*: cut off while it was read"):
+    with pytest.raises(OSError, match=r"fake-train.*: truncated while it was read"):
         catalog.images[np.arange(3)]
 
 
@@ -202,7 +203,7 @@ def test_shuffled_poses_go_to_other_images_at_their_scale():
     catalog = made()
     shuffled = catalog.shuffle_poses(seed=4)
     assert shuffled.images is catalog.images and shuffled.keypoints.dtype == np.float32
-    # Each pose is found once, and never where it was. Image 2's, which is none, stays none.
+    # Each pose occurs once, and never at its old image. Image 2 has no pose to move.
     before, after = relative(catalog), relative(shuffled)
     posed = [i for i in range(7) if i != 2]
     found = [[i for i in range(7) if np.allclose(after[i], before[j], atol=1e-5)] for j in posed]
@@ -241,7 +242,7 @@ def with_content(catalog):
 def test_poses_of_a_cache_join_by_content():
     catalog = with_content(made())
     cache = cache_of(catalog, [4, 2])
-    joined = catalog.with_poses(cache)
+    joined = join_poses(catalog, cache)
     np.testing.assert_array_equal(joined.keypoints[[4, 2]], cache.keypoints)
     others = [0, 1, 3, 5, 6]
     np.testing.assert_array_equal(joined.keypoints[others], catalog.keypoints[others])
@@ -252,12 +253,12 @@ def test_a_cache_of_other_images_changes_nothing():
     catalog = with_content(made())
     other = dataclasses.replace(catalog, images=objects([b"other %d" % i for i in range(7)]))
     maps = np.ones((2, 4, 3, 8), np.uint8)
-    assert catalog.with_poses(cache_of(other, [1, 2], part_maps=maps)) is catalog
-    # Nor do maps of its other images, where those of this catalog have keypoints.
+    assert join_poses(catalog, cache_of(other, [1, 2], part_maps=maps)) is catalog
+    # Nor do maps of other images, if the images of this catalog have keypoints.
     maps[0] = 0
     mixed = cache_of(catalog, [1, 2], part_maps=maps)
     mixed.image_sha256[1] = other.image_sha256[2]
-    assert catalog.with_poses(mixed).part_maps is None
+    assert join_poses(catalog, mixed).part_maps is None
 
 
 def test_a_pose_without_confidence_is_none():
@@ -267,7 +268,7 @@ def test_a_pose_without_confidence_is_none():
     np.testing.assert_array_equal(catalog.has_pose, [True, True, False, True, False, True, True])
 
 
-def test_selected_images_keep_what_is_known_of_them(catalog):
+def test_selected_images_keep_their_columns(catalog):
     chosen = catalog.select(np.array([2, 0]))
     assert list(chosen.images) == [catalog.images[2], catalog.images[0]]
     assert list(chosen.filenames) == ["c.jpg", "a.jpg"]
@@ -279,7 +280,7 @@ def test_part_maps_of_a_cache_join_too_and_follow_a_shuffle():
     catalog = with_content(made())
     maps = np.random.default_rng(0).integers(1, 256, (2, 6, 3, 8)).astype(np.uint8)
     cache = cache_of(catalog, [2, 5], keypoints=np.zeros((2, 17, 3), np.float32), part_maps=maps)
-    joined = catalog.with_poses(cache)
+    joined = join_poses(catalog, cache)
     np.testing.assert_array_equal(joined.part_maps[[2, 5]], maps)
     assert not joined.part_maps[[0, 1, 3, 4, 6]].any() and joined.has_pose.all()
     assert not joined.keypoints[[2, 5]].any()  # one kind of pose for an image
@@ -289,7 +290,7 @@ def test_part_maps_of_a_cache_join_too_and_follow_a_shuffle():
     assert joined.without_poses().part_maps is None
     other = cache_of(catalog, [1], part_maps=np.ones((1, 5, 3, 8), np.uint8))
     with pytest.raises(DataError, match=r"config.data.pose.files: part maps of several grids"):
-        joined.with_poses(other)
+        join_poses(joined, other)
 
 
 def test_without_poses():
@@ -304,13 +305,13 @@ def test_without_poses():
     [
         ({"camera": None}, "feature 'camera' is missing"),
         ({"camera": np.array([b"c1", b"c2"], object)}, "'camera' must be an integer"),
-        ({"filename": np.array([b"a.jpg", b"a.jpg"], object)}, "a.jpg: the filename stands more"),
+        ({"filename": np.array([b"a.jpg", b"a.jpg"], object)}, "a.jpg: this filename occurs more"),
         ({"keypoints": np.zeros((2, 18, 3))}, r"keypoints must be \(17, 3\), not \(18, 3\)"),
         ({"keypoints": np.full((2, 17, 3), 2.0)}, r"a.jpg: .* confidences in \[0, 1\]"),
         ({"keypoints": np.full((2, 17, 3), np.nan)}, r"a.jpg: keypoints must be finite"),
     ],
 )
-def test_features_that_cannot_be_right_are_named(change, message):
+def test_impossible_features_are_named(change, message):
     columns = {
         "filename": np.array([b"a.jpg", b"b.jpg"], object),
         "identity": np.array([1, 2]),

@@ -5,7 +5,7 @@ import zipfile
 import pytest
 
 from input_pipeline import file_tree
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.file_tree import FileTree
 from tests.input_pipeline.trees import write_bytes
 
@@ -78,7 +78,7 @@ def test_locations_can_be_read_by_another_process(tmp_path):
     assert file_tree.read_file(pickle.loads(pickle.dumps(location))) == b"data"
 
 
-def test_archives_that_are_not_wanted_stay_shut(tmp_path):
+def test_unwanted_archives_stay_closed(tmp_path):
     write_bytes(tmp_path / "no.zip", b"not even a zip")
     write_bytes(tmp_path / "yes.zip", archive({"no.zip": b"nor this", "f": b"1"}))
     tree = FileTree.scan(tmp_path, lambda path: "no" not in path)
@@ -86,7 +86,7 @@ def test_archives_that_are_not_wanted_stay_shut(tmp_path):
     assert not tree.problems
 
 
-def test_what_operating_systems_leave_is_not_seen(tmp_path):
+def test_files_of_operating_systems_are_ignored(tmp_path):
     junk = {
         "__MACOSX/a/1.jpg": b"",
         "a/.DS_Store": b"",
@@ -109,7 +109,7 @@ def test_backslashes_of_windows(tmp_path):
     assert contents(FileTree.scan(tmp_path / "w.zip")) == {"a/b.txt": b"1"}
 
 
-def test_links_are_followed_but_not_for_ever(tmp_path):
+def test_links_are_followed_but_not_endlessly(tmp_path):
     write_bytes(tmp_path / "far/1.jpg", b"1")
     (tmp_path / "in").mkdir()
     (tmp_path / "in/near").symlink_to(tmp_path / "far")
@@ -173,7 +173,7 @@ def test_archives_that_cannot_be_opened(data, message, tmp_path):
     assert FileTree.scan(nested).problems["bad.zip"].startswith(f"{nested}/bad.zip: ")
 
 
-def test_what_cannot_be_opened_does_not_end_the_scan(tmp_path):
+def test_an_unreadable_archive_does_not_end_the_scan(tmp_path):
     write_bytes(tmp_path / "a.txt", b"a")
     (tmp_path / "old.zip").symlink_to(tmp_path / "gone")
     (tmp_path / "self").symlink_to(tmp_path / "self")
@@ -183,12 +183,12 @@ def test_what_cannot_be_opened_does_not_end_the_scan(tmp_path):
         "old.zip": f"{tmp_path}/old.zip: not a readable zip archive (No such file or directory); "
         "get it again"
     }
-    with pytest.raises(DataError, match=r"self: cannot be read \(.+\); mend or remove the file"):
+    with pytest.raises(DataError, match=r"self: cannot be read \(.+\); repair or remove the file"):
         tree.read("self")
 
 
 def test_an_unreadable_folder_is_a_problem(tmp_path, monkeypatch):
-    """Simulated: whoever may do everything could read it."""
+    """Simulated, because root could read it."""
     write_bytes(tmp_path / "shut/f", b"1")
     write_bytes(tmp_path / "f", b"2")
     scandir = file_tree.os.scandir
@@ -227,7 +227,7 @@ def test_a_damaged_member_is_named(compression, reason, tmp_path):
 
 
 def test_a_member_at_an_impossible_place_is_named(tmp_path):
-    """The directory's offset is too large, so the file's place is before the archive's begin."""
+    """The directory's offset is too large, so the file would start before the archive does."""
     data = bytearray(archive({"a.jpg": b"pixels"}))
     data[-6:-2] = (2 * len(data)).to_bytes(4, "little")
     (tmp_path / "set.zip").write_bytes(data)
@@ -249,7 +249,7 @@ def test_a_member_without_a_name_is_left_out(tmp_path):
         ("a.jpg", r"a\.jpg: neither a folder nor a zip archive"),
     ],
 )
-def test_sources_that_are_none(name, message, tmp_path):
+def test_sources_that_are_neither_folder_nor_archive(name, message, tmp_path):
     if name != "none":
         write_bytes(tmp_path / name, b"?")
     with pytest.raises(DataError, match=message):

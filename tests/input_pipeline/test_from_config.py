@@ -1,4 +1,4 @@
-"""From a configuration to the data: poses from files, evaluation on other sets, what is refused."""
+"""From a configuration to the data: poses from files, evaluation on other sets, errors."""
 
 import hashlib
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from input_pipeline.builders import prepared_builder
-from input_pipeline.catalog import DataError, read_catalog
+from input_pipeline.catalog import read_catalog
+from input_pipeline.errors import DataError
 from input_pipeline.from_config import evaluation_data, training_data
 from input_pipeline.poses.cache import PoseCache, write_poses
 
@@ -70,7 +71,7 @@ def test_coverage_counts_own_and_given_poses(tiny_config, catalogs, tmp_path):
     path = write_cache(tmp_path / "poses.npz", train, half, train.keypoints)
     config = tiny_config(**{"data.pose.files": (str(path),)})
     same = training_data(config).description
-    assert same == training_data(tiny_config()).description  # the same poses, from elsewhere
+    assert same == training_data(tiny_config()).description  # the same poses, from a file
     assert same["pose_coverage"] == 1.0
 
 
@@ -111,7 +112,7 @@ def test_evaluation_on_named_sets_carries_their_names(tiny_config, catalogs):
     np.testing.assert_array_equal(split.identities, catalogs["query"].identities)
 
 
-def test_the_rehearsal_is_a_few_queries_and_their_people(tiny_config, catalogs):
+def test_the_dry_run_is_a_few_queries_and_their_people(tiny_config, catalogs):
     dry_run = evaluation_data(tiny_config()).dry_run
     assert len(dry_run.protocols) == 2
     for protocol, split in zip(dry_run.protocols, ("query", "query_holistic"), strict=True):

@@ -1,4 +1,4 @@
-"""Where the pixels of a batch go, and that keypoints, images and part maps go there together."""
+"""The geometry of a batch, and that it moves keypoints, images and part maps together."""
 
 import dataclasses
 
@@ -46,7 +46,7 @@ def random_poses(count, sizes, seed=0):
 def dot_image(x, y, height, width):
     """A white spot on black, (height, width, 3) uint8, with its centroid at (x, y)."""
     rows, columns = np.mgrid[:height, :width]
-    # Some 1.5 pixels wide once resized, and wide enough to have a centroid before.
+    # About 1.5 pixels wide after resizing, and wide enough for a centroid before it.
     across = np.maximum(1.5, 1.5 * width / WIDTH), np.maximum(1.5, 1.5 * height / HEIGHT)
     value = np.exp(-(((columns - x) / across[0]) ** 2 + ((rows - y) / across[1]) ** 2) / 2)
     return np.repeat(np.round(255 * value).astype(np.uint8)[..., None], 3, axis=2)
@@ -143,7 +143,7 @@ def test_probabilities_and_crops_are_as_configured():
 def test_nothing_is_drawn_when_it_is_turned_off():
     drawn = geometry.draw(0, 0, with_augment(flip=0.0, pad=0, erasing=0.0))
     for values, expected in zip(drawn, geometry.unchanged(2000), strict=True):
-        if values is drawn.rectangle:  # an empty rectangle may lie anywhere
+        if values is drawn.rectangle:  # an empty rectangle may be anywhere
             np.testing.assert_array_equal(values[:, :2], values[:, 2:])
         else:
             np.testing.assert_array_equal(values, expected)

@@ -18,7 +18,7 @@ def test_part_flip_swaps_the_sides():
     assert swapped == [" ".join(trade.get(word, word) for word in name.split()) for name in names]
 
 
-def test_parts_stand_in_the_documented_order():
+def test_parts_are_in_the_documented_order():
     assert [part.name for part in kp.PARTS] == [
         "head",
         "torso",
@@ -43,6 +43,6 @@ def test_right_parts_mirror_left_parts():
         assert limbs == kp.PARTS[right].limbs
 
 
-def test_segments_hold_the_joints_and_the_limbs():
+def test_segments_are_the_joints_and_the_limbs():
     left_leg = kp.PARTS[4]
     assert left_leg.segments == ((11, 11), (13, 13), (15, 15), (11, 13), (13, 15))

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline.catalog import Catalog, DataError
+from input_pipeline.catalog import Catalog
+from input_pipeline.errors import DataError
 from input_pipeline.pipeline import evaluation_batches, train_batches
 from input_pipeline.pose_maps import part_maps
 from pgfl_jax.config import AugmentConfig, DataConfig, PoseConfig
@@ -33,7 +34,7 @@ CONFIG = DataConfig(
 
 
 def make_catalog():
-    """Nine identities with three images each, of one colour per image, of several sizes."""
+    """Nine identities with three images each; each image has one colour, and sizes differ."""
     count, rng = 27, np.random.default_rng(0)
     sizes = np.array([[32, 16], [40, 20], [24, 15]])[np.arange(count) % 3]
     images, filenames = np.empty(count, object), np.empty(count, object)
@@ -100,7 +101,7 @@ def test_images_belong_to_their_indices(catalog):
         assert (own | padded | erased).all()
 
 
-def test_resuming_gives_the_batches_that_would_have_come(catalog):
+def test_resuming_gives_the_remaining_batches(catalog):
     straight = train(catalog, 7)
     for batch, other in zip(train(catalog, 3, start_step=4), straight[4:], strict=True):
         assert_equal(batch, other)
@@ -108,7 +109,7 @@ def test_resuming_gives_the_batches_that_would_have_come(catalog):
 
 
 def with_given_maps(catalog):
-    """Images 1, 4, 7 … have part maps, on a grid of its own, instead of keypoints."""
+    """Images 1, 4, 7 … have part maps instead of keypoints, on a different grid."""
     maps = np.random.default_rng(0).integers(0, 256, (27, 6, 3, 8), np.uint8)
     keypoints = catalog.keypoints.copy()
     given = np.arange(27) % 3 == 1
@@ -118,7 +119,7 @@ def with_given_maps(catalog):
 
 @pytest.mark.parametrize("processes", [2, 4, 8])
 @pytest.mark.parametrize("given", [False, True], ids=["drawn", "given"])
-def test_the_processes_slices_make_up_the_batch(catalog, processes, given):
+def test_the_slices_of_the_processes_make_up_the_batch(catalog, processes, given):
     catalog = with_given_maps(catalog) if given else catalog
     whole = train(catalog, 4)
     slices = [train(catalog, 4, process_index=i, process_count=processes) for i in range(processes)]
@@ -137,7 +138,7 @@ def test_the_processes_share_each_part_of_a_batch(catalog):
         np.testing.assert_array_equal(slices[1][name], rows[[2, 3, 6, 7]])
 
 
-def test_the_same_image_is_augmented_anew_each_time(catalog):
+def test_an_image_is_augmented_differently_each_time(catalog):
     seen = {}
     for batch in train(catalog, 20):
         for index, image in zip(batch["indices"], batch["images"], strict=True):
@@ -176,7 +177,7 @@ def test_evaluation_goes_through_the_catalog_once_in_order(catalog):
 
 def test_every_evaluation_reads_the_same_from_the_beginning(catalog):
     read = evaluation_batches(catalog, CONFIG, map_shape=MAP_SHAPE, batch_size=8)
-    next(left := read())  # an evaluation that was given up
+    next(left := read())  # an abandoned evaluation
     first, second = list(read()), list(read())
     left.close()
     assert len(first) == len(second) == 4
@@ -216,7 +217,7 @@ def test_given_maps_serve_images_without_keypoints(catalog):
 def test_evaluation_slices_make_up_the_batch(catalog):
     whole = evaluate(catalog, 20)
     slices = [evaluate(catalog, 20, process_index=i, process_count=4) for i in range(4)]
-    assert {len(part) for part in slices} == {2}  # the last process has only filling at the end
+    assert {len(part) for part in slices} == {2}  # the last process has only padding at the end
     for batch, parts in zip(whole, zip(*slices, strict=True), strict=True):
         assert_equal(batch, {k: np.concatenate([part[k] for part in parts]) for k in batch})
 
@@ -244,7 +245,7 @@ def test_a_corrupt_image_is_named(catalog, damage):
         evaluate(broken, 8)
 
 
-def test_iterators_can_be_left_at_any_time(catalog):
+def test_iterators_can_be_abandoned_at_any_time(catalog):
     for close in (True, False):
         batches = train_batches(catalog, CONFIG, map_shape=MAP_SHAPE, seed=0)
         next(batches)

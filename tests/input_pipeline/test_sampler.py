@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.sampler import identity_batches
 
 
@@ -71,7 +71,7 @@ def test_images_come_from_as_many_cameras_as_possible():
         assert len(set(row)) == min(4, len(own))  # images repeat only where there are too few
         seen, available = cameras[row], cameras[own]
         assert len(set(seen)) == min(4, len(set(available)))
-        # Level by level: no camera gives a second image while another's first is unused.
+        # No camera contributes a second image while the first of another camera is unused.
         chosen = {c: len(set(row[seen == c])) for c in set(available)}
         for camera, other in itertools.permutations(chosen, 2):
             unused = (available == other).sum() > chosen[other]
@@ -92,7 +92,7 @@ def test_every_image_and_camera_gets_its_turn():
     batches = take((identities, cameras), 500, k=2)
     counts = np.bincount(batches.ravel(), minlength=40).reshape(4, 10)
     assert counts.min() > 0
-    # Two of five cameras each time, all alike: 400 of 1000 draws each. Camera 0 shares its own.
+    # Two of five cameras each time, equally often: 400 of 1000 draws each. Camera 0 has six images.
     np.testing.assert_allclose(counts[:, 6:] / 500, 0.4, atol=0.08)
     np.testing.assert_allclose(counts[:, :6].sum(axis=1) / 500, 0.4, atol=0.08)
 

@@ -1,4 +1,4 @@
-"""The embedded data set: what is drawn is what is written down, and always the same."""
+"""The synthetic data set: pictures agree with their annotations, and are reproducible."""
 
 import collections
 import dataclasses
@@ -167,7 +167,7 @@ def test_visible_joints_lie_on_the_body(rendered):
         assert body[at[seen, 1], at[seen, 0]].all()
 
 
-def test_confidence_tells_hidden_from_seen(rendered):
+def test_confidence_distinguishes_hidden_from_visible(rendered):
     height, width = MEDIUM.image_shape
     for shot, result in rendered:
         x, y, confidence = result.keypoints.T
@@ -194,7 +194,7 @@ def test_confidence_tells_hidden_from_seen(rendered):
         (-pi / 2, (1, 1, 0, 1, 0)),
     ],
 )
-def test_a_face_turned_away_is_not_seen(yaw, seen):
+def test_a_face_turned_away_is_hidden(yaw, seen):
     person = attributes.draw_people(0, 1)[0]
     gait = Gait(yaw, 0.0, phase=0.0, stride=0.05, elbow=0.2, raised=(0.0, 0.0))
     figure = pose_figure(person, gait, 5.0, 200.0, (64.0, 240.0))
@@ -256,7 +256,7 @@ def test_every_kind_of_occluder_hides_what_it_should(kind):
     assert max(shares) - min(shares) > 0.1
 
 
-def test_somebody_who_barely_shows_can_still_be_hidden():
+def test_a_barely_visible_person_can_still_be_hidden():
     body = np.zeros((64, 32), bool)
     body[0:3, 0:14] = True
     target = occluder.Target(body, ground=400.0, height=60.0, pitch=8.0, light=0.0)
@@ -268,11 +268,11 @@ def test_somebody_who_barely_shows_can_still_be_hidden():
 
 
 def test_boxes_are_those_of_a_poor_detector(rendered):
-    """People stand off-centre and at many scales; some are cut off, most are seen nearly whole."""
+    """People are off-centre and at many scales; some are cut off, most are almost whole."""
     joints = np.stack([result.keypoints for _, result in rendered])
     width = MEDIUM.image_shape[1]
     offset = joints[:, BODY, 0].mean(axis=1) / (width - 1) - 0.5
-    # Uniform within ± shift_x, and the sway of the walk on top.
+    # Uniform within ± shift_x, plus the sway of the walk.
     uniform = MEDIUM.scene.shift_x / np.sqrt(3)
     assert 0.9 * uniform < offset.std() < 2 * uniform
     tall = np.ptp(joints[..., 1], axis=1) / MEDIUM.image_shape[0]

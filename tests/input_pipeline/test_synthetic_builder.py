@@ -1,4 +1,4 @@
-"""The TFDS builder of the embedded data set, and how builders are found by name."""
+"""The TFDS builder of the synthetic data set, and how builders are found by name."""
 
 import dataclasses
 
@@ -89,7 +89,7 @@ def test_configs_name_known_presets(tmp_path):
         ("synthetic_occluded_reid/huge", r"has no config 'huge'; available: tiny, demo, benchmark"),
     ],
 )
-def test_unknown_names_are_told_in_one_line(name, message, tmp_path):
+def test_unknown_names_are_one_line(name, message, tmp_path):
     with pytest.raises(builders.UnknownDatasetError, match=message) as caught:
         builders.load_builder(name, str(tmp_path))
     assert "\n" not in str(caught.value)

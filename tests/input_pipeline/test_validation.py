@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from input_pipeline import validation
-from input_pipeline.catalog import Catalog, DataError
+from input_pipeline.catalog import Catalog
+from input_pipeline.errors import DataError
 
 
 def catalog(identities, cameras, sizes=None, posed=()):
@@ -10,7 +11,7 @@ def catalog(identities, cameras, sizes=None, posed=()):
     count = len(identities)
     keypoints = np.zeros((count, 17, 3), np.float32)
     keypoints[list(posed)] = 0.5
-    keypoints[..., :2] = 7.0  # a place without any confidence is no pose
+    keypoints[..., :2] = 7.0  # a position without any confidence is not a pose
     return Catalog(
         images=np.array([b""] * count, object),
         filenames=np.array([chr(ord("a") + i) for i in range(count)], object),
@@ -46,7 +47,9 @@ def test_queries_without_match_are_those_of_a_search_by_hand(seed):
 def test_files_that_are_cut_off_are_named():
     found = validation.check_images("X 1.0.0 train", catalog([1, 1], [0, 0], [[4, 2], [0, 0]]))
     assert len(found.errors) == 1 and not found.warnings
-    assert found.errors[0].startswith("X 1.0.0 train: 1 files are no whole JPEG or PNG: b;")
+    assert found.errors[0].startswith(
+        "X 1.0.0 train: 1 files are not complete JPEG or PNG images: b;"
+    )
     assert validation.check_images("X", catalog([1], [0])) == validation.Findings()
 
 
@@ -62,7 +65,9 @@ def test_a_split_without_poses_is_a_warning_and_an_error_if_files_were_given():
     (warning,) = validation.check_poses("X", bare, ()).warnings
     assert warning.startswith("X: no image has a pose, so the main branch alone is trained")
     (error,) = validation.check_poses("X", bare, ("a.npz", "b.npz")).errors
-    assert error.startswith("config.data.pose.files: no pose of a.npz, b.npz is of an image of X;")
+    assert error.startswith(
+        "config.data.pose.files: no pose of a.npz, b.npz belongs to an image of X;"
+    )
     posed = catalog([1, 1], [0, 1], posed=[1])
     assert validation.check_poses("X", posed, ("a.npz",)) == validation.Findings()
 

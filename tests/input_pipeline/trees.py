@@ -1,4 +1,4 @@
-"""Fabricates small data sets in the layouts in which the real ones are published."""
+"""Fabricate small data sets in the published layouts of the real ones."""
 
 import dataclasses
 import zlib
@@ -13,7 +13,7 @@ Image = tuple[str, int, int]  # path below the set's folder, identity, camera
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """A data set as it is published, and what a reader should make of it.
+    """A data set as it is published, and how it should be read.
 
     Attributes:
         root: the folder that the authors' archive holds.
@@ -37,14 +37,14 @@ class Tree:
 
 
 def picture(path: str, height: int = 64, width: int = 32) -> np.ndarray:
-    """Coloured blocks, (height, width, 3) uint8 BGR, that depend on the path alone."""
+    """Coloured blocks, (height, width, 3) uint8 BGR, that depend only on the path."""
     rng = np.random.default_rng(zlib.crc32(path.encode()))
     blocks = rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8)
     return blocks.repeat(8, axis=0).repeat(8, axis=1)
 
 
 def encoded_picture(path: str) -> bytes:
-    """The picture of a path as a file of the type that its suffix names."""
+    """The picture of a path, encoded in the format of its suffix."""
     suffix = "." + path.rpartition(".")[2].lower()
     return cv2.imencode(suffix, picture(path))[1].tobytes()
 
@@ -121,7 +121,7 @@ def _dukemtmc_reid() -> Tree:
 
 
 def _occluded_duke() -> Tree:
-    """DukeMTMC-reID split anew: two of its gallery are queries, one of them also stays there."""
+    """DukeMTMC-reID in a new split: two gallery images are queries, one of them in both."""
     return Tree(
         "Occluded_Duke",
         {
@@ -142,7 +142,7 @@ def _occluded_duke() -> Tree:
 
 
 def occluded_duke_lists() -> dict[str, str]:
-    """The three public lists, by name: one name a line, here some of them with a folder."""
+    """The three public lists, by name: one file name per line, some with a folder."""
     splits = TREES["occluded_duke"].splits
     names = {split: [path.rpartition("/")[2] for path, _, _ in splits[split]] for split in splits}
     names["query"] = [f"Occluded_Duke/query/{name}" for name in names["query"]]
@@ -239,7 +239,7 @@ def _msmt17(root: str, train: str, test: str) -> Tree:
     )
 
 
-# By the name that a configuration gives to the data set.
+# By the data set's name in a configuration.
 TREES: dict[str, Tree] = {
     "market1501": _market1501(),
     "dukemtmc_reid": _dukemtmc_reid(),

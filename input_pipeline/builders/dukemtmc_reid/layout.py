@@ -1,4 +1,4 @@
-"""Folders and names of DukeMTMC-reID, which Occluded-Duke has kept."""
+"""Folders and names of DukeMTMC-reID, which Occluded-Duke shares."""
 
 import types
 

@@ -4,7 +4,7 @@ import types
 
 from input_pipeline.builders.folders import Folder, FolderBuilder, Published
 
-# Identity -1 marks detections that are to be ignored, 0 distractors, which stay in the gallery.
+# Identity -1 marks detections to be ignored; 0 marks distractors, which stay in the gallery.
 _PATTERN = r"(?P<identity>-1|\d+)_c(?P<camera>\d+)s\d+_\d+_\d+.*"
 _EXAMPLE = "0002_c1s1_000451_03.jpg"
 

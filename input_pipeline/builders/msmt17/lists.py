@@ -1,4 +1,4 @@
-"""Lists of MSMT17: lines such as ``0000/0000_000_01_0303morning_0015_0.jpg 0``."""
+"""The lists of MSMT17, with lines such as ``0000/0000_000_01_0303morning_0015_0.jpg 0``."""
 
 import dataclasses
 import types
@@ -7,7 +7,7 @@ from input_pipeline.builders.base import Survey
 from input_pipeline.builders.folders import ImageSetBuilder, match_image
 from input_pipeline.builders.records import Record
 from input_pipeline.builders.text import missing_files, read_lines
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.file_tree import FileTree, join
 
 LISTS = types.MappingProxyType(
@@ -26,15 +26,15 @@ def survey_lists(
 ) -> Survey:
     """The images that the lists name.
 
-    Training and test identities are both counted from 0 there. The test ones are moved behind the
-    training ones, so that a number means one person.
+    The lists count training and test identities from 0. The test identities are moved behind the
+    training ones, so that each number means one person.
 
     Args:
-        builder: with the cameras there are.
-        tree: files of what was given.
+        builder: checks the cameras.
+        tree: the user's files.
         root: the data set's folder in the tree.
         train: name of the folder with the training images.
-        test: name of the folder with the others.
+        test: name of the folder with the other images.
 
     Raises:
         DataError: a list cannot be read, or names files that do not exist.

@@ -1,4 +1,4 @@
-"""TFDS builder of MSMT17, whose splits are lists of files."""
+"""TFDS builder of MSMT17, whose splits are given by lists of files."""
 
 import dataclasses
 import types

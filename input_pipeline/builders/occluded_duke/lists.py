@@ -1,4 +1,4 @@
-"""Occluded-Duke made of DukeMTMC-reID and the three public lists of file names."""
+"""Occluded-Duke, made from DukeMTMC-reID and the three public lists of file names."""
 
 import types
 
@@ -7,7 +7,7 @@ from input_pipeline.builders.folders import Folder, FolderBuilder, match_image
 from input_pipeline.builders.names import MissingSetError
 from input_pipeline.builders.records import Record
 from input_pipeline.builders.text import missing_files, read_lines
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.file_tree import FileTree, join
 
 LISTS = types.MappingProxyType(
@@ -16,11 +16,11 @@ LISTS = types.MappingProxyType(
 
 
 def find_lists(tree: FileTree) -> str | None:
-    """The folder with all three lists, whatever its name; None without any list.
+    """The folder with all three lists, whatever its name; None if there are no lists.
 
     Raises:
-        MissingSetError: there are some of the lists.
-        DataError: there are several such folders.
+        MissingSetError: some of the lists are missing.
+        DataError: there is more than one such folder.
     """
     roots = tree.roots(list(LISTS.values()))
     found = tree.distinct(root for root, missing in roots.items() if not missing)
@@ -36,22 +36,22 @@ def find_lists(tree: FileTree) -> str | None:
 
 
 def survey_lists(builder: FolderBuilder, tree: FileTree, duke: str, lists: str) -> Survey:
-    """The images that the lists name, under the paths that they have in Occluded-Duke's folders.
+    """The images that the lists name, under their paths in Occluded-Duke's folders.
 
     Args:
         builder: with the folders, patterns and cameras of Occluded-Duke.
-        tree: files of what was given.
+        tree: the user's files.
         duke: the root of DukeMTMC-reID in the tree.
         lists: the folder of the three lists in the tree.
 
     Raises:
-        DataError: a list is empty, or names files that do not exist or are no images of the set.
+        DataError: a list is empty, or names files that are missing or not images of the set.
     """
     paths = _paths_by_name(builder, tree, duke)
     survey = Survey()
     for split, (folder,) in builder.SPLITS.items():
         path = join(lists, LISTS[split])
-        # Lines are names or paths; only the name says which image it is.
+        # Lines are names or paths; only the name identifies the image.
         names = [line.replace("\\", "/").rpartition("/")[2] for _, line in read_lines(tree, path)]
         missing = [name for name in names if name not in paths]
         if missing or not names:
@@ -63,7 +63,7 @@ def survey_lists(builder: FolderBuilder, tree: FileTree, duke: str, lists: str) 
 
 
 def _record(builder: FolderBuilder, tree: FileTree, folder: Folder, name: str, path: str) -> Record:
-    """The image of a name."""
+    """The record of the image with this name."""
     match = match_image(folder.pattern, name)
     if match is None:
         raise DataError(f"{tree.display(path)}: listed, but not named like {folder.example}")

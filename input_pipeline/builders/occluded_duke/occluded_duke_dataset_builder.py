@@ -1,4 +1,4 @@
-"""TFDS builder of Occluded-Duke, from its own folder or from DukeMTMC-reID and three name lists."""
+"""TFDS builder of Occluded-Duke, from its own folder or from DukeMTMC-reID and three lists."""
 
 import types
 
@@ -13,7 +13,7 @@ _FOLDERS = [folder.path for folders in SPLITS.values() for folder in folders]
 
 
 class Builder(FolderBuilder):
-    """Occluded-Duke: DukeMTMC-reID split anew, with an occluded person in every query."""
+    """Occluded-Duke: DukeMTMC-reID in a new split, with an occluded person in every query."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "the folder Occluded_Duke (with bounding_box_train, query and bounding_box_test) or its "
@@ -34,12 +34,12 @@ class Builder(FolderBuilder):
         return (self.name, "dukemtmc_reid")
 
     def survey_tree(self, tree: FileTree) -> Survey:
-        """List the images as they lie in a folder of this name, else by the three lists."""
+        """List the images of a folder with this name, or else of the three lists."""
         own = find_root(tree, self.name, _FOLDERS)
         if own is not None and named_root(tree, own) == self.name:
             return super().survey_tree(tree)
         lists = find_lists(tree)
-        # Without a name that says so, folders beside the lists are DukeMTMC-reID's.
+        # Folders that are named for no set and accompany the lists are DukeMTMC-reID's.
         duke = None if lists is None else find_root(tree, "dukemtmc_reid", _FOLDERS)
         if lists is None or duke is None:
             return super().survey_tree(tree)

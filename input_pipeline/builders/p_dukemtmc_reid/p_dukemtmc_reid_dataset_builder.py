@@ -16,7 +16,7 @@ _EXAMPLE = "0002/0002_c1_f0044158.jpg"
 
 
 def _folders(*paths: str) -> tuple[Folder, ...]:
-    """Occluded pictures are of the query's camera, whole ones of the gallery's, in training too."""
+    """Occluded pictures get the query's camera, whole ones the gallery's, also in training."""
     cameras = {"occluded_body_images": QUERY_CAMERA, "whole_body_images": GALLERY_CAMERA}
     return tuple(
         Folder(path, _PATTERN, _EXAMPLE, cameras[path.rpartition("/")[2]]) for path in paths

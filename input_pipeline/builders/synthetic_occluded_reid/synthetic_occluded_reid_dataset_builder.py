@@ -1,4 +1,4 @@
-"""TFDS builder of the embedded data set: rendered here, nothing is downloaded."""
+"""TFDS builder of the synthetic data set: rendered here, nothing is downloaded."""
 
 import dataclasses
 import functools
@@ -15,21 +15,21 @@ from input_pipeline.synthetic.plan import SPLITS, Shot, plan_split
 from input_pipeline.synthetic.pool import Renderer, render_example
 from input_pipeline.synthetic.settings import PRESETS, KeypointNoise, Preset, SceneConfig
 
-# What a pose estimator gets wrong on small, occluded people.
+# The errors of a pose estimator on small, occluded people.
 ESTIMATOR_LIKE = KeypointNoise(std=0.02, joint_dropout=0.08, hallucination=0.1, pose_dropout=0.03)
 
 
 @dataclasses.dataclass(eq=False)
 class SyntheticConfig(tfds.core.BuilderConfig):
-    """A preset by name, and what may be changed about it.
+    """A preset by name, with optional changes.
 
     The last number of the version is a fingerprint of all settings, so data rendered with other
-    settings is never taken for this one.
+    settings are never mistaken for these.
 
     Attributes:
-        preset: key of `PRESETS`.
-        scene: how hard the pictures are; `None` for the preset's own.
-        noise: what the pose annotations get wrong; `None` for the preset's own.
+        preset: key of ``PRESETS``.
+        scene: the difficulty of the pictures; None for the preset's own.
+        noise: the errors of the pose annotations; None for the preset's own.
     """
 
     preset: str = "tiny"
@@ -37,7 +37,7 @@ class SyntheticConfig(tfds.core.BuilderConfig):
     noise: KeypointNoise | None = None
 
     def __post_init__(self) -> None:
-        """Derives the version from the settings."""
+        """Derive the version from the settings."""
         self.version = tfds.core.Version(f"1.0.{self.resolved().fingerprint()}")
 
     def resolved(self) -> Preset:

@@ -1,4 +1,4 @@
-"""One file a pose format: each reads a file or folder into annotations."""
+"""One module per pose format: each reads a file or folder into annotations."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

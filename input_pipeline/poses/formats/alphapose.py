@@ -22,7 +22,7 @@ def read_alphapose(path: Path) -> Iterator[Annotation]:
     - The default, ``--format coco``: a list of ``{"image_id": name, "keypoints": [...]}`` of 17
       joints, or of 26, 133 or 136, which begin with the same 17.
     - ``--format cmu``, ``--format open``: ``{"version", "bodies": [{"joints"}]}`` and ``{"version",
-      "people": [{"pose_keypoints_2d"}]}`` of 18 joints, in one file an image (``--sep``) or in one
+      "people": [{"pose_keypoints_2d"}]}`` of 18 joints, in one file per image (``--sep``) or in one
       file whose keys are the images' names.
 
     Raises:
@@ -33,7 +33,7 @@ def read_alphapose(path: Path) -> Iterator[Annotation]:
 
 
 def _read_file(file: PoseFile) -> Iterator[Annotation]:
-    """The annotations of one file in any of the three forms."""
+    """The annotations of one file in any of these forms."""
     value = file.read_json()
     if isinstance(value, list):
         named = [

@@ -17,7 +17,7 @@ from input_pipeline.poses.annotation import (
 )
 from input_pipeline.progress import progress
 
-_VISIBLE = 2  # the flag of a joint that is labelled and seen; 1: labelled, 0: not
+_VISIBLE = 2  # the flag of a joint that is labelled and visible; 1: labelled only, 0: neither
 
 
 def read_coco(path: Path, annotations: Path | None = None) -> Iterator[Annotation]:
@@ -25,7 +25,7 @@ def read_coco(path: Path, annotations: Path | None = None) -> Iterator[Annotatio
 
     Results are a list of ``{"image_id", "category_id", "keypoints": [51 numbers], "score"}``.
     Annotations are ``{"images": [{"id", "file_name"}], "annotations": [{"image_id",
-    "keypoints"}]}`` with flags for confidences: 2 (labelled and seen) counts as 1, all others as 0.
+    "keypoints"}]}`` with flags as confidences: 2 (labelled and visible) counts as 1, others as 0.
 
     Args:
         path: a file or a folder.

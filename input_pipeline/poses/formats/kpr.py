@@ -1,4 +1,4 @@
-"""KPR: one JSON an image, a list of people with the target flagged."""
+"""KPR: one JSON per image, a list of people with the target flagged."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +18,8 @@ from input_pipeline.progress import progress
 def read_kpr(path: Path) -> Iterator[Annotation]:
     """Read ``[{"keypoints": 17 × [x, y, c] or 51 numbers, "is_target": bool}]``.
 
-    The first person flagged is the target; the first of all where nobody carries a flag. Where
-    flags are there and all are false, the image has no pose of its target.
+    The first flagged person is the target; without any flags, the first person is. If all flags
+    are false, the image has no pose of its target.
 
     Raises:
         DataError: malformed.

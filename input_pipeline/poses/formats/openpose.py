@@ -1,10 +1,11 @@
-"""OpenPose: a folder with one JSON an image, 18 (COCO) or 25 (BODY_25) joints."""
+"""OpenPose: a folder with one JSON per image, 18 (COCO) or 25 (BODY_25) joints."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 
 from input_pipeline.poses import joints
 from input_pipeline.poses.annotation import (
@@ -17,7 +18,7 @@ from input_pipeline.poses.annotation import (
 )
 from input_pipeline.progress import progress
 
-# OpenPose's own, and those of AlphaPose's variant "cmu": the list of people, a person's numbers.
+# The keys of OpenPose and of AlphaPose's variant "cmu": the list of people, a person's numbers.
 _SPELLINGS = (("people", "pose_keypoints_2d"), ("bodies", "joints"))
 
 
@@ -27,8 +28,8 @@ def read_openpose(path: Path) -> Iterator[Annotation]:
         yield Annotation(file.source, file.source, read_people(file.read_json(), file))
 
 
-def read_people(value: Any, file: PoseFile) -> np.ndarray:
-    """(P, 17, 3) the people of one image in either spelling."""
+def read_people(value: Any, file: PoseFile) -> Float32[np.ndarray, "people 17 3"]:
+    """The people of one image in either spelling."""
     for people, numbers in _SPELLINGS:
         if isinstance(value, Mapping) and people in value:
             persons = field(value, people, list, file)

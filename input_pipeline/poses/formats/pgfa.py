@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 
 from input_pipeline.keypoints import NUM_PARTS
 from input_pipeline.poses.annotation import Annotation, PoseFile, pose_files, stack_people
@@ -14,15 +15,15 @@ from input_pipeline.progress import progress
 
 _CHANNELS = {count: part_channels(order) for count, order in ORDERS.items()}
 _CHANNELS[NUM_PARTS] = [[part] for part in range(NUM_PARTS)]  # the eight parts themselves
-# Resampled maps leave [0, 1] a little; maps of 255 grey levels, or logits, leave it by far.
+# Resampled maps exceed [0, 1] slightly; maps of 255 grey levels, or logits, exceed it by far.
 _FAR_OUTSIDE = (-0.5, 1.5)
 
 
 def read_pgfa(path: Path) -> Iterator[Annotation]:
-    """Read ``sep-json/STEM.json`` and ``heatmaps/18heatmap_SPLIT/STEM.npy``, whichever is there.
+    """Read ``sep-json/STEM.json`` and ``heatmaps/18heatmap_SPLIT/STEM.npy``, as far as they exist.
 
     Raises:
-        DataError: malformed, or dense maps of two sizes.
+        DataError: malformed, or dense maps of different sizes.
     """
     first: tuple[Path, tuple[int, ...]] | None = None
     for file in progress(pose_files(path, (".json", ".npy")), "reading"):
@@ -37,7 +38,7 @@ def read_pgfa(path: Path) -> Iterator[Annotation]:
         yield Annotation(file.source, file.source, stack_people([]), part_maps=maps)
 
 
-def read_part_maps(file: PoseFile) -> np.ndarray:
+def read_part_maps(file: PoseFile) -> UInt8[np.ndarray, "rows columns 8"]:
     """Dense maps of joints or parts as maps of the eight parts.
 
     A part's map is the maximum over the channels of its joints. The neck counts for head and torso;
@@ -51,12 +52,12 @@ def read_part_maps(file: PoseFile) -> np.ndarray:
         (h, w, 8) uint8, 255 for 1.
 
     Raises:
-        DataError: unreadable, of another shape, not finite, or far outside [0, 1].
+        DataError: unreadable, of a different shape, not finite, or far outside [0, 1].
     """
     content = io.BytesIO(file.path.read_bytes())
     try:
         maps = np.load(content, allow_pickle=False)
-    except Exception:  # there is little that a damaged file cannot raise in NumPy
+    except Exception:  # NumPy raises almost anything for a damaged file
         raise file.error("not an .npy array of numbers, or a damaged one") from None
     known = ", ".join(map(str, sorted(_CHANNELS)))
     if not isinstance(maps, np.ndarray) or maps.dtype.kind not in "biuf":
@@ -66,6 +67,6 @@ def read_part_maps(file: PoseFile) -> np.ndarray:
     if not np.isfinite(maps).all():
         raise file.error("values must be finite")
     if maps.min() < _FAR_OUTSIDE[0] or maps.max() > _FAR_OUTSIDE[1]:
-        raise file.error(f"values from {maps.min():g} to {maps.max():g}; they must lie in [0, 1]")
+        raise file.error(f"values from {maps.min():g} to {maps.max():g}; they must be in [0, 1]")
     parts = np.stack([maps[channels].max(axis=0) for channels in _CHANNELS[len(maps)]], axis=-1)
     return np.rint(parts.astype(np.float64).clip(0, 1) * 255).astype(np.uint8)

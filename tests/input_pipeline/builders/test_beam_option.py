@@ -39,7 +39,7 @@ def test_beam_stores_the_same(tmp_path):
 
 
 class Recorder:
-    """Stands where TFDS's builder stands."""
+    """Takes the place of TFDS's builder."""
 
     def _download_and_prepare(self, dl_manager, download_config):
         self.seen = self.beam_wanted
@@ -68,7 +68,7 @@ class Terminal(io.StringIO):
 def test_without_beam_records_are_read_one_by_one(stream, shown, monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream())
     examples = Option().examples("train", [1, 2], lambda record: (str(record), {"value": record}))
-    assert not sys.stderr.getvalue()  # the bar comes with the first record
+    assert not sys.stderr.getvalue()  # the bar appears with the first record
     assert list(examples) == [("1", {"value": 1}), ("2", {"value": 2})]
     assert ("train:   0%" in sys.stderr.getvalue()) is shown
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from input_pipeline import builders
-from input_pipeline.catalog import DataError, read_catalog
+from input_pipeline.catalog import read_catalog
+from input_pipeline.errors import DataError
 from tests.input_pipeline.trees import TREES, write_tree
 
 
 def test_available_data_sets():
     assert builders.available_datasets() == [
         "dukemtmc_reid",
-        "manifest",
         "market1501",
         "msmt17",
         "occluded_duke",
@@ -24,6 +24,7 @@ def test_available_data_sets():
         "partial_ilids",
         "partial_reid",
         "synthetic_occluded_reid",
+        "table",
     ]
 
 
@@ -52,7 +53,7 @@ def test_an_assertion_of_tfds_becomes_one_line(tmp_path, monkeypatch):
         builders.prepared_builder("synthetic_occluded_reid/tiny", str(tmp_path))
 
 
-def test_another_process_may_be_quicker(tmp_path, monkeypatch):
+def test_another_process_may_be_faster(tmp_path, monkeypatch):
     write_tree("partial_ilids", tmp_path / "in")
     arguments = ("partial_ilids", str(tmp_path / "out"), str(tmp_path / "in"))
     builder = type(builders.load_builder(*arguments))
@@ -70,8 +71,8 @@ def test_another_process_may_be_quicker(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("moment", ["load_builder", "_check_source"])
-def test_another_process_may_end_at_any_moment(moment, tmp_path, monkeypatch):
-    """After the builder looked for prepared data, or even after it was seen that there are none."""
+def test_another_process_may_finish_at_any_moment(moment, tmp_path, monkeypatch):
+    """After the builder has looked for prepared data, or even after it has found none."""
     write_tree("partial_ilids", tmp_path / "in")
     arguments = ("partial_ilids", str(tmp_path / "out"), str(tmp_path / "in"))
     original = getattr(builders, moment)

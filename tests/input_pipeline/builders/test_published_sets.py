@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import file_tree
 from input_pipeline.builders import available_datasets, load_builder, prepared_builder
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from tests.input_pipeline.trees import (
     TREES,
     encoded_picture,
@@ -51,7 +51,7 @@ def without_images(splits):
 
 
 def refused(name, tmp_path, manual_dir):
-    """The one line with which a data set is refused; nothing is left behind."""
+    """The one-line error that refuses a data set; no files remain."""
     with pytest.raises(DataError) as caught:
         prepared_builder(name, str(tmp_path / "out"), str(manual_dir))
     folder = tmp_path / "out" / name
@@ -79,9 +79,10 @@ def zip_folder(folder: Path, archive: Path, below: str = "") -> Path:
 
 @pytest.mark.parametrize("name", TREES)
 def test_records_are_those_of_the_layout(name, tmp_path, capsys, caplog):
+    caplog.set_level("WARNING", logger="absl")  # which the command lines silence
     write_tree(name, tmp_path / "in")
     builder, err = prepare(name, tmp_path, tmp_path / "in", capsys)
-    if name == "occluded_reid":  # TIFF, stored otherwise
+    if name == "occluded_reid":  # TIFF is stored as PNG
         assert without_images(read(builder)) == without_images(expected(name))
     else:
         assert read(builder) == expected(name)
@@ -169,7 +170,7 @@ def test_files_that_fit_no_pattern_are_all_listed(tmp_path, capsys):
     for path in [*odd, "query/Thumbs.db", "query/.DS_Store", "query/._0001_c1s1_001051_00.jpg"]:
         write_bytes(root / path, b"?")
     write_bytes(root / "query/__MACOSX/0001_c1s1_001051_00.jpg", b"?")
-    write_bytes(root / "readme.txt", b"?")  # in no split's folder
+    write_bytes(root / "readme.txt", b"?")  # outside the splits' folders
     builder, _ = prepare("market1501", tmp_path, tmp_path, capsys)
     assert builder.info.metadata["unmatched"] == odd
     (warning,) = (w for w in builder.info.metadata["warnings"] if "not named or listed" in w)
@@ -249,7 +250,7 @@ def test_folder_archive_and_nested_archive_give_the_same(name, tmp_path):
     packed = zip_folder(tmp_path / "in", tmp_path / "packed" / f"{root}.zip")
     assert read(prepare(name, tmp_path / "2", packed)) == from_folder
     assert read(prepare(name, tmp_path / "3", tmp_path / "packed")) == from_folder
-    # Without a folder of its own within the archive, and as an archive within an archive.
+    # Without a folder inside the archive, and as an archive within an archive.
     flat = zip_folder(tmp_path / "in" / root, tmp_path / "flat" / f"{root}.ZIP")
     nested = zip_folder(flat.parent, tmp_path / "nested.zip", below="share/")
     assert read(prepare(name, tmp_path / "4", nested)) == from_folder
@@ -263,7 +264,7 @@ def test_a_truncated_archive_is_named(tmp_path):
     assert line.startswith(f"{whole}: not a readable zip archive")
 
 
-def test_a_folder_of_the_set_says_more_than_an_archive_of_nobody(tmp_path):
+def test_a_folder_of_the_set_is_reported_before_an_unnamed_archive(tmp_path):
     write_tree("market1501", tmp_path / "in")
     shutil.rmtree(tmp_path / "in" / TREES["market1501"].root / "query")
     write_bytes(tmp_path / "in/backup.zip", b"broken")
@@ -274,8 +275,8 @@ def test_a_folder_of_the_set_says_more_than_an_archive_of_nobody(tmp_path):
     assert f"(2 not looked into; {tmp_path}/in/backup.zip: not a readable zip archive" in line
 
 
-def test_what_else_lies_there_does_not_matter(tmp_path, monkeypatch):
-    """Archives of nobody are neither opened nor spooled where a folder has the data set."""
+def test_other_files_in_the_folder_do_not_matter(tmp_path, monkeypatch):
+    """Archives named for no set are not opened if a folder contains the data set."""
     write_tree("partial_ilids", tmp_path / "in")
     (tmp_path / "in/old.zip").symlink_to(tmp_path / "gone")
     inner = zip_folder(tmp_path / "in/Partial_iLIDS", tmp_path / "inner/a.zip").parent
@@ -290,13 +291,13 @@ def test_what_else_lies_there_does_not_matter(tmp_path, monkeypatch):
     monkeypatch.setattr(file_tree._Listing, "add_archive", add_archive)
     assert read(prepare("partial_ilids", tmp_path, tmp_path / "in")) == expected("partial_ilids")
     assert not opened
-    shutil.rmtree(tmp_path / "in/Partial_iLIDS")  # now they are looked into
+    shutil.rmtree(tmp_path / "in/Partial_iLIDS")  # now they are opened
     again = prepare("partial_ilids", tmp_path / "2", tmp_path / "in")
     assert read(again) == expected("partial_ilids")
     assert opened == ["old.zip", "work.zip", "work.zip/a.zip"]
 
 
-def test_a_tar_archive_is_to_be_unpacked(tmp_path):
+def test_a_tar_archive_must_be_unpacked(tmp_path):
     write_bytes(tmp_path / "in/Market-1501.tar.gz", b"?")
     line = refused("market1501", tmp_path, tmp_path / "in")
     assert line == f"{tmp_path}/in/Market-1501.tar.gz: only zip archives can be read; unpack it"
@@ -325,13 +326,13 @@ def test_many_sets_side_by_side(tmp_path):
         ("occluded_reid", "p_dukemtmc_reid"),
     ],
 )
-def test_a_set_is_not_taken_for_another(name, other, tmp_path):
+def test_a_set_is_not_mistaken_for_another(name, other, tmp_path):
     write_tree(other, tmp_path / "in")
     line = refused(name, tmp_path, tmp_path / "in")
     assert f"no {name} in it (what it holds is named for {other}" in line
 
 
-def test_a_folder_without_a_telling_name_is_taken(tmp_path):
+def test_a_folder_with_a_neutral_name_is_accepted(tmp_path):
     write_tree("market1501", tmp_path)
     (tmp_path / TREES["market1501"].root).rename(tmp_path / "people")
     assert read(prepare("market1501", tmp_path, tmp_path / "people")) == expected("market1501")
@@ -347,7 +348,7 @@ def test_a_link_is_named_for_itself_and_for_its_target(tmp_path):
     assert "named for dukemtmc_reid" in refused("market1501", tmp_path, tmp_path / "people")
 
 
-def test_a_link_beside_its_target_is_no_second_copy(tmp_path):
+def test_a_link_beside_its_target_is_not_a_second_copy(tmp_path):
     write_tree("market1501", tmp_path / "in")
     for link in ("DukeMTMC-old", "market1501"):
         (tmp_path / "in" / link).symlink_to(tmp_path / "in" / TREES["market1501"].root)
@@ -386,7 +387,7 @@ def test_occluded_duke_from_duke_and_the_lists(place, packed, tmp_path):
     assert read(prepare("occluded_duke", tmp_path, tmp_path / "in")) == expected("occluded_duke")
 
 
-def test_occluded_duke_from_folders_without_a_telling_name_and_the_lists(tmp_path):
+def test_occluded_duke_from_folders_with_neutral_names_and_the_lists(tmp_path):
     write_tree("dukemtmc_reid", tmp_path)
     (tmp_path / "DukeMTMC-reID").rename(tmp_path / "in")
     for name, text in occluded_duke_lists().items():
@@ -434,7 +435,7 @@ def test_occluded_duke_lists_that_do_not_fit(tmp_path):
     assert f"{list_file}: names no file" in refused("occluded_duke", tmp_path, tmp_path / "in")
     list_file.write_text("0003_c2_f0044278.jpg\n" * 2)
     line = refused("occluded_duke", tmp_path, tmp_path / "in")
-    assert "query/0003_c2_f0044278.jpg stands twice in the split query" in line
+    assert "query/0003_c2_f0044278.jpg is listed twice in the split query" in line
 
 
 @pytest.mark.parametrize(

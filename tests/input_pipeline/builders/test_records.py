@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.builders.records import to_jpeg_or_png
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from tests.input_pipeline.trees import picture
 
 IMAGE = picture("x")
@@ -73,4 +73,4 @@ def absurd(data):
 def test_what_cannot_be_decoded(data):
     with pytest.raises(DataError, match=r"^in/x\.tif: the image cannot be decoded; replace or"):
         to_jpeg_or_png(data, "in/x.tif")
-    assert to_jpeg_or_png(data, "in/x.JPG") == data  # reported with all others, later
+    assert to_jpeg_or_png(data, "in/x.JPG") == data  # a later check reports it

@@ -1,4 +1,4 @@
-"""People, images and pose models whose right answers are known."""
+"""People, images and pose models with known answers."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from input_pipeline.catalog import Catalog
 from input_pipeline.keypoints import JOINTS
 from input_pipeline.poses.images import Images
 
-# The orders as the tools' documents list them, in their words.
+# The orders in the tools' documentation, with their names.
 OPENPOSE_18 = (
     "Nose Neck RShoulder RElbow RWrist LShoulder LElbow LWrist RHip RKnee RAnkle LHip LKnee LAnkle "
     "REye LEye REar LEar"
@@ -32,7 +32,7 @@ ORDERS = {17: COCO_17.split(), 18: OPENPOSE_18.split(), 25: OPENPOSE_25.split()}
 
 
 def _joint(word):
-    """The project's name of a tool's joint; None for one that COCO lacks."""
+    """This project's name for a tool's joint; None for a joint that COCO lacks."""
     for letter, side in (("L", "left_"), ("R", "right_")):
         if word.startswith(letter) and side + word[1:].lower() in JOINTS:
             return side + word[1:].lower()
@@ -41,7 +41,7 @@ def _joint(word):
 
 @pytest.fixture
 def tool_orders():
-    """Number of joints → their names in the tools' words."""
+    """Number of joints → the tools' names for them."""
     return ORDERS
 
 
@@ -66,7 +66,7 @@ def as_numbers(as_points):
 
 @pytest.fixture
 def make_person():
-    """A person whose 51 numbers all differ: any swap or shift of joints shows."""
+    """A person with 51 different numbers, so that any swap or shift of joints shows."""
 
     def make(x=10.0, y=20.0):
         joint = np.arange(17)
@@ -166,7 +166,7 @@ def save_model(tmp_path):
 
 @pytest.fixture
 def constant_model(save_model):
-    """A model that puts out given arrays (1, …), whatever the images are."""
+    """A model whose outputs are given arrays (1, …), whatever the images are."""
 
     def make(arrays, input_shape, **options):
         node = onnx.helper.make_node

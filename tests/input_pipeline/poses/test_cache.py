@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.poses.cache import PoseCache, read_poses, write_poses
 
 
@@ -45,7 +45,7 @@ def test_what_is_written_is_read(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["poses.npz"]
 
 
-def test_optional_arrays_stay_away(tmp_path):
+def test_optional_arrays_may_be_missing(tmp_path):
     rows = slice(2, 3)
     bare = PoseCache(
         *(

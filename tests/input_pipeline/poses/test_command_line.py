@@ -9,7 +9,7 @@ import pytest
 from input_pipeline.builders import load_builder
 from input_pipeline.catalog import read_catalog
 from input_pipeline.poses.__main__ import main
-from input_pipeline.poses.cache import read_poses
+from input_pipeline.poses.cache import join_poses, read_poses
 from input_pipeline.poses.images import read_catalogs
 
 DATASET = "synthetic_occluded_reid/tiny"
@@ -104,7 +104,7 @@ def test_the_sets_own_poses_come_back(format_name, run, catalogs, people, write_
     cache = read_poses(output)
     posed = 0
     for catalog in catalogs.values():
-        # A hidden joint's place is not kept by any tool.
+        # No tool keeps the position of a hidden joint.
         has_pose = catalog.keypoints[..., 2].any(axis=1)
         rows = cache.lookup(catalog.image_sha256)
         np.testing.assert_array_equal(rows >= 0, has_pose)
@@ -177,7 +177,7 @@ def test_errors_are_one_line_and_write_nothing(flags, message, run, tmp_path, mo
     assert err.startswith("error: ") and message in err and err.count("\n") == 1
 
 
-def test_an_output_that_cannot_be_is_found_first(tmp_path, capsys):
+def test_an_impossible_output_is_reported_first(tmp_path, capsys):
     flags = ["--format", "kpr", "--dataset", DATASET, "--input", "x", "--output"]
     assert main(["import", *flags, str(tmp_path)]) == 1
     assert "is a folder; name a file" in capsys.readouterr().err
@@ -211,7 +211,7 @@ def test_estimation_errors_are_one_line(run, tmp_path):
     assert (status, out) == (1, "") and "no.onnx: no such file" in err and err.count("\n") == 1
 
 
-def test_options_are_named_as_they_are_here(tmp_path, capsys):
+def test_errors_use_the_names_of_this_command(tmp_path, capsys):
     (tmp_path / "poses").mkdir()
     flags = ["--format", "kpr", "--input", tmp_path / "poses", "--dataset", "occluded_reid"]
     flags += ["--data_dir", tmp_path / "data", "--output", tmp_path / "poses.npz"]
@@ -223,7 +223,7 @@ def test_options_are_named_as_they_are_here(tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags", [["--padding", "0"], ["--batch", "-1"], ["--std", "1", "0", "1"], ["--padding", "nan"]]
 )
-def test_numbers_that_cannot_be_are_refused(flags, capsys):
+def test_impossible_numbers_are_refused(flags, capsys):
     with pytest.raises(SystemExit) as error:
         main(["estimate", "--model", "m", "--dataset", "d", "--output", "o", *flags])
     assert error.value.code == 2 and flags[0] in capsys.readouterr().err
@@ -233,6 +233,6 @@ def test_training_finds_the_poses(run, people, write_json, as_numbers, tiny_data
     flags = write_kpr([(s, n, p[::1]) for s, n, p in people], write_json, as_numbers)
     cache = read_poses(run("import", "--format", "kpr", *flags)[3])
     train = read_catalog(load_builder(DATASET, str(tiny_data_dir)), "train")
-    joined = train.without_poses().with_poses(cache)
+    joined = join_poses(train.without_poses(), cache)
     seen = train.keypoints[..., 2] > 0
     np.testing.assert_allclose(joined.keypoints[seen], train.keypoints[seen], rtol=1e-6)

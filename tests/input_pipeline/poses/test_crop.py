@@ -18,7 +18,7 @@ def test_scale_by_hand():
 
 @pytest.mark.parametrize("size", [(128, 64), (50, 90), (33, 17), (120, 100)])
 @pytest.mark.parametrize("padding", [1.0, 1.25])
-def test_what_is_seen_at_a_place_is_there(size, padding):
+def test_crop_and_to_image_are_inverse(size, padding):
     # The image holds its own coordinates; each input pixel says where it was taken from.
     height, width = size
     y, x = np.mgrid[:height, :width]
@@ -80,9 +80,9 @@ def test_pixels_are_those_stored_whatever_exif_says():
 
 
 @pytest.mark.parametrize("encoded", [b"", b"text", b"\xff\xd8\xff\xe0"])
-def test_what_is_no_image_is_none(encoded):
+def test_a_file_that_is_not_an_image_is_none(encoded):
     assert Preprocessing(8, 8).decode(encoded) is None
 
 
-def test_a_header_that_claims_too_much_is_none(boundless_png):
+def test_a_header_that_claims_too_many_pixels_is_none(boundless_png):
     assert Preprocessing(8, 8).decode(boundless_png) is None

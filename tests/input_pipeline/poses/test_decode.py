@@ -31,7 +31,7 @@ def test_the_two_conventions(gaussians):
     np.testing.assert_allclose(udp, found * [47 / 11, 63 / 15], atol=2e-3)
 
 
-def test_every_image_and_joint_is_decoded_by_itself(gaussians):
+def test_every_image_and_joint_is_decoded_independently(gaussians):
     parts = [centres(20, 10, seed=seed) for seed in range(3)]
     maps = np.concatenate([gaussians(one, 20, 10) for one in parts])
     np.testing.assert_allclose(decode_heatmaps(maps, (20, 10))[0], parts, atol=5e-4)

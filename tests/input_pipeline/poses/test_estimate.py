@@ -1,4 +1,4 @@
-"""Models whose right answer is known, from the encoded image to the pose file."""
+"""Models with known answers, from the encoded image to the pose file."""
 
 import hashlib
 import sys
@@ -8,7 +8,7 @@ import numpy as np
 import onnx.helper
 import pytest
 
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.poses.crop import Preprocessing
 from input_pipeline.poses.estimate import estimate_poses
 from input_pipeline.poses.model import PoseModel
@@ -113,7 +113,7 @@ def test_a_size_that_the_model_cannot_take_is_named(save_model):
     assert "\n" not in str(error.value)
 
 
-def test_what_is_no_model_is_named(tmp_path):
+def test_a_file_that_is_not_a_model_is_named(tmp_path):
     (tmp_path / "text.onnx").write_text("text")
     with pytest.raises(UserError, match=r"--model=.*text\.onnx: not a model that can be run"):
         PoseModel(tmp_path / "text.onnx")
@@ -146,7 +146,7 @@ def finder(save_model):
         node = onnx.helper.make_node
         nodes = [
             node("ReduceMean", ["image"], ["grey"], axes=[1]),
-            # Cell i is input pixel 4 i, as HRNet has it.
+            # Cell i is input pixel 4 i, as in HRNet.
             node("Slice", ["grey", "starts", "ends", "axes", "steps"], ["cells"]),
             node("Mul", ["cells", "weights"], ["maps"]),
         ]
@@ -222,7 +222,7 @@ def test_undecodable_and_empty_images_have_no_pose(finder, make_catalog, boundle
     sizes = [(0, 0), (128, 64), (128, 64), (0, 0), (200_000, 200_000)]
     catalogs = {"train": make_catalog(images, sizes)}
     preprocessing = Preprocessing(128, 96, **PLAIN)
-    for size in (1, 4):  # also a batch without any image
+    for size in (1, 4):  # including a batch without any images
         cache, undecodable = estimate_poses(
             catalogs, finder("N"), preprocessing, batch_size=size, estimator="e"
         )

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.poses.formats import FORMATS
 from input_pipeline.poses.formats.coco import read_coco
 
@@ -42,7 +42,7 @@ def test_openpose_without_people(write_json):
     assert one(FORMATS["openpose"](folder)).people.shape == (0, 17, 3)
 
 
-def test_files_are_read_in_order_and_foreign_ones_left(write_json):
+def test_files_are_read_in_order_and_foreign_ones_ignored(write_json):
     for name in ("b.json", "a/2.JSON", "a/10.json", ".hidden.json", "__MACOSX/a/2.json", "a/x.txt"):
         folder = write_json(name, {"people": []})
     sources = [annotation.source for annotation in FORMATS["openpose"](folder)]
@@ -232,7 +232,7 @@ def test_eight_channels_are_the_parts(tmp_path):
         (np.array([{}], object), r"a\.npy: not an \.npy array of numbers"),
     ],
 )
-def test_dense_maps_that_cannot_be_right_are_named(maps, message, tmp_path):
+def test_impossible_dense_maps_are_named(maps, message, tmp_path):
     with pytest.raises(DataError, match=message):
         list(FORMATS["pgfa"](save_maps(tmp_path, "a.npy", maps)))
 

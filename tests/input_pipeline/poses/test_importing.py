@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.poses.annotation import Annotation, stack_people
 from input_pipeline.poses.cache import read_poses, write_poses
 from input_pipeline.poses.coverage import coverage, format_coverage, write_left_over
@@ -80,7 +80,9 @@ def test_without_a_visible_target_there_is_no_pose(make_images, make_person):
     assert cache.filenames.tolist() == ["d.jpg"] and len(cache.distractors) == 0
 
 
-def test_keypoints_win_over_dense_maps_and_these_over_nothing(make_images, make_person, tmp_path):
+def test_keypoints_win_over_dense_maps_and_dense_maps_over_nothing(
+    make_images, make_person, tmp_path
+):
     images = make_images(*(("query", f"{name}.jpg", name) for name in "abc"))
     cache = built(
         images,
@@ -96,7 +98,7 @@ def test_keypoints_win_over_dense_maps_and_these_over_nothing(make_images, make_
     )
     np.testing.assert_array_equal(cache.part_maps[:, 0, 0, 0], [0, 100, 0])
     assert cache.sources.tolist() == ["sep-json/a.json", "heatmaps/b.npy", "first/c.json"]
-    write_poses(tmp_path / "poses.npz", cache)  # and so it is a valid cache
+    write_poses(tmp_path / "poses.npz", cache)  # which checks the cache
     assert read_poses(tmp_path / "poses.npz").part_maps.shape == (3, 3, 2, 8)
 
 
@@ -113,7 +115,7 @@ def test_keypoints_of_resized_images_are_scaled_back(make_images, make_person):
     np.testing.assert_array_equal(cache.keypoints[0, :, 2], person[:, 2])
 
 
-def test_the_folder_given_may_tell_stems_apart(make_images, make_person):
+def test_the_input_folder_can_distinguish_stems(make_images, make_person):
     images = make_images(("query", "Probe/1.jpg", 1), ("gallery", "Gallery/1.jpg", 2))
     joined = join(images, [keypoints("1_keypoints.json", make_person())], "/poses/Probe")
     assert [annotation is not None for annotation in joined.annotations] == [False, True]
@@ -127,13 +129,13 @@ def test_nothing_found_is_one_line(make_images, make_person):
         DataError, match=r"none of its 2 poses belongs .* \(first: x\.json\); .*--dat"
     ):
         built(images, keypoints("x.json", make_person()), keypoints("1.json", make_person()))
-    with pytest.raises(DataError, match="no one has a person"):
+    with pytest.raises(DataError, match="none shows a person"):
         built(images, keypoints("Probe/1.json"))
-    with pytest.raises(DataError, match="it holds no pose"):
+    with pytest.raises(DataError, match="it contains no pose"):
         built(images)
 
 
-def test_coordinates_of_another_size_are_found(make_images, make_person):
+def test_coordinates_of_another_size_are_detected(make_images, make_person):
     images = make_images(("query", "a.jpg", 1), size=(60, 50))
     person = make_person(10, 10)
     person[:, 2] = 0.9
@@ -152,7 +154,7 @@ def test_coordinates_of_another_size_are_found(make_images, make_person):
     built(images, keypoints("a", person))
 
 
-def test_normalised_coordinates_are_found(make_images, make_person):
+def test_normalised_coordinates_are_detected(make_images, make_person):
     images = make_images(("query", "a.jpg", 1))
     person = make_person()
     person[:, :2] = np.linspace(-1, 1, 34).reshape(17, 2)
@@ -192,7 +194,7 @@ def test_coverage_counts(make_images, make_person, tmp_path):
     assert found.people == {0: 1, 1: 4} and found.mapped == 1 and found.superseded == 1
     assert list(found.left_over) == [
         "poses without an image",
-        "poses of several possible images",
+        "poses with several possible images",
     ]
 
     text = format_coverage(found, tmp_path / "left.txt")
@@ -205,16 +207,16 @@ def test_coverage_counts(make_images, make_person, tmp_path):
     assert "of these as part maps: 1" in text
     assert "poses without an image: 12 (lost/00.json, " in text
     assert "lost/09.json and 2 more)" in text and "lost/10.json" not in text
-    assert "poses of several possible images: 1 (amb.json)" in text
+    assert "poses with several possible images: 1 (amb.json)" in text
 
     write_left_over(found, tmp_path / "left.txt")
     lines = (tmp_path / "left.txt").read_text().splitlines()
     assert len(lines) == 13
     assert lines[11] == "poses without an image\tlost/11.json"
-    assert lines[12] == "poses of several possible images\tamb.json"
+    assert lines[12] == "poses with several possible images\tamb.json"
 
 
-def test_a_list_of_an_earlier_import_goes(make_images, make_person, tmp_path):
+def test_the_list_of_an_earlier_import_is_deleted(make_images, make_person, tmp_path):
     images = make_images(("query", "a.jpg", 1))
     joined = join(images, [keypoints("a", make_person())], "/root")
     found = coverage(images, build_cache(images, joined, estimator="tool"), joined)

@@ -1,4 +1,4 @@
-"""One's own data: a manifest as CSV or JSON lines."""
+"""A user's own data: a table as CSV or JSON lines."""
 
 import hashlib
 import json
@@ -11,9 +11,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from input_pipeline.builders import load_builder, prepared_builder
-from input_pipeline.builders.manifest import table
-from input_pipeline.builders.manifest.table import read_manifest
-from input_pipeline.catalog import DataError
+from input_pipeline.builders.table import reader
+from input_pipeline.builders.table.reader import read_table
+from input_pipeline.errors import DataError
 from tests.input_pipeline.trees import encoded_picture, picture, write_bytes
 
 POSE = [[float(joint), 2.5 * joint, joint / 20] for joint in range(17)]
@@ -36,14 +36,14 @@ JSON_LINES = """
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with the images, and a function that writes a manifest into it."""
+    """A folder with the images of the tables."""
     for path in IMAGES:
         write_bytes(tmp_path / "in" / path, encoded_picture(path))
     return tmp_path / "in"
 
 
 def prepare(folder, name="mine"):
-    return prepared_builder(f"manifest/{name}", str(folder.parent / "out"), str(folder))
+    return prepared_builder(f"table/{name}", str(folder.parent / "out"), str(folder))
 
 
 def rows(builder):
@@ -63,11 +63,11 @@ def with_columns(**values):
 
 
 @pytest.mark.parametrize(("suffix", "text"), [("csv", CSV), ("jsonl", JSON_LINES)])
-def test_a_manifest_becomes_a_data_set(suffix, text, folder):
+def test_a_table_becomes_a_data_set(suffix, text, folder):
     (folder / f"mine.{suffix}").write_text(text)
     builder = prepare(folder)
     stored = rows(builder)
-    # Names are numbered in their order as text: "10" < "9" < "anna".
+    # Names are numbered in the order of their text: "10" < "9" < "anna".
     assert {key: (row["identity"], row["camera"]) for key, row in stored.items()} == {
         ("train", "a/1.jpg"): (2, 1),
         ("train", "a/2.JPG"): (0, 2),
@@ -148,7 +148,7 @@ def test_a_change_is_never_mistaken_for_an_old_preparation(folder):
     versions.append(prepare(folder).version)
     image, status = folder / "a/1.jpg", (folder / "a/1.jpg").stat()
     other = bytearray(image.read_bytes())
-    other[-10] ^= 1  # of the same size, and at the same time
+    other[-10] ^= 1  # of the same size, with the same time
     image.write_bytes(other)
     os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
     versions.append(prepare(folder).version)
@@ -156,22 +156,22 @@ def test_a_change_is_never_mistaken_for_an_old_preparation(folder):
     assert len(set(versions)) == 3
 
 
-def test_equal_contents_are_equal_data_whenever_and_wherever(folder, tmp_path):
+def test_equal_contents_are_equal_data_at_any_time_and_place(folder, tmp_path):
     (folder / "mine.csv").write_text(CSV)
     version = prepare(folder).version
     shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
     os.utime(tmp_path / "copy/a/1.jpg", ns=(1, 1))
     assert prepare(tmp_path / "copy").version == version
-    assert len(list((tmp_path / "out/manifest/mine").iterdir())) == 1
+    assert len(list((tmp_path / "out/table/mine").iterdir())) == 1
 
 
 @pytest.mark.parametrize("many", [1, 4])
 def test_comparing_many_images_shows_a_bar(many, folder, monkeypatch):
     shown = []
-    monkeypatch.setattr(table, "_MANY_IMAGES", many)
-    monkeypatch.setattr(table, "progress", lambda files, task: shown.extend(files) or files)
+    monkeypatch.setattr(reader, "_MANY_IMAGES", many)
+    monkeypatch.setattr(reader, "progress", lambda files, task: shown.extend(files) or files)
     (folder / "mine.csv").write_text(CSV)
-    read_manifest(folder / "mine.csv")
+    read_table(folder / "mine.csv")
     assert shown == ([str(folder / path) for path in IMAGES] if many == 1 else [])
 
 
@@ -185,25 +185,25 @@ def row(**changes):
     [
         ("csv", "path,identity,camera\na/1.jpg,1,1\n", "line 1: no column split"),
         ("csv", with_columns(pose="1"), "line 1: unknown column 'pose'; known: path, identity"),
-        ("csv", CSV.replace("split\n", "split,path\n", 1), "line 1: a column stands there twice"),
+        ("csv", CSV.replace("split\n", "split,path\n", 1), "line 1: a column occurs twice"),
         ("csv", CSV.replace(",south,", ",,"), "line 3: camera is empty"),
         ("csv", CSV.replace(",10,s", ",,s"), "line 3: identity is empty"),
         ("csv", CSV.replace(",south,", ",a,b,"), "line 3: 5 cells, but 4 columns"),
         (
             "csv",
             CSV.replace("a/2", "a/x"),
-            "images missing: 1, the first is .*a/x.JPG .line 3.; mend",
+            "images missing: 1, the first is .*a/x.JPG .line 3.; correct",
         ),
         (
             "csv",
             CSV.replace("a/2.JPG", "a/1.jpg"),
-            r"line 3: a/1.jpg stands in train already .line 2",
+            r"line 3: a/1.jpg is already in train .line 2",
         ),
         ("csv", CSV.replace("gallery", "test"), "line 5: unknown split 'test'; train, gallery or"),
         ("csv", '"path,identity', "line 1: not a header|broken CSV|no column"),
         ("csv", "path identity\n", "line 1: not a header of columns separated by commas"),
         ("csv", "", "line 1: not a header"),
-        ("csv", "path,identity,camera,split\n", "no image in it"),
+        ("csv", "path,identity,camera,split\n", "lists no images"),
         ("csv", with_columns(keypoints="1 2 3"), "line 2: 3 keypoint numbers instead of 51"),
         ("csv", with_columns(keypoints="[1, 2"), "line 2: keypoints are not a list of numbers"),
         (
@@ -239,15 +239,19 @@ def row(**changes):
         (
             "jsonl",
             row(identity=None),
-            "line 1: identity must be a text or a whole number, not None",
+            "line 1: identity must be a string or a whole number, not None",
         ),
-        ("jsonl", row(identity=1.5), "line 1: identity must be a text or a whole number, not 1.5"),
-        ("jsonl", row(camera=True), "line 1: camera must be a text or a whole number"),
+        (
+            "jsonl",
+            row(identity=1.5),
+            "line 1: identity must be a string or a whole number, not 1.5",
+        ),
+        ("jsonl", row(camera=True), "line 1: camera must be a string or a whole number"),
         ("jsonl", row(identity=" "), "line 1: identity is empty"),
-        ("jsonl", "\n", "no image in it"),
+        ("jsonl", "\n", "lists no images"),
     ],
 )
-def test_what_is_wrong_is_told_with_file_and_line(suffix, text, message, folder):
+def test_errors_name_file_and_line(suffix, text, message, folder):
     file = folder / f"mine.{suffix}"
     file.write_text(text)
     with pytest.raises(DataError, match=rf"^{file}(: |, ).*(?:{message})") as caught:
@@ -269,13 +273,13 @@ def test_the_longest_name_of_a_split(folder):
 
 @pytest.mark.parametrize("name", ["änne", "a\u2028b", '"a, ""b"""'])
 def test_names_with_other_letters(name, folder):
-    text = CSV.replace("anna", name).replace("\n", "\r\n")  # as Windows ends lines
+    text = CSV.replace("anna", name).replace("\n", "\r\n")  # the line ends of Windows
     (folder / "mine.csv").write_bytes(text.encode())
     expected = 'a, "b"' if name.startswith('"') else name
     assert prepare(folder).info.metadata["identities"] == ["10", "9", expected]
 
 
-def test_there_must_be_exactly_one_manifest(folder):
+def test_there_must_be_exactly_one_table(folder):
     with pytest.raises(DataError, match=r"neither mine\.csv nor mine\.jsonl; give exactly one"):
         prepare(folder)
     (folder / "mine.csv").write_text(CSV)
@@ -285,10 +289,10 @@ def test_there_must_be_exactly_one_manifest(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "manual_dir"), [("manifest", "x"), ("manifest/mine", ""), ("manifest/a/b", "x")]
+    ("name", "manual_dir"), [("table", "x"), ("table/mine", ""), ("table/a/b", "x")]
 )
 def test_name_and_folder_must_be_given(name, manual_dir, tmp_path):
-    with pytest.raises(DataError, match=r"manifest/NAME with --config\.data\.manual_dir=DIR"):
+    with pytest.raises(DataError, match=r"table/NAME and --config\.data\.manual_dir=DIR"):
         prepared_builder(name, str(tmp_path), manual_dir)
 
 
@@ -297,13 +301,11 @@ def test_an_image_that_cannot_be_decoded_is_named(folder):
     (folder / "mine.csv").write_text(CSV)
     with pytest.raises(DataError, match=r"b/4\.bmp: the image cannot be decoded"):
         prepare(folder)
-    assert not list((folder.parent / "out/manifest/mine").glob("*"))
+    assert not list((folder.parent / "out/table/mine").glob("*"))
 
 
 def test_the_table_keeps_order_and_lines(folder):
     (folder / "mine.jsonl").write_text(JSON_LINES)
-    manifest = read_manifest(folder / "mine.jsonl")
-    assert [(row.line, row.path) for row in manifest.rows] == list(enumerate(IMAGES, 2))
-    assert load_builder("manifest/mine", "unused", str(folder)).version.patch == (
-        manifest.fingerprint
-    )
+    table = read_table(folder / "mine.jsonl")
+    assert [(row.line, row.path) for row in table.rows] == list(enumerate(IMAGES, 2))
+    assert load_builder("table/mine", "unused", str(folder)).version.patch == (table.fingerprint)

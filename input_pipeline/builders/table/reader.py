@@ -1,4 +1,4 @@
-"""A manifest: a table of images as CSV or JSON lines, read and checked."""
+"""Read and check a table of images, as CSV or JSON lines."""
 
 import csv
 import dataclasses
@@ -13,28 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 
 from input_pipeline.builders.text import decode_text
-from input_pipeline.catalog import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.file_tree import read_file
 from input_pipeline.keypoints import NUM_JOINTS
 from input_pipeline.progress import progress
 
 REQUIRED = ("path", "identity", "camera", "split")
 OPTIONAL = ("keypoints", "occlusion")
-# Splits become parts of file names, which TFDS takes apart again.
+# Splits become parts of file names that TFDS parses.
 _SPLIT = r"train|gallery|query[\w-]{0,40}"
-_MANY_IMAGES = 10_000  # reading them takes seconds
+_MANY_IMAGES = 10_000  # more than these take seconds to read
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
-    """One image as the manifest describes it.
+    """One image, as the table describes it.
 
     Attributes:
-        line: in the manifest, from 1.
+        line: its line in the table, from 1.
         path: as written.
-        file: where that is.
+        file: the path on disk.
         identity: any name.
         camera: any name.
         split: train, gallery, or a name that begins with query.
@@ -48,19 +49,19 @@ class Row:
     identity: str
     camera: str
     split: str
-    keypoints: np.ndarray
+    keypoints: Float32[np.ndarray, "17 3"]
     occlusion: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Manifest:
+class Table:
     """A table of images.
 
     Attributes:
-        file: the manifest.
-        columns: the optional columns it has.
-        rows: in its order.
-        fingerprint: 32 bits that change with the manifest's text and with any image's contents.
+        file: the CSV or JSON lines.
+        columns: the optional columns that it has.
+        rows: the images, in the order of the file.
+        fingerprint: 32 bits that change with the file's text and with any image's contents.
     """
 
     file: Path
@@ -69,25 +70,25 @@ class Manifest:
     fingerprint: int
 
 
-def read_manifest(file: Path) -> Manifest:
-    """Read and check a manifest.
+def read_table(file: Path) -> Table:
+    """Read and check a table.
 
     Raises:
-        DataError: what is wrong, with file and line.
+        DataError: something is wrong; the message names the file and line.
     """
     data = file.read_bytes()
     text = decode_text(data, str(file))
     entries = list(_csv_entries(file, text) if file.suffix == ".csv" else _json_entries(file, text))
     if not entries:
-        raise DataError(f"{file}: no image in it")
+        raise DataError(f"{file}: lists no images")
     rows = tuple(_row(file, line, entry) for line, entry in entries)
     _check_paths(file, rows)
     columns = frozenset(name for _, entry in entries for name in entry)
-    return Manifest(file, columns & set(OPTIONAL), rows, _fingerprint(data, rows))
+    return Table(file, columns & set(OPTIONAL), rows, _fingerprint(data, rows))
 
 
 def _csv_entries(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and cells by column; what is between the cells is seen from the header."""
+    """Line number and cells by column; the delimiter is inferred from the header."""
     try:
         dialect = csv.Sniffer().sniff(text.partition("\n")[0], delimiters=",;\t")
     except csv.Error:
@@ -98,7 +99,7 @@ def _csv_entries(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=dialect.delimiter,
-        skipinitialspace=True,  # a quote may follow a blank
+        skipinitialspace=True,  # so that a quote may follow a space
         strict=True,
     )
     try:
@@ -133,7 +134,7 @@ def _json_entries(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]
 
 
 def _check_columns(place: str, names: list[str]) -> None:
-    """DataError for columns that are missing, unknown or there twice."""
+    """DataError for missing, unknown or repeated columns."""
     missing = [name for name in REQUIRED if name not in names]
     unknown = [name for name in names if name not in REQUIRED + OPTIONAL]
     if missing:
@@ -142,10 +143,10 @@ def _check_columns(place: str, names: list[str]) -> None:
         known = ", ".join(REQUIRED + OPTIONAL)
         raise DataError(
             f"{place}: unknown column {', '.join(map(repr, unknown))}; known: {known}; remove it "
-            "(pandas writes an index unless told index=False)"
+            "(pandas writes an index without index=False)"
         )
     if len(set(names)) < len(names):
-        raise DataError(f"{place}: a column stands there twice")
+        raise DataError(f"{place}: a column occurs twice")
 
 
 def _row(file: Path, line: int, entry: Mapping[str, Any]) -> Row:
@@ -170,17 +171,17 @@ def _row(file: Path, line: int, entry: Mapping[str, Any]) -> Row:
 
 
 def _text(place: str, name: str, value: Any) -> str:
-    """A name; JSON may give it as a whole number."""
+    """A name; in JSON it may be a whole number."""
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise DataError(f"{place}: {name} must be a text or a whole number, not {value!r}")
+        raise DataError(f"{place}: {name} must be a string or a whole number, not {value!r}")
     text = str(value).strip()
     if not text:
         raise DataError(f"{place}: {name} is empty")
     return text
 
 
-def _keypoints(place: str, value: Any) -> np.ndarray:
-    """(17, 3) float32 from a list or from text; zeros for nothing."""
+def _keypoints(place: str, value: Any) -> Float32[np.ndarray, "17 3"]:
+    """Keypoints from a list or from text; zeros if there are none."""
     if value is None or (isinstance(value, str | list) and not value):
         return np.zeros((NUM_JOINTS, 3), np.float32)
     try:
@@ -194,7 +195,7 @@ def _keypoints(place: str, value: Any) -> np.ndarray:
             f"{place}: {len(numbers)} keypoint numbers instead of {NUM_JOINTS * 3} "
             f"(x, y, confidence of {NUM_JOINTS} joints)"
         )
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+    with np.errstate(over="ignore"):  # too large numbers become infinite, and are refused
         keypoints = numbers.reshape(NUM_JOINTS, 3).astype(np.float32)
     confidence = keypoints[:, 2]
     if not np.isfinite(keypoints).all() or (confidence < 0).any() or (confidence > 1).any():
@@ -203,7 +204,7 @@ def _keypoints(place: str, value: Any) -> np.ndarray:
 
 
 def _occlusion(place: str, value: Any) -> float:
-    """A share; NaN for nothing."""
+    """A share; NaN if there is none."""
     if value is None or value == "":
         return math.nan
     try:
@@ -216,24 +217,24 @@ def _occlusion(place: str, value: Any) -> float:
 
 
 def _check_paths(file: Path, rows: tuple[Row, ...]) -> None:
-    """DataError for images that do not exist, or stand twice in a split."""
-    missing = [row for row in rows if not os.path.isfile(row.file)]  # False for any odd path
+    """DataError for images that do not exist, or are listed twice in a split."""
+    missing = [row for row in rows if not os.path.isfile(row.file)]  # False for odd paths, too
     if missing:
         raise DataError(
             f"{file}: images missing: {len(missing)}, the first is {missing[0].file} (line "
-            f"{missing[0].line}); mend the paths (relative to the table, with /), or add the files"
+            f"{missing[0].line}); correct the paths (relative to the table, with /) or add files"
         )
     seen: dict[tuple[str, str], int] = {}
     for row in rows:
         first = seen.setdefault((row.split, row.path), row.line)
         if first != row.line:
             raise DataError(
-                f"{file}, line {row.line}: {row.path} stands in {row.split} already (line {first})"
+                f"{file}, line {row.line}: {row.path} is already in {row.split} (line {first})"
             )
 
 
 def _fingerprint(data: bytes, rows: tuple[Row, ...]) -> int:
-    """Checksum over the manifest and every image, so that equal contents are equal data."""
+    """Checksum over the table and every image: equal contents are equal data."""
     digest = hashlib.sha256(data)
     files = list(dict.fromkeys(str(row.file) for row in rows))
     shown = progress(files, "comparing images") if len(files) > _MANY_IMAGES else files

@@ -1,4 +1,4 @@
-"""TFDS builder of one's own data: images listed in DIR/NAME.csv or DIR/NAME.jsonl."""
+"""TFDS builder of a user's own data: images listed in DIR/NAME.csv or DIR/NAME.jsonl."""
 
 import dataclasses
 import hashlib
@@ -10,49 +10,49 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from input_pipeline.builders.base import ReidBuilder, Survey
-from input_pipeline.builders.manifest.table import Manifest, read_manifest
 from input_pipeline.builders.records import Record
-from input_pipeline.catalog import DataError
+from input_pipeline.builders.table.reader import Table, read_table
+from input_pipeline.errors import DataError
 
 SUFFIXES = (".csv", ".jsonl")
 
 
 @dataclasses.dataclass(eq=False)
-class ManifestConfig(tfds.core.BuilderConfig):
-    """A manifest that was read.
+class TableConfig(tfds.core.BuilderConfig):
+    """A table and the version of its data.
 
-    The last number of the version is its fingerprint, so that a changed manifest or image is never
-    taken for what was prepared before.
+    The last number of the version is the table's fingerprint, so that a changed table or image is
+    never mistaken for the data prepared before.
     """
 
-    manifest: Manifest | None = dataclasses.field(default=None, repr=False)
+    table: Table | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Derive the version from the manifest."""
-        if self.manifest is not None:
-            self.version = tfds.core.Version(f"1.0.{self.manifest.fingerprint}")
+        """Derive the version from the table."""
+        if self.table is not None:
+            self.version = tfds.core.Version(f"1.0.{self.table.fingerprint}")
 
 
 class Builder(ReidBuilder):
-    """One's own images, listed in a manifest.
+    """A user's own images, listed in a table.
 
     ``info.metadata`` also keeps ``identities`` and ``cameras``, the names in the order of their
     numbers, and ``identity_map_sha256``, the SHA-256 of the identities as a JSON list.
     """
 
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "the manifest NAME.csv or NAME.jsonl"
-    builder_config: ManifestConfig
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "the table NAME.csv or NAME.jsonl"
+    builder_config: TableConfig
 
     @classmethod
-    def make_config(cls, name: str, manual_dir: str) -> ManifestConfig:
-        """The configuration of the manifest ``manual_dir/name``, read and checked.
+    def make_config(cls, name: str, manual_dir: str) -> TableConfig:
+        """The configuration of the table ``manual_dir/name``, read and checked.
 
         Raises:
-            DataError: there is no such manifest, or two, or something is wrong with it.
+            DataError: there is no such table, or two of them, or something is wrong with it.
         """
         if not manual_dir or not name or Path(name).name != name:
             raise DataError(
-                "one's own data are --config.data.dataset=manifest/NAME with "
+                "your own data need --config.data.dataset=table/NAME and "
                 "--config.data.manual_dir=DIR, where DIR holds NAME.csv or NAME.jsonl"
             )
         files = [Path(manual_dir).expanduser() / (name + suffix) for suffix in SUFFIXES]
@@ -62,26 +62,26 @@ class Builder(ReidBuilder):
                 f"{manual_dir}: holds {'both' if found else 'neither'} {name}.csv "
                 f"{'and' if found else 'nor'} {name}.jsonl; give exactly one of them"
             )
-        return ManifestConfig(name=name, manifest=read_manifest(found[0]))
+        return TableConfig(name=name, table=read_table(found[0]))
 
     @property
-    def manifest(self) -> Manifest:
-        """The manifest of this configuration."""
-        if self.builder_config is None or self.builder_config.manifest is None:
-            raise DataError("manifest/NAME is prepared by main.py, not by tfds build")
-        return self.builder_config.manifest
+    def table(self) -> Table:
+        """The table of this configuration."""
+        if self.builder_config is None or self.builder_config.table is None:
+            raise DataError("table/NAME is prepared by main.py, not by tfds build")
+        return self.builder_config.table
 
     def annotation_features(self) -> dict[str, Any]:
-        """Keypoints and occlusion, if the manifest has the columns."""
+        """Keypoints and occlusion, if the table has the columns."""
         features = {
             "keypoints": tfds.features.Tensor(shape=(17, 3), dtype=np.float32),
             "occlusion": tfds.features.Scalar(np.float32),
         }
-        return {name: features[name] for name in sorted(self.manifest.columns)}
+        return {name: features[name] for name in sorted(self.table.columns)}
 
     def survey(self, source: Path) -> Survey:
-        """The images of the manifest, with identities and cameras numbered in order."""
-        rows = self.manifest.rows
+        """The images of the table, with identities and cameras numbered in order."""
+        rows = self.table.rows
         identities = sorted({row.identity for row in rows})
         cameras = sorted({row.camera for row in rows})
         identity_numbers = {name: number for number, name in enumerate(identities)}
@@ -99,7 +99,7 @@ class Builder(ReidBuilder):
                 filename=row.path,
                 identity=identity_numbers[row.identity],
                 camera=camera_numbers[row.camera],
-                annotations={name: getattr(row, name) for name in self.manifest.columns},
+                annotations={name: getattr(row, name) for name in self.table.columns},
             )
             survey.records.setdefault(row.split, []).append(record)
         return survey

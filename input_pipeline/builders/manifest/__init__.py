@@ -1,1 +1,0 @@
-"""Data sets that a user lists in a table (see docs/datasets.md)."""

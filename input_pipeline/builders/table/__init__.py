@@ -1,0 +1,1 @@
+"""A user's own data, listed in a table (see docs/datasets.md)."""
