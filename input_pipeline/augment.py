@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float32, Int32, Shaped, UInt8
 
 from input_pipeline.keypoints import PART_FLIP
 from pgfl_jax.config import DataConfig
+from pgfl_jax.preprocessing import scale_and_offset
 
 
 def decode(encoded: Shaped[tf.Tensor, ""]) -> UInt8[tf.Tensor, "height width 3"]:
@@ -85,8 +86,7 @@ def normalise(
     Returns:
         (B, H, W, 3) float32.
     """
-    mean, std = np.array(config.mean), np.array(config.std)
-    scale, offset = (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+    scale, offset = scale_and_offset(config.mean, config.std)
     shape = tuple(images.shape[1:3])
     erased = inside(rectangles, shape, shape)
     return tf.where(erased[..., None], 0.0, tf.cast(images, tf.float32) * scale + offset)

@@ -23,8 +23,7 @@ from pgfl_jax.checkpoint import read_main_branch
 from pgfl_jax.config import Config
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import make_model
-from pgfl_jax.models import PGFL
-from pgfl_jax.models import normalise as unit_length
+from pgfl_jax.models import PGFL, unit_length
 from pgfl_jax.preprocessing import PictureError
 from pgfl_jax.report.manifest import read_config
 

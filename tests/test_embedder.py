@@ -42,8 +42,9 @@ def test_it_gives_the_pipelines_embeddings(embedder, tiny_config, tmp_path):
     config = tiny_config()
     mesh = make_mesh(jax.devices()[:1])
     experiment = Experiment.create(config, num_identities=16, num_images=128)
+    target = experiment.abstract_state(), experiment.state_shardings(mesh)
     with open_checkpoints(GOLDEN_RUN, read_only=True) as checkpoints:
-        state = checkpoints.restore(experiment.abstract_state(), experiment.state_shardings(mesh), 30)
+        state = checkpoints.restore(*target, 30)
     catalog = open_catalog(open_builder(config, config.data.dataset), "gallery")
     embed = make_embed(experiment.model, mesh, ("main",))
     expected = embed_split(embed, state, evaluation_split(catalog, config), mesh)["main"]

@@ -137,6 +137,6 @@ def main_branch(variables: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def normalise(neck: Float[Array, "batch channels"]) -> Float[Array, "batch channels"]:
+def unit_length(neck: Float[Array, "batch channels"]) -> Float[Array, "batch channels"]:
     """The retrieval embedding: BNNeck outputs scaled to unit Euclidean length."""
     return neck / jnp.maximum(jnp.linalg.norm(neck, axis=-1, keepdims=True), EPSILON)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from pgfl_jax.config import Embedding
 from pgfl_jax.distributed.sharding import batch_sharding, replicated, shard_batch
-from pgfl_jax.models import PGFL, main_branch, normalise
+from pgfl_jax.models import PGFL, main_branch, unit_length
 from pgfl_jax.retrieval.protocols import EvaluationError, EvaluationSplit
 from pgfl_jax.train_state import TrainState
 
@@ -35,7 +35,7 @@ def make_embed(model: PGFL, mesh: Mesh, names: Sequence[Embedding]) -> EmbedFn:
         else:
             pose = batch["part_maps"], batch["visibility"]
             outputs = model.apply(variables, batch["images"], *pose, train=False)
-        return {name: normalise(getattr(outputs, name).neck) for name in names}
+        return {name: unit_length(getattr(outputs, name).neck) for name in names}
 
     # The state stays where it is. The results are gathered, so that every process has all rows.
     shardings = None, batch_sharding(mesh)

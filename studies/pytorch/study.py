@@ -41,7 +41,7 @@ from pgfl_jax.config import Config, parse_config
 from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import Experiment
-from pgfl_jax.models import normalise
+from pgfl_jax.models import unit_length
 from pgfl_jax.report.manifest import source_commit
 from pgfl_jax.report.writers import write_json
 from pgfl_jax.retrieval.embeddings import EmbedFn, make_embed
@@ -100,7 +100,7 @@ def torch_side(
         tensors = to_tensors({name: np.asarray(value) for name, value in batch.items()})
         with torch.no_grad():
             outputs = training.model(tensors["images"])
-        return {"main": normalise(jnp.asarray(outputs.main.neck.numpy()))}
+        return {"main": unit_length(jnp.asarray(outputs.main.neck.numpy()))}
 
     def state() -> TrainState:
         return TrainState(jnp.asarray(training.step, jnp.int32), {}, {}, (), None)

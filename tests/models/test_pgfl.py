@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgfl_jax.models import PGFL, main_branch, normalise
+from pgfl_jax.models import PGFL, main_branch, unit_length
 
 IDENTITIES, COLUMNS, PARTS = 5, 128, 8
 
@@ -144,5 +144,5 @@ def test_the_baseline_has_the_main_branch_alone(initialised):
 
 
 def test_normalise_gives_unit_length_and_leaves_zero():
-    rows = normalise(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
+    rows = unit_length(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
     np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0]], rtol=1e-6)
