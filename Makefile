@@ -5,16 +5,16 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO_DIR ?= runs/demo
 
-.PHONY: setup demo test lint scaling parity
+.PHONY: setup demo test lint docs scaling parity
 
 setup: $(INSTALLED)
 
-# The marker comes last, so that an interrupted installation is taken up again.
+# The marker comes last, so that an interrupted installation is started again.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo 'installing the dependencies into $(VENV) (a minute or two)'
-	@$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[train,dev]'
 	@touch $@
 
 demo: setup
@@ -28,14 +28,19 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The tables of docs/scaling.md; half an hour, for the training step is compiled fifteen times.
+# The site of docs/, in .cache/site. A broken link or a page outside the menu is an error.
+docs: setup
+	@$(PIP) -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+# The tables of docs/scaling.md: half an hour, since the training step is compiled fifteen times.
 # After an interruption: make scaling OPTIONS=--keep
 scaling: setup
 	@$(PIP) -e '.[tpu]'
 	$(BIN)/python -m benchmarks.aot --table $(OPTIONS)
 
-# Both frameworks through the same steps (docs/parity.md); seven minutes. The exit status is 1 if a
-# figure exceeds its bound. The report lies in .cache/parity.
+# Both frameworks through the same steps (docs/parity.md): seven minutes. The exit status is 1 if a
+# figure exceeds its bound. The report goes to .cache/parity.
 parity: setup
 	@$(PIP) -e '.[parity]'
 	$(BIN)/python -m studies.pytorch.parity $(OPTIONS)
