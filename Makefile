@@ -31,7 +31,7 @@ lint: setup
 # The site of docs/, in .cache/site. A broken link or a page outside the menu is an error.
 docs: setup
 	@$(PIP) -e '.[docs]'
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The tables of docs/scaling.md: half an hour, since the training step is compiled fifteen times.
 # After an interruption: make scaling OPTIONS=--keep
