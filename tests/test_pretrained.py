@@ -1,6 +1,6 @@
 """Weights to and from PyTorch, against networks written with its own modules.
 
-No published weights are at hand: the naming schemes are those that documents and issues show.
+No published weights are used. The naming schemes are those shown in documentation and issues.
 """
 
 import functools
@@ -98,7 +98,7 @@ class TorchResNet(torch.nn.Module):
 
 
 def torch_resnet(sizes, bottleneck, dtype=torch.float32, **options):
-    """With random affine parameters and running statistics."""
+    """A network with random affine parameters and running statistics."""
     torch.manual_seed(0)
     net = TorchResNet(sizes, bottleneck, **options).to(dtype).eval()
     with torch.no_grad():
@@ -122,7 +122,7 @@ def abstract(backbone, **options):
 
 
 def random_variables(backbone, dtype=np.float32, **options):
-    """All arrays random, the classifiers' filling columns 0 as they are."""
+    """Random arrays; the classifiers' padding columns are 0, as always."""
     rng = np.random.default_rng(1)
 
     def draw(path, leaf):
@@ -156,7 +156,7 @@ def prefixed(prefix, state_dict):
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet50_ibn_a", "resnet18"])
-def test_the_features_are_pytorchs_in_double_precision(name, tmp_path):
+def test_features_equal_pytorchs_in_double_precision(name, tmp_path):
     net = torch_resnet(SIZES[name[:8]], "50" in name, torch.float64, ibn="ibn" in name, classes=7)
     torch.save(net.state_dict(), tmp_path / "net.pth")
     loaded, report = load_backbone(tmp_path / "net.pth", abstract(name))
@@ -243,7 +243,7 @@ def test_every_naming_scheme_fills_the_backbone(scheme, wrapper, tmp_path):
         assert loaded["params"]["main_pooling"]["power"] == 1.0
 
 
-def test_what_a_neck_cannot_keep_is_reported(tmp_path):
+def test_a_neck_bias_that_cannot_be_kept_is_reported(tmp_path):
     content = prefixed("base.", resnet18()) | neck("bottleneck.", 512, bias=0.5)
     torch.save(content, tmp_path / "net.pth")
     _, report = load_backbone(tmp_path / "net.pth", abstract("resnet18"))
@@ -303,7 +303,7 @@ def assert_equal(ours, theirs):
         np.testing.assert_array_equal(ours[name], theirs[name], strict=True, err_msg=name)
 
 
-def test_the_patch_stem_is_a_convolution_of_4_by_4():
+def test_the_patch_stem_is_a_4x4_convolution():
     state_dict = to_state_dict(random_variables("resnet8"), 10)
     images = np.random.default_rng(0).normal(size=(2, 16, 8, 3)).astype(np.float32)
     kernel = torch.tensor(state_dict["trunk.conv1.weight"])
@@ -314,7 +314,7 @@ def test_the_patch_stem_is_a_convolution_of_4_by_4():
     np.testing.assert_allclose(patches @ dense, expected.permute(0, 2, 3, 1), atol=1e-4)
 
 
-def test_a_lacking_branch_is_missing_and_a_wrong_shape_an_error():
+def test_an_absent_branch_is_missing_and_a_wrong_shape_is_an_error():
     variables = random_variables("resnet8")
     state_dict = to_state_dict(variables, 10)
     without = {name: x for name, x in state_dict.items() if not name.startswith("parts_")}
@@ -324,7 +324,7 @@ def test_a_lacking_branch_is_missing_and_a_wrong_shape_an_error():
         "parts_classifier.weight",
     }  # fmt: skip
     assert back["params"]["parts_neck"]["scale"] is variables["params"]["parts_neck"]["scale"]
-    # 100 identities are filled up to as many columns as 10.
+    # 100 identities are padded to as many columns as 10.
     for identities in (100, 200):
         wrong = state_dict | {"main_classifier.weight": np.zeros((identities, 192), np.float32)}
         message = rf"^the state dict: main_classifier.weight is \({identities}, .* has \(10, 192\)"
@@ -333,13 +333,13 @@ def test_a_lacking_branch_is_missing_and_a_wrong_shape_an_error():
 
 
 @pytest.mark.parametrize("identities", [0, 200])
-def test_identities_that_the_classifiers_do_not_have_are_an_error(identities):
-    with pytest.raises(ValueError, match=f"has 128 columns, not those of {identities}"):
+def test_a_wrong_number_of_identities_is_an_error(identities):
+    with pytest.raises(ValueError, match=f"has 128 columns, too many or few for {identities}"):
         to_state_dict(random_variables("resnet8"), identities)
 
 
-def test_numpy_numbers_beside_the_state_dict_do_no_harm(tmp_path):
-    """Torchreid's checkpoints hold their Rank-1 so."""
+def test_numpy_scalars_beside_the_state_dict_are_allowed(tmp_path):
+    """Torchreid's checkpoints store their Rank-1 like this."""
     content = {"state_dict": prefixed("module.", resnet18()), "epoch": 60}
     content |= {"rank1": np.float32(0.9), "map": np.float64(0.8), "best": np.bool_(True)}
     torch.save(content, tmp_path / "model.pth.tar-60")
@@ -347,7 +347,7 @@ def test_numpy_numbers_beside_the_state_dict_do_no_harm(tmp_path):
     assert report.missing == report.left_over == {}
 
 
-def test_parameters_are_read_as_well_as_tensors(tmp_path):
+def test_parameters_are_read_like_tensors(tmp_path):
     parameters = {name: torch.nn.Parameter(x) if x.is_floating_point() else x
                   for name, x in resnet18().items()}  # fmt: skip
     torch.save(parameters, tmp_path / "net.pth")
@@ -382,22 +382,22 @@ def _pickled(content):
     ("name", "write", "message"),
     [
         ("a.pth", lambda path: None, "no such file"),
-        ("a.pth", _truncated, "damaged, or no file of torch.save"),
-        ("a.safetensors", _truncated_safetensors, "damaged, or no safetensors file"),
-        ("a.safetensors", lambda path: path.write_text("no"), "damaged, or no safetensors file"),
-        ("a.pth", lambda path: path.write_text("not found"), "damaged, or no file of torch.save"),
-        ("a.pth", lambda path: path.write_bytes(b""), "damaged, or no file of torch.save"),
-        ("a.pth", _pickled(os.system), "damaged, or no file of torch.save"),
+        ("a.pth", _truncated, "damaged, or not written by torch.save"),
+        ("a.safetensors", _truncated_safetensors, "damaged, or not a safetensors file"),
+        ("a.safetensors", lambda path: path.write_text("no"), "damaged, or not a safetensors file"),
+        ("a.pth", lambda path: path.write_text("not found"), "damaged, or not written by torch.s"),
+        ("a.pth", lambda path: path.write_bytes(b""), "damaged, or not written by torch.save"),
+        ("a.pth", _pickled(os.system), "damaged, or not written by torch.save"),
         ("a.pth", lambda path: torch.save(Thing(), path), "holds more than arrays ("),
         (
             "a.pth",
             lambda path: torch.save({"state_dict": resnet18(), "config": Thing()}, path),
-            "Thing), which is not loaded since it could run any program; if you trust",
+            "Thing), and loading that could run any program; if you trust",
         ),
         (
             "a.pth",
             lambda path: torch.save({"conv1.weight": torch.zeros(2, 2).to_sparse()}, path),
-            "conv1.weight is no array for NumPy (",
+            "NumPy cannot represent conv1.weight (",
         ),
         (
             "a.pth",
@@ -407,16 +407,16 @@ def _pickled(content):
             "holds bn1.bias twice, once as module.bn1.bias",
         ),
         ("a.safetensors", _eight_bits, "holds a type that NumPy lacks (module 'numpy' has no"),
-        ("a.pth", lambda path: torch.save({"epoch": 3}, path), "holds no state dict, but epoch"),
-        ("a.pth", lambda path: torch.save([1], path), "holds no state dict, but list"),
+        ("a.pth", lambda path: torch.save({"epoch": 3}, path), "holds no state dict, only epoch"),
+        ("a.pth", lambda path: torch.save([1], path), "holds no state dict, only list"),
         (
             "a.pth",
             lambda path: torch.save({"conv1.conv.weight": torch.zeros(3)}, path),
-            "no ResNet in a known naming scheme (docs/pretrained.md); its first arrays are conv1.",
+            "not a ResNet in a known naming scheme (docs/pretrained.md); its first arrays are con",
         ),
     ],
 )
-def test_a_file_that_cannot_be_used_is_one_line(name, write, message, tmp_path):
+def test_an_unusable_file_gives_a_one_line_error(name, write, message, tmp_path):
     write(tmp_path / name)
     with pytest.raises(PretrainedError) as error:
         load_backbone(tmp_path / name, abstract("resnet18"))
@@ -452,17 +452,17 @@ def _changed():
         ("resnet8", resnet18, "a ResNet-18, not a ResNet of 1+1+1 basic blocks"),
     ],
 )  # fmt: skip
-def test_another_architecture_is_one_line(backbone, content, message, tmp_path):
-    # Only shapes count, and these tensors share one value.
+def test_another_architecture_gives_a_one_line_error(backbone, content, message, tmp_path):
+    # Only shapes matter. Tensors expanded from one value keep the file small.
     torch.save(content(), tmp_path / "net.pth")
     with pytest.raises(PretrainedError) as error:
         load_backbone(tmp_path / "net.pth", abstract(backbone))
     text = str(error.value)
     assert message in text and "\n" not in text
-    assert text.startswith(f"{tmp_path / 'net.pth'}: another architecture than config.model.back")
+    assert text.startswith(f"{tmp_path / 'net.pth'}: not the architecture of config.model.backbon")
 
 
-def test_without_pytorch_safetensors_are_read_and_the_rest_is_one_line(tmp_path, monkeypatch):
+def test_without_pytorch_only_safetensors_can_be_read(tmp_path, monkeypatch):
     state_dict = to_state_dict(random_variables("resnet8"), 10)
     save_state_dict(tmp_path / "net.safetensors", state_dict)
     save_state_dict(tmp_path / "net.pth", state_dict)
@@ -474,7 +474,7 @@ def test_without_pytorch_safetensors_are_read_and_the_rest_is_one_line(tmp_path,
         save_state_dict(tmp_path / "net.bin", state_dict)
 
 
-def test_a_state_on_a_mesh_starts_from_the_file_and_so_does_its_average(tmp_path, tiny_config):
+def test_a_sharded_state_and_its_average_start_from_the_file(tmp_path, tiny_config):
     variables = random_variables("resnet8")
     path = tmp_path / "net.safetensors"
     save_state_dict(path, to_state_dict(variables, 10))
@@ -493,7 +493,7 @@ def test_a_state_on_a_mesh_starts_from_the_file_and_so_does_its_average(tmp_path
     np.testing.assert_array_equal(kernel, drawn.params["main_classifier"]["kernel"])
 
 
-def test_a_run_starts_from_a_file_and_does_not_need_it_any_more(tiny_data_dir, tmp_path):
+def test_a_run_needs_the_file_only_to_start(tiny_data_dir, tmp_path):
     variables = random_variables("resnet8")
     path, workdir = tmp_path / "net.safetensors", tmp_path / "run"
     save_state_dict(path, to_state_dict(variables, 10))
