@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 
 from pgfl_jax.experiment import Experiment
 
@@ -25,13 +25,13 @@ class Noise:
         """Start a stream."""
         self._bits = np.random.PCG64(seed)
 
-    def uniform(self, *shape: int) -> Float64[np.ndarray, "..."]:
-        """An array of this shape with values in [0, 1)."""
+    def uniform(self, *shape: int) -> np.ndarray:
+        """Float64 values in [0, 1)."""
         raw = self._bits.random_raw(math.prod(shape)).reshape(shape)
         return (raw >> np.uint64(11)) * 2.0**-53
 
-    def __call__(self, *shape: int) -> Float64[np.ndarray, "..."]:
-        """An array of this shape with values in ±√3."""
+    def __call__(self, *shape: int) -> np.ndarray:
+        """Float64 values in ±√3."""
         return (self.uniform(*shape) - 0.5) * math.sqrt(12)
 
 
