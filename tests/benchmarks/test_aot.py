@@ -107,7 +107,10 @@ def test_the_description_of_a_case():
     [
         ({"batch": 30}, r"--batch=30: must be a multiple .*images_per_identity, 4"),
         ({"identities": 0}, r"--identities=0: must be above 0"),
-        ({"model.backbone": "resnet9"}, r"config\.model\.backbone = 'resnet9': is not one of resnet8"),
+        (
+            {"model.backbone": "resnet9"},
+            r"config\.model\.backbone = 'resnet9': is not one of resnet8",
+        ),
     ],
 )
 def test_impossible_cases_are_refused(arguments, message):
