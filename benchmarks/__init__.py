@@ -1,1 +1,1 @@
-"""Benchmarks: each is run as a module and prints one JSON line per measurement."""
+"""Benchmarks. Each runs as a module and prints one JSON line per measurement."""

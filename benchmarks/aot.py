@@ -1,33 +1,33 @@
-"""A TPU pod without a pod: memory, work and exchange of the real training step, chip by chip.
+"""A TPU pod without a pod: memory, compute and communication per chip of the real training step.
 
     python -m benchmarks.aot --topology=v5e:16x16 --batch=16384
 
-Compiles the step of a configuration for a TPU topology on a machine that has none: the compiler,
-libtpu, runs on the CPU (``pip install -e '.[tpu]'``). Any option goes as for main.py:
-``--config=configs/X.py --config.mesh.model=8``. One JSON line per measurement; a step that does not
-fit the chips' memory is a measurement, too. ``--table`` measures 1 to 256 chips with 64 images
-each, and rewrites the tables of docs/scaling.md.
+Compiles a configuration's step for a TPU topology on a machine without TPUs: the compiler, libtpu,
+runs on the CPU (``pip install -e '.[tpu]'``). Options are those of main.py:
+``--config=configs/X.py --config.mesh.model=8``. Prints one JSON line per measurement; a step that
+does not fit into memory is a measurement too. ``--table`` measures 1 to 256 chips with 64 images
+each and rewrites the tables of docs/scaling.md.
 
-What the figures are, all for one chip and one step:
+The compiler is asked for less optimisation. A step then compiles in a minute or two instead of
+seven and more. docs/scaling.md says what that changes.
 
-- memory: the compiler's assignment of main memory, of which it keeps 0.25 GiB for itself. Arguments
-  (state and batch), outputs, what of the outputs takes the place of donated arguments (aliased),
-  temporaries, the program, and the peak.
-The compiler is told not to spend time on the fastest program: a step then takes a minute or two in
-place of seven and more. docs/scaling.md says what that changes.
+All figures are for one chip and one step:
 
-- tflop: convolutions and matrix products as compiled, loops as often as they turn.
-- hbm_gb: read from and written to main memory, an estimate: operands and results of every operation
-  that the chip runs, whole, save those that the compiler keeps in vector memory.
-- collectives: how often, and the megabytes of their results on the chip.
-- roofline_ms: the time that each of these takes at the published peak rates; the longest limits the
-  images per second. A bound and no forecast: nothing attains its peak, and what waits for one of
-  them adds up.
+- memory: how the compiler assigns main memory, of which it reserves 0.25 GiB. Arguments (state and
+  batch), outputs, outputs that reuse donated arguments (aliased), temporaries, the program, and the
+  peak.
+- tflop: convolutions and matrix products as compiled, with every iteration of a loop.
+- hbm_gb: an estimate of main-memory traffic: the whole operands and results of every operation,
+  except those that the compiler keeps in vector memory.
+- collectives: how many, and the megabytes of their results on the chip.
+- roofline_ms: the time that each of these takes at the published peak rates. The longest limits the
+  images per second. This is a bound, not a forecast: no unit reaches its peak, and units that wait
+  for one another add up.
 
 Peaks of a v5e chip, from https://cloud.google.com/tpu/docs/v5e: 197 TFLOP/s in bf16 (in which the
-matrix unit also multiplies float32 by default), 16 GB of HBM2 at 819 GB/s, and interconnect of
-1600 Gbit/s: 400 in each direction on each of four links. We let a chip send 200 GB/s, over all four
-at once; below 16x16 the torus is not closed and some links lead nowhere, so the bound is loose.
+matrix unit also multiplies float32 by default), 16 GB of HBM2 at 819 GB/s, and an interconnect of
+1600 Gbit/s: 400 in each direction on each of four links. We assume that a chip sends 200 GB/s, over
+all four at once. Below 16x16 the torus is open and some links are unused, so the bound is loose.
 """
 
 import dataclasses
@@ -66,9 +66,9 @@ FLAGS = flags.FLAGS
 GENERATION = "v5e"
 TFLOP_PER_SECOND, HBM_GB_PER_SECOND, ICI_GB_PER_SECOND = 197.0, 819.0, 200.0
 MEMORY_GIB = 16
-STEPS_PER_EPOCH = 100  # a constant of the schedule, on which nothing depends
+STEPS_PER_EPOCH = 100  # a constant in the schedule; the figures do not depend on it
 
-# For the compiler alone: no metadata server to ask, no hosts to find, no chips to lock, no logs.
+# For compiling only: no metadata server, no other hosts, no chips to lock, no logs.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -79,12 +79,12 @@ ENVIRONMENT = {
     "TPU_STDERR_LOG_LEVEL": "3",
 }
 
-EFFORT = -1.0  # see the module's docstring
+EFFORT = -1.0  # the least optimisation; see the module's docstring
 
 TABLE_TOPOLOGIES = {"1x1": 1, "2x2": 4, "4x4": 16, "8x8": 64, "16x16": 256}
 IMAGES_PER_CHIP = 64
 MANY_IDENTITIES = 200_000
-MANY_MODEL = 8  # as many chips share a classifier, where there are as many
+MANY_MODEL = 8  # at most this many chips share a classifier
 BEGIN, END = "<!-- aot -->", "<!-- /aot -->"
 
 
@@ -93,9 +93,9 @@ class Case:
     """A step to compile.
 
     Attributes:
-        name: in the JSON line and the table.
-        topology: chips, as in ``v5e:16x16``.
-        config: of the run, with the batch that all chips share.
+        name: the name in the JSON line and the table.
+        topology: the chips, such as ``v5e:16x16``.
+        config: the configuration; its batch is shared by all chips.
         identities: number of classes.
     """
 
@@ -106,10 +106,11 @@ class Case:
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """Compile the step of a case and say what it takes; in a process of its own.
+    """Compile the step of a case and measure it; call it in a separate process.
 
     Returns:
-        What is printed; with ``fits`` False and the compiler's words where memory does not suffice.
+        The line to print. If memory does not suffice, ``fits`` is False and ``compiler`` holds the
+        compiler's message.
     """
     devices = topology_devices(case.topology)
     case.config.check_devices(len(devices))
@@ -140,10 +141,14 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def topology_devices(topology: str) -> list[Any]:
-    """The chips of a topology, ``v5e:ROWSxCOLUMNS``, in the order of their processes."""
+    """The chips of a topology, ``v5e:ROWSxCOLUMNS``, in the order of their processes.
+
+    Raises:
+        UserError: the topology is malformed, or the compiler does not know it.
+    """
     if not re.fullmatch(rf"{GENERATION}:\d+x\d+", topology):
-        raise UserError(f"--topology={topology}: give {GENERATION}:4x4, with other sizes")
-    # A host has four chips, unless there is but one.
+        raise UserError(f"--topology={topology}: must look like {GENERATION}:4x4")
+    # A host has four chips, or one in the smallest topology.
     options: dict[str, Any] = {"topology_name": topology}
     if topology.endswith(":1x1"):
         options["chips_per_host_bounds"] = (1, 1, 1)
@@ -155,7 +160,7 @@ def topology_devices(topology: str) -> list[Any]:
 
 
 def abstract_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a global batch, as the input pipeline makes it."""
+    """The shapes and types of a global batch from the input pipeline."""
     data, parts = config.data, config.train.accumulation
     rows = (data.batch_size,) if parts == 1 else (parts, data.batch_size // parts)
 
@@ -171,11 +176,11 @@ def abstract_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def analyse(compiled: jax.stages.Compiled, images: float) -> dict[str, Any]:
-    """What one chip needs, does and exchanges in a compiled step.
+    """The memory, compute and communication of one chip in a compiled step.
 
     Args:
         compiled: the step.
-        images: of one chip.
+        images: images per chip.
     """
     memory: Any = compiled.memory_analysis()
     program = Program(compiled.as_text() or "")
@@ -210,7 +215,14 @@ def analyse(compiled: jax.stages.Compiled, images: float) -> dict[str, Any]:
 
 
 def roofline(tflop: float, hbm_gb: float, sent_gb: float, images: float) -> dict[str, Any]:
-    """The least milliseconds of computing, memory and exchange, and what limits ``images``."""
+    """The least time of compute, memory and interconnect, and which of them is the limit.
+
+    >>> found = roofline(tflop=1.97, hbm_gb=4.095, sent_gb=0.4, images=64)
+    >>> found["roofline_ms"]
+    {'compute': 10.0, 'memory': 5.0, 'interconnect': 2.0}
+    >>> found["limited_by"], found["images_per_second_at_most"]
+    ('compute', 6400)
+    """
     seconds = {
         "compute": tflop / TFLOP_PER_SECOND,
         "memory": hbm_gb / HBM_GB_PER_SECOND,
@@ -225,7 +237,7 @@ def roofline(tflop: float, hbm_gb: float, sent_gb: float, images: float) -> dict
 
 
 def shortage(error: str) -> str:
-    """The sentence of the compiler's error that gives what was wanted and what there is."""
+    """The sentence of the compiler's error that gives the memory needed and available."""
     sentence = _first_line(error)
     return re.sub(r"^.*?RESOURCE_EXHAUSTED: ", "", sentence)
 
@@ -235,12 +247,12 @@ def _first_line(text: str) -> str:
 
 
 def _digits(value: float) -> float:
-    """Four significant digits."""
+    """Round to four significant digits."""
     return float(f"{value:.4g}")
 
 
 def described(case: Case) -> dict[str, Any]:
-    """What tells a case from others, as it stands in its JSON line."""
+    """The part of a JSON line that identifies a case."""
     standard = parse_config(default.get_config()).flat_options()
     options = {
         name: value
@@ -255,11 +267,15 @@ def described(case: Case) -> dict[str, Any]:
         "options": options,
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
     }
-    return json.loads(json.dumps(line))  # tuples become lists, as they do on the disk
+    return json.loads(json.dumps(line))  # tuples become lists, as in the file
 
 
 def measured(case: Case) -> dict[str, Any]:
-    """:func:`measure` in a fresh process, which an interrupt ends at once."""
+    """:func:`measure` in a fresh process, which Ctrl-C ends at once.
+
+    Raises:
+        UserError: the process was killed.
+    """
     context = multiprocessing.get_context("spawn")
     handler = (signal.SIGINT, signal.SIG_DFL)
     try:
@@ -267,15 +283,27 @@ def measured(case: Case) -> dict[str, Any]:
             return pool.submit(measure, case).result()
     except BrokenProcessPool as error:
         raise UserError(
-            f"{case.name} on {case.topology}: the compiler's process was ended from outside; most "
-            "likely this machine has too little memory"
+            f"{case.name} on {case.topology}: the compiler's process was killed; this machine "
+            "probably has too little memory"
         ) from error
 
 
 def make_case(
     name: str, topology: str, values: ConfigDict, *, identities: int, batch: int = 0, **changes: Any
 ) -> Case:
-    """A case of ``values`` with another batch (0: theirs) and other options by dotted name."""
+    """A case with the configuration ``values``.
+
+    Args:
+        name: of the case.
+        topology: of the case.
+        values: the configuration.
+        identities: number of classes.
+        batch: images per step, over all chips; 0 keeps the configuration's batch.
+        **changes: other options by dotted name.
+
+    Raises:
+        UserError: the batch or the number of identities is impossible.
+    """
     values = values.copy_and_resolve_references()
     values.update_from_flattened_dict(changes)
     images = values.data.images_per_identity
@@ -291,7 +319,7 @@ def make_case(
 
 
 def table_cases(values: ConfigDict, identities: int) -> list[Case]:
-    """What the tables show: three networks on 1 to 256 chips, 64 images on each."""
+    """The cases of the tables: three networks on 1 to 256 chips, with 64 images per chip."""
     many = {"identities": MANY_IDENTITIES}
     networks: dict[str, dict[str, Any]] = {
         "Main branch only": {"identities": identities, "model.pose_branches": False},
@@ -312,12 +340,12 @@ def table_cases(values: ConfigDict, identities: int) -> list[Case]:
 
 
 def tables(lines: list[dict]) -> str:
-    """The measurements as Markdown, a table for each name."""
+    """The measurements as Markdown, one table per name."""
     kinds = sorted({kind for line in lines for kind in line.get("collectives", {})})
     head = [
         "chips", "mesh", "batch", f"memory, of {MEMORY_GIB} GiB", "TFLOP", "HBM, GB",
         *(f"{kind}, MB (calls)" for kind in kinds), "compute / memory / interconnect, ms",
-        "limited by", "images/s of a chip, at most", "compiled in",
+        "limited by", "images/s per chip, at most", "compiled in",
     ]  # fmt: skip
     parts = []
     for name in dict.fromkeys(line["name"] for line in lines):
@@ -357,26 +385,26 @@ def rewritten(page: Path, block: str) -> str:
     """The page's text with ``block`` between its markers.
 
     Raises:
-        UserError: there is no such page, or it has not the markers once, in their order.
+        UserError: the page does not exist, or does not have each marker once and in order.
     """
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end) or BEGIN in rest or END in after:
-        raise UserError(f"{page}: must have one line {BEGIN} and, below, one {END}")
+        raise UserError(f"{page}: must have one line {BEGIN} and, below it, one line {END}")
     return f"{before}{BEGIN}\n{block}{END}{after}"
 
 
 def write_table(cases: list[Case], store: Path, page: Path, *, keep: bool) -> None:
-    """Measure the cases one after another; write the measurements and the page's tables.
+    """Measure the cases one by one; write the measurements and the page's tables.
 
     Args:
         cases: what to measure.
-        store: JSON of all measurements; written after each, so that none is lost.
-        page: has the markers :data:`BEGIN` and :data:`END`.
-        keep: take over what ``store`` has of the same cases instead of measuring it again.
+        store: JSON file of all measurements, written after each so that none is lost.
+        page: the page with the markers :data:`BEGIN` and :data:`END`.
+        keep: reuse measurements of the same cases in ``store``.
     """
-    rewritten(page, "")  # an unsuitable page is not to be found out hours later
+    rewritten(page, "")  # an unsuitable page must fail now, not hours later
     found = json.loads(store.read_text(encoding="utf-8")) if keep and store.is_file() else []
     lines: list[dict | None] = [_find(case, found) for case in cases]
     for place, case in enumerate(tqdm(cases, desc="steps", unit="step")):
@@ -402,26 +430,26 @@ def _say(message: str) -> None:
 
 
 def define_flags() -> None:
-    """Flags of the command line."""
+    """Define the command-line flags."""
     config_flags.DEFINE_config_file("config", "configs/large_batch.py", "Configuration file.")
-    flags.DEFINE_string("topology", None, "Chips, as in v5e:16x16.")
-    flags.DEFINE_integer("batch", 0, "Images of a step, over all chips; 0: the configuration's.")
-    flags.DEFINE_integer("identities", 751, "Number of classes; 751 are Market-1501's.")
-    flags.DEFINE_boolean("table", False, "Measure all that the tables show, and rewrite them.")
+    flags.DEFINE_string("topology", None, "The chips, such as v5e:16x16.")
+    flags.DEFINE_integer("batch", 0, "Images per step, over all chips; 0: as in the config.")
+    flags.DEFINE_integer("identities", 751, "Number of classes; Market-1501 has 751.")
+    flags.DEFINE_boolean("table", False, "Measure and rewrite all tables.")
     flags.DEFINE_string("store", "docs/scaling/aot.json", "With --table: the measurements.")
     flags.DEFINE_string("page", "docs/scaling.md", "With --table: the page with the tables.")
     flags.DEFINE_boolean(
         "keep",
         False,
-        "With --table: go on after an interruption, with what --store has. Changes of the code "
-        "are not noticed.",
+        "With --table: continue after an interruption with the measurements in --store. Does not "
+        "detect changes of the code.",
     )
 
 
 def main(argv: list[str]) -> None:
     """Check the flags, measure, print."""
     if argv[1:] or bool(FLAGS.topology) == FLAGS.table:
-        raise UserError(f"give either --topology or --table, and no bare arguments ({argv[1:]})")
+        raise UserError(f"give either --topology or --table, and no other arguments ({argv[1:]})")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("libtpu is not installed: pip install -e '.[tpu]'")
     os.environ.update(ENVIRONMENT)

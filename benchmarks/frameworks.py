@@ -1,18 +1,17 @@
-"""Training step and embedding, in images per second: pgfl_jax beside its PyTorch twin.
+"""Training and embedding speed in images per second: pgfl_jax against its PyTorch twin.
 
     python -m benchmarks.frameworks --task=train --precision=bfloat16 --batch=256
 
-One JSON line per side, each measured in a process of its own, on the default device of its
-framework, with the options of ``--config``. Weights and one batch lie on the device before the
-clock starts: of data and their transfer nothing is measured. ``--side`` picks the sides:
+Prints one JSON line per side. Each side runs in its own process, on its framework's default device,
+with the options of ``--config``. Weights and one batch are on the device before the clock starts,
+so no data loading or transfer is measured. ``--side`` picks the sides:
 
-- jax: the compiled step of ``main.py``, or the main branch's embedding as it evaluates;
-- torch: the twin, op by op, its weights channels-last, with the convolutions that cuDNN finds
-  fastest;
-- torch_compiled: the same with its network by ``torch.compile``.
+- jax: the compiled step of ``main.py``, or the main branch's embedding as in evaluation;
+- torch: the twin in eager mode, with channels-last weights and cuDNN's fastest convolutions;
+- torch_compiled: the same with ``torch.compile`` applied to the network.
 
-``--precision``: ``float32`` multiplies in full; ``tf32`` rounds factors as NVIDIA's matrix units do
-and JAX by default has them do; ``bfloat16`` is ``--config.model.dtype=bfloat16``.
+``--precision``: ``float32`` multiplies in full precision; ``tf32`` rounds factors as NVIDIA's
+matrix units do and as JAX does by default; ``bfloat16`` is ``--config.model.dtype=bfloat16``.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -47,14 +46,25 @@ FLAGS = flags.FLAGS
 SIDES = "jax", "torch", "torch_compiled"
 TASKS = "train", "embed"
 PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "highest"}
-STEPS_PER_EPOCH = 100  # a constant of the schedule, on which nothing depends
+STEPS_PER_EPOCH = 100  # a constant in the schedule; the figures do not depend on it
 
 Batch = Mapping[str, np.ndarray]
-Repeat = Callable[[int], None]
+
+
+class Side(NamedTuple):
+    """The task in one framework.
+
+    Attributes:
+        repeat: runs the task this many times and waits for the end.
+        device: the device's name and its peak memory.
+    """
+
+    repeat: Callable[[int], None]
+    device: Callable[[], dict[str, Any]]
 
 
 def random_batch(config: Config, seed: int) -> dict[str, np.ndarray]:
-    """Noise in the shapes that the pipeline makes; every image has a pose."""
+    """Noise in the shapes of the input pipeline; every image has a pose."""
     data = config.data
     rng = np.random.default_rng(seed)
     size = data.batch_size
@@ -68,10 +78,8 @@ def random_batch(config: Config, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def jax_side(
-    experiment: Experiment, batch: Batch, task: str
-) -> tuple[Repeat, Callable[[], dict[str, Any]]]:
-    """What repeats the task and waits for its end; and what tells the device and its memory."""
+def jax_side(experiment: Experiment, batch: Batch, task: str) -> Side:
+    """The task in pgfl_jax, on one device."""
     mesh = make_mesh(jax.devices()[:1])
     state = experiment.init_state(mesh)
     if task == "embed":
@@ -90,18 +98,18 @@ def jax_side(
                 result = embed(state, placed)
         jax.block_until_ready(result)
 
-    def told() -> dict[str, Any]:
-        device = jax.devices()[0]
-        peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
-        return {"device": device.device_kind, "device_peak_bytes": peak}
+    def device() -> dict[str, Any]:
+        first = jax.devices()[0]
+        peak = (first.memory_stats() or {}).get("peak_bytes_in_use")
+        return {"device": first.device_kind, "device_peak_bytes": peak}
 
-    return repeat, told
+    return Side(repeat, device)
 
 
 def torch_side(
     experiment: Experiment, batch: Batch, task: str, *, precision: str, compiled: bool
-) -> tuple[Repeat, Callable[[], dict[str, Any]]]:
-    """The same by the twin."""
+) -> Side:
+    """The task in the twin, on the GPU if there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
@@ -124,44 +132,46 @@ def torch_side(
         if device == "cuda":
             torch.cuda.synchronize()
 
-    def told() -> dict[str, Any]:
+    def used() -> dict[str, Any]:
         if device == "cpu":
             return {"device": "cpu", "device_peak_bytes": None}
         peak = torch.cuda.max_memory_allocated()
         return {"device": torch.cuda.get_device_name(), "device_peak_bytes": peak}
 
-    return repeat, told
+    return Side(repeat, used)
 
 
-def measure(config: Config, side: str) -> dict[str, Any]:
-    """Warm up, then time rounds of steps; see the module's docstring."""
+def _start(name: str, experiment: Experiment, batch: Batch) -> Side:
+    """Build a side, with its precision set."""
+    if name == "jax":
+        jax.config.update("jax_default_matmul_precision", PRECISIONS[FLAGS.precision])
+        return jax_side(experiment, batch, FLAGS.task)
+    compiled = name == "torch_compiled"
+    return torch_side(experiment, batch, FLAGS.task, precision=FLAGS.precision, compiled=compiled)
+
+
+def measure(config: Config, name: str) -> dict[str, Any]:
+    """Warm up a side, then time rounds of steps; returns the line to print."""
     batch_size = config.data.batch_size
     experiment = Experiment.create(
         config, num_identities=FLAGS.identities, num_images=STEPS_PER_EPOCH * batch_size
     )
     batch = random_batch(config, config.seed)
     started = time.perf_counter()
-    if side == "jax":
-        jax.config.update("jax_default_matmul_precision", PRECISIONS[FLAGS.precision])
-        repeat, told = jax_side(experiment, batch, FLAGS.task)
-    else:
-        compiled = side == "torch_compiled"
-        repeat, told = torch_side(
-            experiment, batch, FLAGS.task, precision=FLAGS.precision, compiled=compiled
-        )
-    repeat(1)
+    side = _start(name, experiment, batch)
+    side.repeat(1)
     first = time.perf_counter() - started
-    repeat(FLAGS.steps)
+    side.repeat(FLAGS.steps)
     gc.collect()
     milliseconds = []
     for _ in range(FLAGS.rounds):
         started = time.perf_counter()
-        repeat(FLAGS.steps)
+        side.repeat(FLAGS.steps)
         milliseconds.append(1000 * (time.perf_counter() - started) / FLAGS.steps)
     median = statistics.median(milliseconds)
     return {
         "benchmark": f"frameworks, {FLAGS.task}",
-        "side": side,
+        "side": name,
         "backbone": config.model.backbone,
         "image": f"{config.data.height}x{config.data.width}",
         "precision": FLAGS.precision,
@@ -177,47 +187,47 @@ def measure(config: Config, side: str) -> dict[str, Any]:
         "steps": FLAGS.steps,
         "start_seconds": round(first, 1),
         "process_peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        **told(),
+        **side.device(),
         "versions": {name: metadata.version(name) for name in ("jax", "flax", "torch")},
     }
 
 
 def define_flags() -> None:
-    """Flags of the command line."""
+    """Define the command-line flags."""
     config_flags.DEFINE_config_file("config", "configs/default.py", "Configuration file.")
     flags.DEFINE_enum("task", "train", TASKS, "What to time.")
     flags.DEFINE_enum("precision", "float32", list(PRECISIONS), "Of products and convolutions.")
-    flags.DEFINE_integer("batch", 0, "Images a step; 0: as in the config.", lower_bound=0)
-    flags.DEFINE_integer("identities", 702, "Classes.", lower_bound=1)
-    flags.DEFINE_integer("rounds", 5, "Timed rounds, of which the median is told.", lower_bound=1)
-    flags.DEFINE_integer("steps", 20, "Steps a round.", lower_bound=1)
+    flags.DEFINE_integer("batch", 0, "Images per step; 0: as in the config.", lower_bound=0)
+    flags.DEFINE_integer("identities", 702, "Number of classes.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 5, "Timed rounds; the median is reported.", lower_bound=1)
+    flags.DEFINE_integer("steps", 20, "Steps per round.", lower_bound=1)
     flags.DEFINE_multi_enum("side", ["jax", "torch"], SIDES, "What to measure; may be repeated.")
-    flags.DEFINE_bool("here", False, "Measure the one side in this process.")
+    flags.DEFINE_bool("here", False, "Measure the last --side in this process.")
 
 
 def main(argv: list[str]) -> None:
-    """Print one line per side."""
+    """Measure every side in its own process; print one line per side."""
     del argv
     values = FLAGS.config
     values.model.dtype = "bfloat16" if FLAGS.precision == "bfloat16" else "float32"
     if FLAGS.batch:
         if FLAGS.batch % values.data.images_per_identity:
             raise UserError(
-                f"--batch={FLAGS.batch}: no multiple of the {values.data.images_per_identity} "
-                "images a person"
+                f"--batch={FLAGS.batch}: must be a multiple of config.data.images_per_identity, "
+                f"{values.data.images_per_identity}"
             )
         values.data.identities_per_batch = FLAGS.batch // values.data.images_per_identity
     config = parse_config(values)
     if config.train.accumulation > 1:
-        raise UserError("config.train.accumulation: the twin has none")
+        raise UserError("config.train.accumulation: the PyTorch twin does not support it")
     if FLAGS.here:
         print(json.dumps(measure(config, FLAGS.side[-1])), flush=True)
         return
     for side in FLAGS.side:
-        own = ["--here", f"--side={side}"]  # the last one counts
+        own = ["--here", f"--side={side}"]  # the last --side counts
         command = [sys.executable, "-m", "benchmarks.frameworks", *sys.argv[1:], *own]
         if subprocess.run(command).returncode:
-            raise UserError(f"{side} failed; its own error stands above")
+            raise UserError(f"{side} failed; see its error above")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Reads a compiled program's text: what one device computes, moves and exchanges when it runs once.
+"""Reads a compiled program's text: what one device computes, moves and sends in one run.
 
-XLA's own cost analysis counts the body of a loop once and says nothing of the collectives; here a
-loop counts as often as it turns. Sizes are those of the arrays' elements, without the padding of
-their layouts.
+XLA's own cost analysis counts the body of a loop once and ignores collectives. Here every iteration
+of a loop counts. Sizes are those of the arrays' elements, without the padding of their layouts.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
-# They name or shape arrays, or hand over to computations that are counted themselves.
+# These only name or reshape arrays, or call computations that are counted on their own.
 MOVES_NOTHING = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call",
                  "conditional", "after-all", "partition-id", "replica-id", "iota"}  # fmt: skip
 
@@ -45,19 +44,19 @@ class Instruction:
     is_root: bool
 
     def attribute(self, pattern: str) -> str | None:
-        """The first group of a regular expression, if it is found among the attributes."""
+        """The first group of a regular expression, searched in the attributes."""
         found = re.search(pattern, self.attributes)
         return found[1] if found else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """What one device contributes to a collective operation.
+    """A collective operation, as seen by one device.
 
     Attributes:
         kind: one of :data:`COLLECTIVES`.
-        bytes: of the result on one device.
-        group: devices that take part together.
+        bytes: size of the result on one device.
+        group: number of devices that take part together.
         times: how often it runs.
     """
 
@@ -68,7 +67,11 @@ class Collective:
 
     @property
     def sent_bytes(self) -> float:
-        """What a device must send each time: of a ring, which no algorithm undercuts."""
+        """What a device must send each time, in a ring; no algorithm needs less.
+
+        >>> Collective("all-reduce", bytes=800, group=4).sent_bytes
+        1200.0
+        """
         others = self.group - 1
         share = {
             "all-reduce": 2 * others / self.group,
@@ -84,7 +87,7 @@ class Program:
 
     Attributes:
         computations: the instructions of each, by name.
-        unknown_loops: loops whose number of turns the text does not tell; they count as one turn.
+        unknown_loops: number of loops whose length the text does not give; they count once.
     """
 
     def __init__(self, text: str) -> None:
@@ -102,7 +105,7 @@ class Program:
                 body[start[2]] = _parse(line, start)
         if entry is None:
             raise ValueError("no ENTRY computation: this is not the text of a compiled program")
-        # How often each runs; those that the device goes through, without what they fuse, apart.
+        # How often each computation runs, and how often outside of fusions.
         self._runs: Counter[str] = Counter()
         self._scheduled: Counter[str] = Counter()
         self._visit(entry, 1, fused=False)
@@ -118,7 +121,7 @@ class Program:
                 self._visit(called, times * turns, fused=inside)
 
     def _turns(self, loop: Instruction) -> int:
-        """The loop's known count, or the N of its condition ``i < N``: JAX's loops start at 0."""
+        """A loop's known count, or the N of its condition ``i < N``, as JAX's loops start at 0."""
         known = loop.attribute(r'known_trip_count":\{"n":"(\d+)"')
         if known:
             return int(known)
@@ -133,10 +136,10 @@ class Program:
 
     @functools.cached_property
     def collectives(self) -> list[Collective]:
-        """Every collective once, with how often it runs.
+        """Every collective, with how often it runs.
 
-        The TPU compiler repeats an asynchronous collective in each of the fusions that run while
-        it is under way: those of one channel are one.
+        The TPU compiler repeats an asynchronous collective in every fusion that overlaps with it.
+        Those that share a channel count as one.
         """
         found: dict[tuple[str, str], Collective] = {}
         for name, times in self._runs.items():
@@ -152,7 +155,7 @@ class Program:
 
     @functools.cached_property
     def matrix_flops(self) -> int:
-        """Of convolutions and matrix products, a multiplication and an addition being two."""
+        """Operations of convolutions and matrix products; a multiply-add counts as two."""
         total = 0
         for name, times in self._runs.items():
             body = self.computations[name]
@@ -167,11 +170,11 @@ class Program:
 
     @functools.cached_property
     def memory_bytes(self) -> int:
-        """Read from and written to the device's main memory, not counting what stays on the chip.
+        """Bytes read from and written to the device's main memory.
 
-        Every operand and result of what the device runs one after another, whole; what a fusion
-        makes for itself never leaves the chip, and arrays in another memory space (``S(1)``, the
-        vector memory of a TPU) do not either.
+        Counts the whole operands and results of every scheduled operation. Intermediate results of
+        a fusion never leave the chip, nor do arrays in another memory space (``S(1)``, a TPU's
+        vector memory).
         """
         total = 0
         for name, times in self._scheduled.items():
@@ -198,7 +201,7 @@ def _parse(line: str, start: re.Match) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """The index behind the parenthesis that closes the one at ``opening``."""
+    """The index after the parenthesis that closes the one at ``opening``."""
     depth = 0
     for index in range(opening, len(text)):
         depth += {"(": 1, ")": -1}.get(text[index], 0)
@@ -208,7 +211,7 @@ def _closing(text: str, opening: int) -> int:
 
 
 def _called(instruction: Instruction) -> Iterator[str]:
-    """The computations that the instruction runs; a reduction's scalar function is not counted."""
+    """The computations that an instruction runs, except a reduction's scalar function."""
     for role, name in _CALLED.findall(instruction.attributes):
         if role != "to_apply" or instruction.opcode == "call":
             yield name
@@ -217,19 +220,24 @@ def _called(instruction: Instruction) -> Iterator[str]:
 
 
 def array_bytes(shape: str, *, space: int | None = None) -> int:
-    """Bytes of an array's or a tuple's elements; with ``space``, of those in that memory space."""
+    """Bytes of the elements of an array or tuple; with ``space``, only those in that memory space.
+
+    >>> shape = "(f32[16,4]{1,0:S(1)}, pred[5])"
+    >>> array_bytes(shape), array_bytes(shape, space=0)
+    (261, 5)
+    """
     total = 0
     for kind, bits, dims, layout in _ARRAY.findall(shape):
         located = re.search(r"S\((\d+)\)", layout)
         if space is None or (int(located[1]) if located else 0) == space:
-            # Whole bytes: pred takes one, token and opaque take none.
+            # pred takes a whole byte; token and opaque take none.
             width = 8 if kind == "pred" else int(bits or 0)
             total += -(-width * math.prod(_integers(dims)) // 8)
     return total
 
 
 def dimensions(shape: str) -> list[int]:
-    """Of the only array in ``shape``."""
+    """The dimensions of the only array in ``shape``."""
     ((_, _, dims, _),) = _ARRAY.findall(shape)
     return _integers(dims)
 
@@ -239,7 +247,7 @@ def _integers(text: str) -> list[int]:
 
 
 def _elements(shape: str) -> list[str]:
-    """The parts of a tuple's shape; of an array's, itself."""
+    """The parts of a tuple's shape; for an array, its shape."""
     if not shape.startswith("("):
         return [shape]
     parts, depth = [""], 0
@@ -253,7 +261,7 @@ def _elements(shape: str) -> list[str]:
 
 
 def _result(instruction: Instruction) -> str:
-    """The shape of what comes out; an asynchronous start holds its operands beside that."""
+    """The shape of the result, without the operands that an asynchronous start also holds."""
     parts = _elements(instruction.shape)
     if not instruction.opcode.endswith("-start"):
         return instruction.shape
@@ -263,7 +271,7 @@ def _result(instruction: Instruction) -> str:
 
 
 def _group_size(attributes: str, partitions: int) -> int:
-    """Devices in a replica group, in any of the forms in which they are printed."""
+    """The number of devices in a replica group, in any of the printed forms."""
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", attributes):
         return int(found[2])
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
@@ -284,7 +292,7 @@ def _dot_flops(dot: Instruction, shapes: list[list[int]]) -> int:
 
 
 def _convolution_flops(convolution: Instruction, shapes: list[list[int]]) -> int:
-    """Products with padding and with the zeros of a dilation are not counted."""
+    """Without the products with padding and with the zeros of a dilation."""
     labels = convolution.attribute(r"dim_labels=([\w?]+_[\w?]+->[\w?]+)") or ""
     left, right, out = re.split(r"_|->", labels)
     image, kernel = shapes
@@ -320,7 +328,7 @@ def _products(
     input_dilation: int,
     tap_dilation: int,
 ) -> int:
-    """Pairs of an output and a kernel tap along one axis that meet an input element."""
+    """Along one axis, the pairs of an output and a kernel tap that use a real input element."""
     last = (inputs - 1) * input_dilation
     count = 0
     for tap in range(taps):
@@ -331,18 +339,18 @@ def _products(
 
 
 def _moved(instruction: Instruction, body: dict[str, Instruction]) -> int:
-    """Bytes that an instruction reads from and writes to memory space 0."""
+    """The bytes that an instruction reads from and writes to memory space 0."""
     opcode = instruction.opcode
     if opcode in MOVES_NOTHING or opcode.endswith(("-done", "-update")):
         return 0
     if instruction.attribute(r'custom_call_target="(AllocateBuffer)"'):
         return 0
-    if opcode.endswith("-start"):  # its result holds the operand, too
+    if opcode.endswith("-start"):  # its result also holds the operand
         parts = _elements(instruction.shape)
         target = parts[0] if opcode == "copy-start" else _result(instruction)
         source = body[instruction.operands[0]].shape
         size = array_bytes(target)
-        # A slice reads as much as it writes, whatever the size of its source.
+        # A slice reads only as much as it writes.
         return (array_bytes(target, space=0) > 0) * size + (array_bytes(source, space=0) > 0) * size
     shapes = [body[operand].shape for operand in instruction.operands]
     return sum(array_bytes(shape, space=0) for shape in [*shapes, instruction.shape])

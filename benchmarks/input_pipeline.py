@@ -2,13 +2,13 @@
 
     python -m benchmarks.input_pipeline --dataset=synthetic_occluded_reid/demo
 
-Both read the same encoded images from memory and do the same work on them, listed in
-`benchmarks.torch_loader`, with as many threads or workers as there are cores. They take turns; each
-turn is a fresh process that warms up before it is timed, while the other side does not run.
+Both sides read the same encoded images from memory and do the same work (see
+`benchmarks.torch_loader`), with one thread or worker per core. They take turns. Each turn is a
+fresh process that warms up before it is timed, while the other side does not run.
 
-Prints one JSON line for each pipeline, and one with their ratio: run it while nothing else runs;
-where something did, compare the processor time of an image. Memory is the proportional set size of
-the process and its workers; both carry the imports of the configuration, JAX among them.
+Prints one JSON line per side and one with their ratio. Run it on an idle machine; on a busy one,
+compare the processor time per image. Memory is the proportional set size of the process and its
+workers. On both sides it includes the imports of the configuration, such as JAX.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from typing import Any
 import cv2
 import numpy as np
 import psutil
+from jaxtyping import Int
 from tqdm import tqdm
 
 from configs import default
@@ -35,19 +36,19 @@ from input_pipeline.cores import available_cores
 from pgfl_jax.config import Config, parse_config
 from pgfl_jax.errors import UserError
 
-WARM_UP_BATCHES = 20  # more than either side reads ahead
+WARM_UP_BATCHES = 20  # more than either side prefetches
 MEMORY_SAMPLES = 10
 
 
 def tf_data_batches(catalog: Catalog, config: Config) -> Iterator[Any]:
-    """What a training run of this project reads."""
+    """The batches of a training run of this project."""
     from input_pipeline.pipeline import train_batches
 
     return train_batches(catalog, config.data, map_shape=config.map_shape, seed=config.seed)
 
 
 def torch_batches(catalog: Catalog, config: Config) -> Iterator[Any]:
-    """The same from PyTorch's DataLoader."""
+    """The same batches from a PyTorch DataLoader."""
     from benchmarks.torch_loader import train_loader
 
     workers = available_cores()
@@ -63,7 +64,7 @@ SIDES: dict[str, Callable[[Catalog, Config], Iterator[Any]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One timing of one side."""
+    """The measurements of one turn of one side."""
 
     images_per_second: float
     cpu_us_per_image: float
@@ -71,16 +72,16 @@ class Turn:
 
 
 def compare(catalog: Catalog, config: Config, *, seconds: float, rounds: int) -> list[dict]:
-    """Time both sides in turns.
+    """Time both sides alternately.
 
     Args:
         catalog: images in memory.
         config: size of the images, batch and augmentation.
         seconds: length of a turn.
-        rounds: turns of each side.
+        rounds: turns per side.
 
     Returns:
-        What is printed: a dict for each side, then one with their ratio.
+        The lines to print: one dict per side, then one with their ratio.
     """
     turns: dict[str, list[Turn]] = {name: [] for name in SIDES}
     plan = [name for _ in range(rounds) for name in SIDES]
@@ -90,14 +91,14 @@ def compare(catalog: Catalog, config: Config, *, seconds: float, rounds: int) ->
 
 
 def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
-    """The function's result, or its exception, from a process that imports everything anew."""
+    """Call a function in a new process; returns its result or raises its exception."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *args).result()
 
 
 def take_turn(name: str, catalog: Catalog, config: Config, seconds: float) -> Turn:
-    """Start a side, warm it up, time it; then measure the memory of its steady state."""
+    """Start a side, warm it up and time it, then measure its memory in steady state."""
     batches = SIDES[name](catalog, config)
     for _ in range(WARM_UP_BATCHES):
         next(batches)
@@ -105,14 +106,14 @@ def take_turn(name: str, catalog: Catalog, config: Config, seconds: float) -> Tu
     count, elapsed = take_batches(batches, seconds)
     used, images = cpu_seconds() - used, count * config.data.batch_size
     samples = []
-    for _ in range(MEMORY_SAMPLES):  # not while timing: to sum up the pages takes milliseconds
+    for _ in range(MEMORY_SAMPLES):  # not while timing, since summing the pages takes milliseconds
         next(batches)
         samples.append(memory_mib())
     return Turn(images / elapsed, 1e6 * used / images, max(samples))
 
 
 def take_batches(batches: Iterator[Any], seconds: float) -> tuple[int, float]:
-    """Take batches for at least ``seconds``: how many, and the time it took."""
+    """Take batches for at least ``seconds``; returns their number and the time it took."""
     count, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
         next(batches)
@@ -126,19 +127,19 @@ def _processes() -> list[psutil.Process]:
 
 
 def cpu_seconds() -> float:
-    """What this process and its children have computed, which other programs hardly change."""
+    """Processor time of this process and its children; other programs hardly affect it."""
     times = [process.cpu_times() for process in _processes()]
     return sum(each.user + each.system for each in times)
 
 
 def memory_mib() -> float:
-    """Proportional set size of this process and its children, where the system tells; else RSS."""
+    """Proportional set size of this process and its children, or RSS where it is unavailable."""
     used = [process.memory_full_info() for process in _processes()]
     return sum(getattr(info, "pss", info.rss) for info in used) / 2**20
 
 
 def summary(turns: dict[str, list[Turn]]) -> list[dict]:
-    """The lines to print, of ``{side: turns}``; the ratio is the first side's over the second's."""
+    """The lines to print, from the turns by side; the ratio is the first side over the second."""
     rates = {name: [turn.images_per_second for turn in taken] for name, taken in turns.items()}
     lines: list[dict] = [
         {
@@ -171,11 +172,11 @@ def _versions() -> dict[str, str]:
 
 
 def load_catalog(config: Config, stored: str) -> Catalog:
-    """The training split with its encoded images in memory, re-encoded unless ``stored`` is "".
+    """The training split with its encoded images in memory.
 
     Args:
-        config: which data set, prepared if it was not yet.
-        stored: as :func:`stored_sizes` takes it, or "".
+        config: names the data set, which is prepared if necessary.
+        stored: sizes to re-encode the images at, as in :func:`stored_sizes`; "" keeps them.
     """
     from input_pipeline.builders import prepared_builder
     from input_pipeline.catalog import read_catalog
@@ -188,20 +189,27 @@ def load_catalog(config: Config, stored: str) -> Catalog:
     return store_as(catalog, stored_sizes(stored, len(catalog))) if stored else catalog
 
 
-def stored_sizes(text: str, count: int) -> np.ndarray:
-    """(N, 2) heights and widths: "256x128", or "mixed" for boxes of many sizes and shapes."""
+def stored_sizes(text: str, count: int) -> Int[np.ndarray, "count 2"]:
+    """Heights and widths, from "256x128", or "mixed" for boxes of many sizes and shapes.
+
+    >>> stored_sizes("256x128", 2).tolist()
+    [[256, 128], [256, 128]]
+
+    Raises:
+        UserError: ``text`` is neither.
+    """
     if text == "mixed":
         rng = np.random.default_rng(0)
         heights = rng.integers(100, 401, count)
         return np.stack([heights, (heights * rng.uniform(0.3, 0.55, count)).astype(int)], axis=1)
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise UserError(f"--stored={text}: give HEIGHTxWIDTH, as in 256x128, or mixed")
+        raise UserError(f"--stored={text}: must be HEIGHTxWIDTH, such as 256x128, or mixed")
     return np.tile([int(height), int(width)], (count, 1))
 
 
-def store_as(catalog: Catalog, sizes: np.ndarray) -> Catalog:
-    """The same images as JPEG files of other sizes, (N, 2) height, width; poses follow."""
+def store_as(catalog: Catalog, sizes: Int[np.ndarray, "images 2"]) -> Catalog:
+    """Re-encode the images as JPEG files with these heights and widths, and scale the poses."""
     images = np.empty(len(catalog), object)
     for i, (height, width) in enumerate(sizes.tolist()):
         image = cv2.imdecode(np.frombuffer(catalog.images[i], np.uint8), cv2.IMREAD_COLOR)
@@ -219,19 +227,19 @@ def store_as(catalog: Catalog, sizes: np.ndarray) -> Catalog:
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
-    """Options of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.input_pipeline", description=__doc__
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--dataset", default="synthetic_occluded_reid/demo")
     parser.add_argument("--data_dir", default="data")
-    parser.add_argument("--manual_dir", default="", help="what the user brings, to prepare it")
+    parser.add_argument("--manual_dir", default="", help="the published files, to prepare them")
     parser.add_argument("--height", type=int, default=256, help="of the network's input")
     parser.add_argument("--width", type=int, default=128, help="of the network's input")
-    parser.add_argument("--stored", default="", help="re-encode first: 256x128, or mixed sizes")
+    parser.add_argument("--stored", default="", help="re-encode first: 256x128, or mixed")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a turn")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    parser.add_argument("--rounds", type=int, default=5, help="turns per side")
     return parser.parse_args(argv)
 
 
@@ -244,7 +252,7 @@ def run_config(options: argparse.Namespace) -> Config:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prepare the data, time both sides, print."""
+    """Prepare the data, time both sides and print."""
     options = parse_options(argv)
     for module in ("torch", "PIL"):
         if importlib.util.find_spec(module) is None:

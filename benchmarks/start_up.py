@@ -1,11 +1,11 @@
-"""What a large data set costs before step 1: preparation, catalogue, memory, and reading on demand.
+"""What a large data set costs before step 1: preparation, catalogue, memory, reading on demand.
 
     python -m benchmarks.start_up --images=126441 --folder=/tmp/start_up
 
-Fabricates a data set in MSMT17's layout from noise (20 kB an image, as MSMT17's), prepares it, and
-opens its training split in fresh processes, once held in memory and once read on demand. One JSON
-line for each measurement; memory is what opening it and 100 batches add. The folder is reused if it
-is there, and takes twice the images' size.
+Makes a data set of noise in MSMT17's layout (20 kB per image, as in MSMT17) and prepares it. Then
+opens the training split in fresh processes, once held in memory and once read on demand. Prints one
+JSON line per measurement; memory is what opening the split and reading 100 batches add. An existing
+folder is reused; it takes twice the size of the images.
 """
 
 import argparse
@@ -30,13 +30,13 @@ BATCHES = 100
 
 
 def fabricate(folder: Path, images: int) -> None:
-    """Write the tree of MSMT17_V1: ``images`` in the training lists, two identities to test."""
+    """Write the files of MSMT17_V1: ``images`` for training, and two test identities."""
     if folder.exists():
         return
     root = folder / "MSMT17_V1"
     rng = np.random.default_rng(0)
     noise = rng.normal(128, 30, (50, 256, 128, 3)).clip(0, 255).astype(np.uint8)
-    # Few pictures; each file is made unique by what follows the end marker.
+    # Few distinct pictures; bytes after the end marker make each file unique.
     pictures = [cv2.imencode(".jpg", one, (cv2.IMWRITE_JPEG_QUALITY, 83))[1] for one in noise]
     numbers = itertools.count()
     lists = {"train": images - 1, "val": 1, "query": 2, "gallery": 4}
@@ -56,7 +56,7 @@ def fabricate(folder: Path, images: int) -> None:
 
 
 def prepare(folder: Path) -> dict:
-    """Prepare the tree as a TFDS data set."""
+    """Prepare the files as a TFDS data set."""
     from input_pipeline.builders import prepared_builder
 
     started = time.perf_counter()
@@ -65,7 +65,7 @@ def prepare(folder: Path) -> dict:
 
 
 def start(folder: Path, memory_gib: float) -> dict:
-    """Open the training split, make the first batch, then some more."""
+    """Open the training split and make batches; returns the line to print."""
     from configs import msmt17
     from input_pipeline.from_config import open_builder, open_catalog, training_data
     from pgfl_jax.config import parse_config
@@ -76,7 +76,7 @@ def start(folder: Path, memory_gib: float) -> dict:
     )
     config = parse_config(values)
     builder = open_builder(config, "msmt17/v1")
-    for path in builder.info.splits["train"].filepaths:  # read them from the disk, not its cache
+    for path in builder.info.splits["train"].filepaths:  # read from disk, not from the page cache
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
@@ -104,13 +104,13 @@ def start(folder: Path, memory_gib: float) -> dict:
 
 
 def _anonymous_mib() -> float:
-    """Memory that the system cannot take back: without the pages of mapped files."""
+    """Memory that the system cannot reclaim, which excludes the pages of mapped files."""
     memory = psutil.Process().memory_info()
     return (memory.rss - memory.shared) / 2**20
 
 
 def main() -> None:
-    """Parse the flags, measure, print."""
+    """Parse the options, measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.start_up", description=__doc__)
     parser.add_argument("--images", type=int, default=126_441)
     parser.add_argument("--folder", type=Path, required=True, help="where to put the data set")

@@ -1,8 +1,8 @@
 """The training input of this project as a `torch.utils.data.DataLoader`: PIL, NumPy and torch.
 
-The yardstick of `benchmarks.input_pipeline`. The same work in the same order with the same
-parameters: PxK sampling, decode, resize, flip, pad and crop, normalise, random erasing, with the
-keypoints following, and part maps of the batch, drawn by the workers.
+The yardstick of `benchmarks.input_pipeline`. It does the same work in the same order with the same
+parameters: PxK sampling, decode, resize, flip, pad and crop, normalise, random erasing. Keypoints
+follow the images, and the workers draw the batch's part maps.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
@@ -18,6 +19,8 @@ from input_pipeline import keypoints as kp
 from input_pipeline.catalog import Catalog
 from input_pipeline.sampler import identity_batches
 from pgfl_jax.config import AugmentConfig, DataConfig
+
+Keypoints = Float32[np.ndarray, "17 3"]  # x and y in pixels, confidence in [0, 1]
 
 _ERASING_ATTEMPTS = 8
 _SEGMENTS = np.array([segment for part in kp.PARTS for segment in part.segments])
@@ -32,7 +35,7 @@ class TrainImages(Dataset):
     """Augmented training images with their keypoints; read it with :func:`train_loader`."""
 
     def __init__(self, catalog: Catalog, config: DataConfig) -> None:
-        """Keep the encoded images in memory, as this project's own pipeline does."""
+        """Keep the encoded images in memory, as tf.data's pipeline does."""
         self._catalog = catalog
         self._config = config
         self._labels = catalog.labels
@@ -41,7 +44,7 @@ class TrainImages(Dataset):
         self._offset = torch.tensor(-mean / std, dtype=torch.float32)[:, None, None]
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | np.ndarray | int]:
-        """One image (3, H, W) float32, normalised, and its keypoints (17, 3) after augmentation."""
+        """A normalised image (3, H, W) float32 and its keypoints, both augmented."""
         config = self._config
         image = Image.open(io.BytesIO(self._catalog.images[index])).convert("RGB")
         image, keypoints = resize(image, self._catalog.keypoints[index], config)
@@ -59,10 +62,10 @@ class TrainImages(Dataset):
 
 
 class IdentityBatchSampler(Sampler[list[int]]):
-    """The batches of :func:`input_pipeline.sampler.identity_batches`, endless."""
+    """The endless batches of :func:`input_pipeline.sampler.identity_batches`."""
 
     def __init__(self, catalog: Catalog, config: DataConfig, seed: int) -> None:
-        """Take the same batches as the project's own pipeline does with this seed."""
+        """Use the same batches as tf.data's pipeline with this seed."""
         self._catalog, self._config, self._seed = catalog, config, seed
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -79,13 +82,13 @@ class IdentityBatchSampler(Sampler[list[int]]):
 
 @dataclasses.dataclass(frozen=True)
 class Collate:
-    """Stacks images to a batch and draws its part maps, all images at once."""
+    """Stacks images into a batch and draws the part maps of all images at once."""
 
     config: DataConfig
     map_shape: tuple[int, int]
 
     def __call__(self, rows: list[dict[str, torch.Tensor | np.ndarray | int]]) -> dict:
-        """Rows of `TrainImages` to a batch; in a worker its images lie in shared memory."""
+        """Stack rows of `TrainImages`; in a worker, the images go to shared memory."""
         keypoints = torch.from_numpy(np.stack([row.pop("keypoints") for row in rows]))
         batch = default_collate(rows)
         batch["part_maps"], batch["visibility"] = part_maps(keypoints, self.config, self.map_shape)
@@ -95,13 +98,13 @@ class Collate:
 def train_loader(
     catalog: Catalog, config: DataConfig, *, map_shape: tuple[int, int], seed: int, workers: int
 ) -> DataLoader:
-    """The loader of endless augmented PxK batches.
+    """A loader of endless augmented PxK batches.
 
     Args:
         catalog: the training split.
         config: the data options.
         map_shape: (h, w) of the part maps.
-        seed: of the sampling.
+        seed: the sampler's seed.
         workers: number of processes.
 
     Returns:
@@ -118,14 +121,14 @@ def train_loader(
 
 
 def _start_worker(_: int) -> None:
-    """One thread each: the workers are the parallelism."""
+    """Use one thread per worker; the workers provide the parallelism."""
     torch.set_num_threads(1)
 
 
 def resize(
-    image: Image.Image, keypoints: np.ndarray, config: DataConfig
-) -> tuple[Image.Image, np.ndarray]:
-    """Resize bilinearly to (H, W); keypoints (17, 3) are copied and follow."""
+    image: Image.Image, keypoints: Keypoints, config: DataConfig
+) -> tuple[Image.Image, Keypoints]:
+    """Resize bilinearly to (H, W); returns new keypoints."""
     size = np.array([config.width, config.height])
     scale = (size / image.size).astype(np.float32)
     keypoints = keypoints.copy()
@@ -134,9 +137,9 @@ def resize(
 
 
 def random_flip(
-    image: Image.Image, keypoints: np.ndarray, probability: float
-) -> tuple[Image.Image, np.ndarray]:
-    """Mirror left and right, and swap the names of left and right joints."""
+    image: Image.Image, keypoints: Keypoints, probability: float
+) -> tuple[Image.Image, Keypoints]:
+    """Mirror the image at random, which swaps left and right joints."""
     if torch.rand(()) >= probability:
         return image, keypoints
     keypoints = keypoints[kp.FLIP]
@@ -145,11 +148,11 @@ def random_flip(
 
 
 def random_crop(
-    image: Image.Image, keypoints: np.ndarray, pad: int
-) -> tuple[Image.Image, np.ndarray]:
-    """Shift by up to ``pad`` pixels each way, black coming in; joints that left are hidden."""
+    image: Image.Image, keypoints: Keypoints, pad: int
+) -> tuple[Image.Image, Keypoints]:
+    """Shift by up to ``pad`` pixels in each direction, padding with black; hide joints outside."""
     width, height = image.size
-    # PIL's crop fills what lies outside with black: padding and cropping are one copy.
+    # PIL's crop fills the outside with black, so padding and cropping take one copy.
     left, top = (torch.randint(2 * pad + 1, (2,)) - pad).tolist()
     keypoints[:, 0] -= left
     keypoints[:, 1] -= top
@@ -159,8 +162,10 @@ def random_crop(
     return image.crop((left, top, left + width, top + height)), keypoints
 
 
-def random_erasing(pixels: torch.Tensor, keypoints: np.ndarray, config: AugmentConfig) -> None:
-    """Set a random rectangle of ``pixels`` (3, H, W) to 0, in place, and hide its joints."""
+def random_erasing(
+    pixels: Float32[torch.Tensor, "3 height width"], keypoints: Keypoints, config: AugmentConfig
+) -> None:
+    """Set a random rectangle to 0 and hide its joints, both in place."""
     if torch.rand(()) >= config.erasing:
         return
     proposals = torch.rand(_ERASING_ATTEMPTS, 2).tolist()
@@ -176,12 +181,12 @@ def random_erasing(pixels: torch.Tensor, keypoints: np.ndarray, config: AugmentC
 def erasing_size(
     proposals: list[list[float]], limits: tuple[int, int], config: AugmentConfig
 ) -> tuple[int, int]:
-    """Height and width of the first proposal that fits; if none does, of the first, cut.
+    """Height and width of the first proposal that fits; if none does, the first one, clipped.
 
     Args:
-        proposals: pairs in [0, 1): where in the ranges of area and aspect.
+        proposals: pairs in [0, 1), the positions in the ranges of area and aspect.
         limits: the image's height and width.
-        config: those ranges.
+        config: the ranges.
     """
     smallest, largest = config.erasing_area
     lowest = config.erasing_aspect
@@ -197,17 +202,17 @@ def erasing_size(
 
 
 def part_maps(
-    keypoints: torch.Tensor, config: DataConfig, map_shape: tuple[int, int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What :func:`input_pipeline.pose_maps.part_maps` draws, channels first.
+    keypoints: Float32[torch.Tensor, "batch 17 3"], config: DataConfig, map_shape: tuple[int, int]
+) -> tuple[Float32[torch.Tensor, "batch 8 height width"], Float32[torch.Tensor, "batch 8"]]:
+    """The maps of :func:`input_pipeline.pose_maps.part_maps`, channels first.
 
     Args:
-        keypoints: (B, 17, 3) x, y in pixels of the network's input and confidence in [0, 1].
+        keypoints: x and y in pixels of the network's input, and confidence in [0, 1].
         config: the data options.
         map_shape: (h, w) of the maps.
 
     Returns:
-        Maps (B, 8, h, w) and visibilities (B, 8), float32.
+        Part maps and visibilities.
     """
     first, second = keypoints[:, _FIRST], keypoints[:, _SECOND]
     position = first[..., :2] + _FRACTION * (second[..., :2] - first[..., :2])
@@ -223,9 +228,12 @@ def part_maps(
 
 
 def _squared_distances(
-    start: torch.Tensor, end: torch.Tensor, image_shape: tuple[int, int], map_shape: tuple[int, int]
-) -> torch.Tensor:
-    """(B, S, h, w) squared distance of every cell centre to every segment, square pixels."""
+    start: Float[torch.Tensor, "batch segments 3"],
+    end: Float[torch.Tensor, "batch segments 3"],
+    image_shape: tuple[int, int],
+    map_shape: tuple[int, int],
+) -> Float[torch.Tensor, "batch segments height width"]:
+    """Squared distance of every cell centre to every segment, in square pixels."""
     (height, width), (rows, columns) = image_shape, map_shape
     y = ((torch.arange(rows) + 0.5) * (height / rows) - 0.5)[:, None]
     x = ((torch.arange(columns) + 0.5) * (width / columns) - 0.5)[None, :]
@@ -239,6 +247,8 @@ def _squared_distances(
     return off_x.square_().addcmul_(off_y, off_y)
 
 
-def _max_per_part(values: torch.Tensor) -> torch.Tensor:
-    """Maximum over each part's segments: (B, S, ...) to (B, 8, ...)."""
+def _max_per_part(
+    values: Float[torch.Tensor, "batch segments *map"],
+) -> Float[torch.Tensor, "batch 8 *map"]:
+    """Maximum over each part's segments."""
     return torch.stack([part.amax(1) for part in values.split(_SEGMENTS_PER_PART, dim=1)], dim=1)

@@ -1,8 +1,8 @@
 """Time and memory of the batch-hard triplet loss by batch size.
 
-Run: ``python -m benchmarks.triplet --batch=1024,4096,16384``; one JSON line per batch size, with
-the loss and its gradient as one compiled function on one device. ``temporary_mib`` is what the
-compiled function allocates beside its arguments and results; a (B, B, D) tensor would take
+Run: ``python -m benchmarks.triplet --batch=1024,4096,16384``. Compiles the loss and its gradient
+into one function for one device and prints one JSON line per batch size. ``temporary_mib`` is what
+the function allocates besides its arguments and results. A (B, B, D) tensor would take
 ``all_differences_gib``.
 """
 
@@ -20,11 +20,11 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("batch", ["1024", "4096", "16384"], "Batch sizes.")
 flags.DEFINE_integer("channels", 2048, "Length of an embedding, D.")
 flags.DEFINE_integer("repeats", 3, "Timed calls; the median is reported.")
-flags.DEFINE_integer("seed", 0, "Of the random embeddings.")
+flags.DEFINE_integer("seed", 0, "Seed of the random embeddings.")
 
 
 def measure(batch: int, channels: int, repeats: int, seed: int) -> dict[str, object]:
-    """Compile, run and time the loss and its gradient; see the module's docstring."""
+    """Compile, run and time the loss and its gradient; returns the line to print."""
     embeddings = jax.random.normal(jax.random.key(seed), (batch, channels))
     labels = jnp.arange(batch) // 4
     loss = jax.value_and_grad(lambda x: batch_hard_triplet(x, labels, margin=0.3))

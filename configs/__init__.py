@@ -1,1 +1,1 @@
-"""Recipes: each changes what differs from ``default.py``."""
+"""Recipes. Each sets only what differs from ``default.py``."""

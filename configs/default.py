@@ -1,6 +1,6 @@
-"""The defaults of every option: ResNet-50 at 256x128 and the field's standard recipe.
+"""The default of every option: ResNet-50 at 256x128 and the field's standard recipe.
 
-``pgfl_jax/config.py`` is the list of the options, each with its default, range and meaning.
+``pgfl_jax/config.py`` lists all options with their defaults, ranges and meanings.
 """
 
 import dataclasses

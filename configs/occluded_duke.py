@@ -1,10 +1,11 @@
 """PGFL-KD on Occluded-Duke with the field's standard recipe: ResNet-50, 256x128, 120 epochs.
 
-``python main.py --config=configs/occluded_duke.py --workdir=W --config.data.manual_dir=DIR`` on a
-GPU or TPU; DIR holds the data as published (docs/datasets.md). Add
-``--config.data.pose.files="('poses.npz',)"`` (docs/poses.md): without poses the main branch alone
-is trained, which is the baseline. Published figures stand in docs/results.md; none was measured
-here.
+    python main.py --config=configs/occluded_duke.py --workdir=W --config.data.manual_dir=DIR
+
+Run it on a GPU or TPU. DIR holds the data as published (docs/datasets.md). To train with poses, add
+``--config.data.pose.files="('poses.npz',)"`` (docs/poses.md). Without poses, only the main branch
+is trained, which is the baseline. docs/results.md lists published scores; we have measured none
+yet.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,12 @@
 """PGFL-KD for Partial-iLIDS, which has no training images: trained on Market-1501.
 
-``python main.py --config=configs/partial_ilids.py --workdir=W --config.data.manual_dir=DIR`` on a
-GPU or TPU; DIR holds the data as published (docs/datasets.md). Add
-``--config.data.pose.files="('poses.npz',)"`` (docs/poses.md): without poses the main branch alone
-is trained, which is the baseline. A run of configs/market1501.py is scored on this set with
+    python main.py --config=configs/partial_ilids.py --workdir=W --config.data.manual_dir=DIR
+
+Run it on a GPU or TPU. DIR holds the data as published (docs/datasets.md). To train with poses, add
+``--config.data.pose.files="('poses.npz',)"`` (docs/poses.md). Without poses, only the main branch
+is trained, which is the baseline.
+
+A run of configs/market1501.py can be scored on this set with
 ``--mode=evaluate --config.eval.datasets="('partial_ilids',)"``.
 """
 

@@ -1,10 +1,10 @@
 """PGFL-KD on the synthetic set of Occluded-Duke's size, with the field's standard recipe.
 
-Run on a GPU or TPU:
-``python main.py --config=configs/synthetic_benchmark.py --workdir=runs/benchmark``. The data set
-is rendered once, in about 10 minutes on two cores. The MB-only baseline is
-``--config.model.pose_branches=False``, and ``--config.data.pose.source=shuffled`` the control that
-tells whether the pose of the image at hand does the work.
+    python main.py --config=configs/synthetic_benchmark.py --workdir=runs/benchmark
+
+Run it on a GPU or TPU. The data set is rendered once, in about 10 minutes on two cores.
+``--config.model.pose_branches=False`` is the baseline with the main branch only.
+``--config.data.pose.source=shuffled`` is a control: it shows whether each image needs its own pose.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """The demo: a small PGFL-KD on the small synthetic set, made for two CPU cores.
 
-Run: ``make demo``, or ``python main.py --config=configs/synthetic_demo.py --workdir=runs/demo``.
-About four minutes. What it scores stands in docs/results.md.
+Run ``make demo``, or ``python main.py --config=configs/synthetic_demo.py --workdir=runs/demo``. It
+takes about four minutes. Its scores are in docs/results.md.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config = default.get_config()
     config.data.dataset = "synthetic_occluded_reid/demo"
     config.data.height, config.data.width = 128, 64
-    # Half the usual batch: on a short schedule twice the steps are worth more.
+    # Half the usual batch, since twice as many steps help more on a short schedule.
     config.data.identities_per_batch = 8
     config.data.augment.pad = 4
     config.model.backbone = "resnet8"

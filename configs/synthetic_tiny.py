@@ -1,7 +1,7 @@
-"""Smallest complete run, for tests and for a first look: about half a minute on two CPU cores.
+"""The smallest complete run, for tests and a first look: half a minute on two CPU cores.
 
-Run: ``python main.py --config=configs/synthetic_tiny.py --workdir=runs/tiny``. Sixteen identities
-teach nothing of use: expect scores a little above those of the untrained network.
+Run ``python main.py --config=configs/synthetic_tiny.py --workdir=runs/tiny``. Sixteen identities
+teach little: expect scores slightly above those of the untrained network.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
-"""Weights to and from PyTorch: its files, its names, its layout of arrays.
+"""Weights to and from PyTorch: its files, its names, its array layouts.
 
-docs/pretrained.md says which files are read and what of them is kept.
+docs/pretrained.md lists the files that can be read and what is kept of them.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ from pgfl_jax.models.classifier import CLASS_MULTIPLE
 Shape = tuple[int, ...]
 StateDict = dict[str, np.ndarray]
 
-# Where a state dict lies in a checkpoint that holds more.
+# Where larger checkpoints keep the state dict.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
-# What DataParallel, torch.compile and Lightning put before every name.
+# The prefixes that DataParallel, torch.compile and Lightning add to every name.
 _ADDED = re.compile(r"((module|_orig_mod|model)\.)+")
-# How names begin in each scheme, and how ours do; the first is the trunk's.
+# The prefixes of each naming scheme, and ours. The trunk's comes first.
 _SCHEMES = (
     {"trunk.": "trunk.", "main_neck.": "main_neck.", "main_pooling.": "main_pooling."},
-    # fast-reid, and the names of its older versions
+    # fast-reid, with the names of older versions
     {
         "backbone.": "trunk.",
         "heads.bottleneck.0.": "main_neck.",
@@ -40,7 +40,7 @@ _SCHEMES = (
     {"base.": "trunk.", "bottleneck.": "main_neck."},  # strong-baseline
     {"": "trunk."},  # torchvision, timm, torchreid
 )
-# A layer of a trunk: one that the network lacks would change the features.
+# The layers that make up a trunk. A file with a layer that ours lacks computes other features.
 _TRUNK_LAYER = re.compile(r"trunk\.(conv1|bn1|layer\d+|NL_\d+)\.")
 _COUNTER = "num_batches_tracked"
 
@@ -63,19 +63,19 @@ _RESNETS = {
 
 
 class PretrainedError(UserError):
-    """Weights that cannot be used; the message names the file and what is wrong with it."""
+    """The weights cannot be used; the message names the file and the problem."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What became of each array; BatchNorm's counters of batches are left out.
+    """What happened to each array; BatchNorm's batch counters are not listed.
 
     Attributes:
-        used: those of the file that were taken, by the file's names without what
-            :func:`read_state_dict` takes off them.
-        missing: those of the network that the file lacks, by our PyTorch names.
-        left_over: those of the file that were not taken.
-        reasons: why, for those that one might expect to be taken.
+        used: arrays of the file that were taken, by their names in the file without the prefixes
+            that :func:`read_state_dict` removes.
+        missing: arrays of the network that the file lacks, by our PyTorch names.
+        left_over: arrays of the file that were not taken.
+        reasons: why not, for arrays that one might expect to be taken.
     """
 
     used: Mapping[str, Shape]
@@ -84,7 +84,7 @@ class Report:
     reasons: Mapping[str, str]
 
     def __str__(self) -> str:
-        """One line of counts, with the first names of what is missing and left over."""
+        """One line of counts, with the first missing and left-over names."""
         left_over = [
             f"{_named(name, shape)}{f', {self.reasons[name]}' if name in self.reasons else ''}"
             for name, shape in self.left_over.items()
@@ -97,20 +97,21 @@ class Report:
 
 
 def load_backbone(path: Path | str, variables: Mapping[str, Any]) -> tuple[dict[str, Any], Report]:
-    """Take the trunk from a file in any of the known naming schemes.
+    """Load the trunk from a file in any of the known naming schemes.
 
-    Where the file has them and they fit, the scale and statistics of the main branch's BNNeck and
-    the power of its GeM pooling are taken too; classifiers never are: they know other identities.
+    If the file has them and they fit, this also takes the scale and statistics of the main
+    branch's BNNeck and the power of its GeM pooling. It never takes classifiers, which were trained
+    on other identities.
 
     Args:
-        path: ``.safetensors``, or what ``torch.save`` writes.
+        path: ``.safetensors``, or a file written by ``torch.save``.
         variables: ``params`` and ``batch_stats`` of :class:`pgfl_jax.models.PGFL`, arrays or
             their abstract shapes.
 
     Returns:
-        The variables, with NumPy arrays of the file's dtype (float32 for half precision) in the
-        place of those that were taken and the others as they were, and what was taken.
-        ``missing`` speaks of the trunk, and is empty.
+        The variables and the report. Arrays from the file are NumPy arrays of the file's dtype
+        (float32 for half precision); the others are unchanged. ``missing`` covers the trunk only,
+        and is empty.
 
     Raises:
         PretrainedError: the file cannot be read, or holds another architecture.
@@ -122,19 +123,19 @@ def load_backbone(path: Path | str, variables: Mapping[str, Any]) -> tuple[dict[
 def from_state_dict(
     state_dict: Mapping[str, Any], variables: Mapping[str, Any], num_identities: int
 ) -> tuple[dict[str, Any], Report]:
-    """Take the whole network from a state dict with the names of :func:`to_state_dict`.
+    """Load the whole network from a state dict with the names of :func:`to_state_dict`.
 
     Args:
-        state_dict: arrays by name, as of :func:`read_state_dict`.
-        variables: as of :func:`load_backbone`, of a network of N identities.
+        state_dict: arrays by name, as returned by :func:`read_state_dict`.
+        variables: as for :func:`load_backbone`, of a network with N identities.
         num_identities: N.
 
     Returns:
-        As :func:`load_backbone`; ``missing`` speaks of the whole network, and what is missing
-        outside the trunk stays as it was.
+        As :func:`load_backbone`, but ``missing`` covers the whole network. Arrays missing outside
+        the trunk are unchanged.
 
     Raises:
-        PretrainedError: an array of the trunk is missing, or one has another shape.
+        PretrainedError: an array of the trunk is missing, or an array has the wrong shape.
     """
     names = {name: name for name in state_dict}
     return _fill(dict(state_dict), names, variables, "the state dict", num_identities)
@@ -143,16 +144,16 @@ def from_state_dict(
 def to_state_dict(variables: Mapping[str, Any], num_identities: int) -> StateDict:
     """The whole network as a PyTorch state dict.
 
-    Kernels become OIHW, and 1×1 and patch kernels convolutions again; classifiers (D, columns)
-    become (N, D), without the columns that only fill up; all values stay as they are, bit for bit.
-    The counters of batches, which nothing here counts, are 0.
+    Kernels become OIHW; 1×1 and patch kernels become convolutions again. Classifiers (D, columns)
+    become (N, D), without the padding columns. Values are kept bit for bit. BatchNorm's batch
+    counters, which this project does not keep, are 0.
 
     Args:
         variables: ``params`` and ``batch_stats`` of :class:`pgfl_jax.models.PGFL`.
         num_identities: N.
 
     Raises:
-        ValueError: N identities have other columns than the classifiers here.
+        ValueError: the classifiers' columns do not fit N identities.
     """
     state_dict = {}
     for path, leaf in flatten_dict(variables).items():
@@ -166,10 +167,10 @@ def to_state_dict(variables: Mapping[str, Any], num_identities: int) -> StateDic
 
 
 def save_state_dict(path: Path | str, state_dict: Mapping[str, np.ndarray]) -> None:
-    """Write ``.safetensors``, or ``.pth`` or ``.pt`` by PyTorch; whole or not at all.
+    """Write ``.safetensors``, or ``.pth`` or ``.pt`` with PyTorch; whole or not at all.
 
     Raises:
-        PretrainedError: another suffix, or PyTorch is not installed.
+        PretrainedError: the suffix is another, or PyTorch is needed and not installed.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".pth", ".pt"):
@@ -177,12 +178,12 @@ def save_state_dict(path: Path | str, state_dict: Mapping[str, np.ndarray]) -> N
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         if path.suffix == ".safetensors":
-            # It writes the memory as it lies there.
+            # safetensors writes memory in its physical order.
             arrays = {name: np.asarray(value, order="C") for name, value in state_dict.items()}
             safetensors.numpy.save_file(arrays, beside)
         else:
             torch = _torch(path)
-            # A copy, since PyTorch warns of arrays that it may not write to.
+            # Copied, since PyTorch warns about read-only arrays.
             tensors = {name: torch.from_numpy(value.copy()) for name, value in state_dict.items()}
             torch.save(tensors, beside)
         beside.replace(path)
@@ -191,17 +192,17 @@ def save_state_dict(path: Path | str, state_dict: Mapping[str, np.ndarray]) -> N
 
 
 def read_state_dict(path: Path | str) -> StateDict:
-    """The arrays of a file, without the wrappers around them and around their names.
+    """The arrays of a file, without enclosing dictionaries and name prefixes.
 
     Args:
-        path: ``.safetensors``, or what ``torch.save`` writes (``.pth``, ``.pt``, ``.bin`` …).
+        path: ``.safetensors``, or a file written by ``torch.save`` (``.pth``, ``.pt``, ``.bin`` …).
 
     Returns:
-        The arrays by name; half precision as float32.
+        The arrays by name; half precision becomes float32.
 
     Raises:
-        PretrainedError: there is no such file, it cannot be read, is damaged, holds no state dict,
-            or an array of a kind that NumPy lacks, or one twice.
+        PretrainedError: the file does not exist, cannot be read, is damaged, holds no state dict,
+            holds an array that NumPy cannot represent, or holds one twice.
     """
     path = Path(path)
     if not path.is_file():
@@ -212,8 +213,10 @@ def read_state_dict(path: Path | str) -> StateDict:
         except OSError as error:
             raise PretrainedError(f"{path}: {error.strerror or error}") from error
         except SafetensorError as error:
-            raise PretrainedError(f"{path}: damaged, or no safetensors file ({error})") from error
-        except AttributeError as error:  # how it says so
+            raise PretrainedError(
+                f"{path}: damaged, or not a safetensors file ({error})"
+            ) from error
+        except AttributeError as error:  # raised for a dtype that NumPy lacks
             raise PretrainedError(f"{path}: holds a type that NumPy lacks ({error})") from error
     else:
         tensors = _read_torch(path)
@@ -230,7 +233,7 @@ def read_state_dict(path: Path | str) -> StateDict:
 def _read_torch(path: Path) -> StateDict:
     torch = _torch(path)
     try:
-        # torchreid keeps scores as NumPy numbers: no more than a type and bytes.
+        # torchreid stores scores as NumPy scalars, which are safe: a type and bytes.
         with torch.serialization.safe_globals(_numpy_numbers()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -238,30 +241,31 @@ def _read_torch(path: Path) -> StateDict:
     except pickle.UnpicklingError as error:
         if refused := re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error)):
             raise PretrainedError(
-                f"{path}: holds more than arrays ({refused[1]}), which is not loaded since it "
-                "could run any program; if you trust its source, save the state dict alone: "
+                f"{path}: holds more than arrays ({refused[1]}), and loading that could run any "
+                "program; if you trust its source, save only the state dict: "
                 f"torch.save(torch.load('{path.name}', weights_only=False)['state_dict'], "
                 "'weights.pth'), or .state_dict() of a whole model"
             ) from error
-        raise PretrainedError(f"{path}: damaged, or no file of torch.save") from error
-    except Exception as error:  # of any kind: it depends on where the file is damaged
-        raise PretrainedError(f"{path}: damaged, or no file of torch.save") from error
+        raise PretrainedError(f"{path}: damaged, or not written by torch.save") from error
+    except Exception as error:  # the kind depends on where the file is damaged
+        raise PretrainedError(f"{path}: damaged, or not written by torch.save") from error
     tensors = _unwrapped(content, torch.Tensor)
     if not tensors:
         found = ", ".join(map(str, itertools.islice(content, 5))) if _is_dict(content) else ""
-        raise PretrainedError(f"{path}: holds no state dict, but {found or type(content).__name__}")
+        found = found or type(content).__name__
+        raise PretrainedError(f"{path}: holds no state dict, only {found}")
     half = (torch.float16, torch.bfloat16)  # NumPy has no bfloat16
     arrays = {}
     for name, value in tensors.items():
         try:
             arrays[name] = (value.float() if value.dtype in half else value).numpy(force=True)
         except TypeError as error:  # sparse, or of eight bits
-            raise PretrainedError(f"{path}: {name} is no array for NumPy ({error})") from error
+            raise PretrainedError(f"{path}: NumPy cannot represent {name} ({error})") from error
     return arrays
 
 
 def _numpy_numbers() -> list[Any]:
-    """What makes a NumPy number, under the names of NumPy 1 and 2."""
+    """What unpickles a NumPy scalar, under the names of NumPy 1 and 2."""
     scalar: Any = np.float32().__reduce__()[0]
     names = "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"
     types = [type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")]
@@ -283,7 +287,7 @@ def _is_dict(content: Any) -> bool:
 
 
 def _unwrapped(content: Any, tensor: type) -> dict[str, Any]:
-    """The tensors of the state dict in ``content``, none if there is no such thing."""
+    """The tensors of the state dict in ``content``; empty if there is none."""
     if not _is_dict(content):
         return {}
     for name in _WRAPPERS:
@@ -293,7 +297,7 @@ def _unwrapped(content: Any, tensor: type) -> dict[str, Any]:
 
 
 def _our_names(tensors: Iterable[str], source: str) -> dict[str, str]:
-    """Our names of the arrays that a backbone is made of, by the file's."""
+    """Our name of each array that belongs to a backbone, by its name in the file."""
     names = list(tensors)
     for scheme in _SCHEMES:
         if f"{next(iter(scheme))}layer1.0.conv1.weight" in names:
@@ -309,8 +313,8 @@ def _our_names(tensors: Iterable[str], source: str) -> dict[str, str]:
                 if not our.startswith("trunk.") or _TRUNK_LAYER.match(our)
             }
     raise PretrainedError(
-        f"{source}: no ResNet in a known naming scheme (docs/pretrained.md); its first arrays are "
-        f"{', '.join(names[:3])}"
+        f"{source}: not a ResNet in a known naming scheme (docs/pretrained.md); its first arrays "
+        f"are {', '.join(names[:3])}"
     )
 
 
@@ -321,9 +325,9 @@ def _fill(
     source: str,
     num_identities: int | None,
 ) -> tuple[dict[str, Any], Report]:
-    """Put ``tensors`` in the place of the variables that ``names`` gives them.
+    """Replace variables by ``tensors``, matched by ``names``.
 
-    With ``num_identities`` the whole network is meant.
+    With ``num_identities`` the file must fit the whole network, otherwise the trunk.
     """
     leaves, whole = flatten_dict(variables), num_identities is not None
     places = {torch_name(path[1:]): path for path in leaves}
@@ -338,26 +342,15 @@ def _fill(
     used, left_over, reasons = {}, {}, {}
     for file_name, value in tensors.items():
         name = names.get(file_name, "")
-        taken, reason = name in places, ""
-        if name.endswith("_neck.bias"):
-            # Ours has none, which is a bias of 0.
-            taken = not value.any()
-            reason = "not 0, and the BNNeck has no bias"
-        elif taken and name == "main_pooling.power" and value.size == 1:
-            leaves[places[name]] = value.reshape(())
-        elif taken and value.shape != wanted[name]:
-            taken, reason = False, f"the network has {wanted[name]}"
-            if whole:
-                raise PretrainedError(f"{source}: {name} is {value.shape}, but {reason}")
-        elif taken:
+        fits, reason = _fits(name, value, wanted)
+        if not fits and whole and name in wanted:
+            raise PretrainedError(f"{source}: {name} is {value.shape}, but {reason}")
+        (used if fits else left_over)[file_name] = value.shape
+        if fits and name in places:
             path = places[name]
             leaves[path] = _to_flax(name, path[-1], value, leaves[path].shape)
-        if taken:
-            used[file_name] = value.shape
-        else:
-            left_over[file_name] = value.shape
-            if reason:
-                reasons[file_name] = reason
+        if reason:
+            reasons[file_name] = reason
     missing = {
         name: shape
         for name, shape in wanted.items()
@@ -366,39 +359,55 @@ def _fill(
     return unflatten_dict(leaves), Report(used, missing, left_over, reasons)
 
 
+def _fits(name: str, value: np.ndarray, wanted: Mapping[str, Shape]) -> tuple[bool, str]:
+    """Whether the network can take an array; and if not, why not, unless that is obvious."""
+    if name.endswith("_neck.bias"):
+        # Our BNNeck has no bias, which is the same as a bias of 0.
+        return (False, "not 0, and the BNNeck has no bias") if value.any() else (True, "")
+    if name not in wanted:
+        return False, ""
+    if value.shape != wanted[name] and not (name == "main_pooling.power" and value.size == 1):
+        return False, f"the network has {wanted[name]}"
+    return True, ""
+
+
 def torch_name(path: tuple[str, ...]) -> str:
-    """PyTorch's name of a module or a variable, ``("trunk", "layer1_0", …)``."""
+    """PyTorch's name of a module or a variable.
+
+    >>> torch_name(("trunk", "layer1_0", "bn1", "scale"))
+    'trunk.layer1.0.bn1.weight'
+    """
     parts = (_NAMES.get(part, part) for part in path if part != "dense")
     return ".".join(re.sub(r"^(layer\d+)_", r"\1.", part) for part in parts)
 
 
 def _to_torch(name: str, leaf: str, value: np.ndarray, num_identities: int | None) -> np.ndarray:
-    """A view of a Flax array in PyTorch's layout; None: of classifiers with what fills them up."""
+    """A view of a Flax array in PyTorch's layout; with None, classifiers keep their padding."""
     if leaf != "kernel":
         return value
     if not name.startswith("trunk."):
         columns = value.shape[1]
         if num_identities is not None and not 0 <= columns - num_identities < CLASS_MULTIPLE:
-            raise ValueError(f"{name} has {columns} columns, not those of {num_identities}")
+            raise ValueError(f"{name} has {columns} columns, too many or few for {num_identities}")
         return value[:, :num_identities].T
     if value.ndim == 2:
-        # A matrix product stands for a 1x1 convolution, and in the stem for one of 4x4 patches.
+        # Matrix products replace 1x1 convolutions and, in the stem, a convolution of 4x4 patches.
         side = 4 if name == "trunk.conv1.weight" else 1
         value = value.reshape(side, side, -1, value.shape[1])
     return value.transpose(3, 2, 0, 1)
 
 
 def _to_flax(name: str, leaf: str, value: np.ndarray, shape: Shape) -> np.ndarray:
-    """An array of PyTorch's in the layout of a Flax array of this shape."""
+    """A PyTorch array in the layout of a Flax array of this shape."""
     if leaf != "kernel":
-        return value
+        return value.reshape(shape)  # fast-reid stores GeM's power as (1,)
     if not name.startswith("trunk."):
         return np.pad(value.T, ((0, 0), (0, shape[1] - len(value))))
     return value.transpose(2, 3, 1, 0).reshape(shape)
 
 
 def _check_trunk(found: Mapping[str, Shape], wanted: Mapping[str, Shape], source: str) -> None:
-    """PretrainedError if the trunk is another one."""
+    """PretrainedError if the trunks differ in a layer or its shape."""
     layers = [{name for name in shapes if _TRUNK_LAYER.match(name)} for shapes in (found, wanted)]
     for name in sorted(layers[0] | layers[1], key=_depth):
         theirs, needed = found.get(name), wanted.get(name)
@@ -407,21 +416,21 @@ def _check_trunk(found: Mapping[str, Shape], wanted: Mapping[str, Shape], source
         kinds = [_architecture(names) for names in layers]
         seems = f"; it seems to hold a {kinds[0]}, not a {kinds[1]}" if len(set(kinds)) > 1 else ""
         raise PretrainedError(
-            f"{source}: another architecture than config.model.backbone: in the file "
+            f"{source}: not the architecture of config.model.backbone: in the file "
             f"{name.removeprefix('trunk.')} is {theirs or 'missing'}, in the network "
             f"{needed or 'missing'}{seems}"
         )
 
 
 def _depth(name: str) -> list[tuple[int, str]]:
-    """A key that sorts layers from the stem on, layer 10 after layer 9."""
+    """A sort key that orders layers from the stem up, layer 10 after layer 9."""
     parts = re.split(r"(\d+)", name.removeprefix("trunk."))
     stem = 0 if parts[0] in ("conv", "bn") else 1
     return [(stem, ""), *((int(p), "") if p.isdigit() else (0, p) for p in parts)]
 
 
 def _architecture(names: Iterable[str]) -> str:
-    """What the layers of a trunk say about its kind."""
+    """The name of an architecture, as far as its layers reveal it."""
     names = set(names)
     layers = (re.search(r"layer(\d+)\.(\d+)\.", name) for name in names)
     blocks = {match.groups() for match in layers if match}

@@ -1,1 +1,1 @@
-"""Comparisons of whole trainings; nothing in pgfl_jax needs them."""
+"""Studies that compare whole training runs; pgfl_jax does not depend on them."""

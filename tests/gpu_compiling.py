@@ -1,14 +1,14 @@
-"""Compile for H100s on a machine without any: JAX's CUDA plugin holds the whole compiler.
+"""Compile for H100s on a machine without one: JAX's CUDA plugin contains the whole compiler.
 
     PYTHONPATH=.cache/cuda python -m tests.gpu_compiling
 
-Prints one JSON line for each of the cases in CASES.
+Prints one JSON line per case in CASES.
 """
 
 import json
 import os
 
-# The plugin would look for CUDA's libraries, which compiling does not need.
+# Otherwise the plugin looks for CUDA's libraries, which compiling does not need.
 os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
 
 import jax
@@ -23,7 +23,7 @@ from pgfl_jax.models import main_branch
 from pgfl_jax.retrieval.embeddings import make_embed
 from pgfl_jax.train_step import make_train_step
 
-# What the compiler must know of the chip; the numbers are the manufacturer's.
+# What the compiler needs to know about the chip; the numbers are the manufacturer's.
 H100 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 minor: 0 }
@@ -50,7 +50,7 @@ dnn_version_info { major: 9 minor: 12 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 IDENTITIES = 100
-# Configuration, backbone, precision, what is compiled, for how many devices.
+# Configuration, backbone, precision, function to compile, number of devices.
 CASES = [
     (synthetic_demo, "resnet8", "float32", "train", 8),
     (synthetic_demo, "resnet8", "float32", "embed", 1),
@@ -60,7 +60,7 @@ CASES = [
 
 
 def compile_case(module, backbone, dtype, task, devices):
-    """Bytes that a device holds of the arguments, and those that it should hold."""
+    """The bytes of the arguments on one device, as compiled and as expected."""
     values = module.get_config()
     values.model.backbone, values.model.dtype = backbone, dtype
     config = parse_config(values)
@@ -76,7 +76,7 @@ def compile_case(module, backbone, dtype, task, devices):
         function = make_train_step(experiment, mesh)
         expected = _bytes(state) + _bytes(batch) // devices
     else:
-        # A trained state says by itself where it lies.
+        # A trained state carries its own shardings.
         state = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             state,

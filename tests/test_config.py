@@ -149,11 +149,11 @@ def test_an_interaction_needs_its_weight():
         parse_config(values)
 
 
-def test_the_readers_of_poses_know_as_many_parts():
+def test_poses_have_as_many_parts():
     assert keypoints.NUM_PARTS == NUM_PARTS
 
 
-def test_the_soft_margin_takes_the_margins_place():
+def test_the_soft_margin_replaces_the_margin():
     values = default.get_config()
     assert parse_config(values).loss.triplet_margin == 0.3
     values.loss.soft_margin = True

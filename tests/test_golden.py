@@ -1,6 +1,6 @@
-"""The numbers of the PyTorch twin, stored, so that they hold where PyTorch is not installed.
+"""Stored values of the PyTorch twin, which also test machines without PyTorch.
 
-tests/golden/*.npz are written by ``python -m studies.pytorch.golden``, in float64; each holds its
+``python -m studies.pytorch.golden`` writes tests/golden/*.npz in float64. Each file records its
 origin: PyTorch's version, the seed and the configurations.
 """
 
@@ -104,7 +104,7 @@ def test_network():
         ("gradient_norms", {"params": gradients}),
         ("statistic_norms", {"batch_stats": statistics}),
     ):
-        arrays = to_state_dict(tree, origin["identities"])  # the order is that of PyTorch's names
+        arrays = to_state_dict(tree, origin["identities"])  # the norms are sorted by these names
         norms = {
             name: np.linalg.norm(x) for name, x in arrays.items() if not name.endswith("tracked")
         }

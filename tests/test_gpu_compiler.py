@@ -1,4 +1,4 @@
-"""What runs on GPUs compiles for GPUs: XLA's passes for them are others, and can abort."""
+"""Steps and embeddings compile for GPUs, where XLA runs other passes, which can abort."""
 
 import json
 
@@ -26,6 +26,6 @@ def test_steps_and_embeddings_compile_for_an_h100():
         "resnet50 bfloat16 embed",
     ]
     for line in found:
-        # The state whole and an equal share of the batch; to embed, images and main branch alone.
+        # Training holds the state and a share of the batch, embedding the images and main branch.
         assert line["argument_bytes"] == line["expected_bytes"], line
         assert line["exchanges"] == line["case"].endswith("train"), line

@@ -1,6 +1,6 @@
-"""Interaction: branches train through one another (docs/method.md, loss 6).
+"""Interaction: the branches train through one another (docs/method.md, loss 6).
 
-The paper names "interaction-based training" without defining it; these are this project's variants.
+The paper mentions "interaction-based training" but does not define it. The variants are ours.
 """
 
 import typing
@@ -28,12 +28,12 @@ def interaction(
     """Loss between the branches, in one of four variants.
 
     - ``off``: exactly 0.
-    - ``cross_classifier``: MB's features classified by the heads of FEB and SAB; the mean of the
+    - ``cross_classifier``: the classifiers of FEB and SAB classify MB's features; the mean of the
       two identity losses.
     - ``cross_triplet``: anchors from MB, positives and negatives from FEB and, separately, SAB; the
-      mean of the two batch-hard triplet losses. An image is not its own positive.
-    - ``shared_classifier``: the branches share one classifier, which is the network's matter;
-      exactly 0 here.
+      mean of the two batch-hard triplet losses. An image is never its own positive.
+    - ``shared_classifier``: the branches share one classifier. The network does this, so the loss
+      is exactly 0.
 
     Args:
         outputs: all branches, with the pose branches present.
@@ -47,7 +47,7 @@ def interaction(
         The loss, at least 0; exactly 0 when no image has a pose.
 
     Raises:
-        ValueError: an unknown variant, or outputs that lack what the variant needs.
+        ValueError: the variant is unknown, or the outputs lack what it needs.
 
     Reference: docs/method.md, loss 6.
     """
@@ -55,7 +55,7 @@ def interaction(
         return jnp.zeros(())
     if variant == "cross_classifier":
         if outputs.cross_logits is None:
-            raise ValueError("interaction 'cross_classifier' needs a model that gives cross_logits")
+            raise ValueError("interaction 'cross_classifier' needs outputs with cross_logits")
         first, second = (
             identity_loss(logits, labels, smoothing=smoothing, mask=has_pose)
             for logits in outputs.cross_logits
@@ -71,5 +71,5 @@ def interaction(
         )
     else:
         known = ", ".join(INTERACTION_VARIANTS)
-        raise ValueError(f"unknown interaction variant '{variant}'; known are {known}")
+        raise ValueError(f"unknown interaction variant '{variant}'; choose from {known}")
     return (first + second) / 2

@@ -1,22 +1,26 @@
-"""What every loss shares: precision, masked means and safe logarithms (docs/method.md, "Losses").
+"""What all losses share: precision, masked means and safe logarithms (docs/method.md, "Losses").
 
-Two rules hold for all losses. The arithmetic runs in float32 at least, whatever the network
-computes in. And an item that a mask leaves out adds exactly nothing to the value or to a gradient,
-so that a batch without any pose gives pose terms of exactly 0 instead of 0 / 0.
+All losses follow two rules. They compute in float32 at least, whatever the network's precision. And
+a masked item adds exactly nothing to the value or to any gradient, so a batch without poses gives
+pose terms of exactly 0 rather than 0 / 0.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
 EPS = 1e-6
-"""The least probability that a logarithm sees, and the least norm that is divided by."""
+"""The smallest probability passed to a logarithm, and the smallest norm used as a divisor."""
 
 TINY = 1e-12
-"""The least sum that a map is divided by; its inverse square is still finite in float32."""
+"""The smallest sum used as a divisor of a map; its inverse square is still finite in float32."""
 
 
 def upcast(values: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Brings values to float32; float64 stays as it is."""
+    """Casts to float32; float64 stays float64.
+
+    >>> str(upcast(jnp.ones(2, jnp.bfloat16)).dtype)
+    'float32'
+    """
     return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
@@ -26,8 +30,13 @@ def masked_mean(
 ) -> Float[Array, ""]:
     """Σ mask·values / Σ mask, over all axes.
 
+    >>> float(masked_mean(jnp.array([1.0, 2.0, 30.0]), jnp.array([1.0, 1.0, 0.0])))
+    1.5
+    >>> float(masked_mean(jnp.array([1.0, 2.0]), jnp.zeros(2)))
+    0.0
+
     Args:
-        values: what is averaged; must be finite wherever its gradient is taken.
+        values: what to average; must be finite wherever its gradient is taken.
         mask: weights in [0, 1]; None means all ones.
 
     Returns:
@@ -37,7 +46,7 @@ def masked_mean(
         return jnp.mean(values)
     weights = mask.astype(values.dtype)
     total = jnp.sum(weights)
-    # where() and not only a product: a NaN that is masked out stays out.
+    # where(), since 0·NaN is NaN: a masked NaN must not count.
     kept = jnp.where(weights > 0, values, 0) * weights
     return jnp.sum(kept) / jnp.where(total > 0, total, 1)
 
@@ -45,7 +54,10 @@ def masked_mean(
 def spatial_distribution(
     maps: Float[Array, "batch height width *parts"],
 ) -> Float[Array, "batch height width *parts"]:
-    """Each map over its sum over height and width.
+    """Divides each map by its sum over height and width.
+
+    >>> spatial_distribution(jnp.array([[[1.0, 3.0]]])).tolist()
+    [[[0.25, 0.75]]]
 
     Args:
         maps: non-negative.
@@ -57,5 +69,9 @@ def spatial_distribution(
 
 
 def safe_log(probabilities: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Log of max(p, EPS): at least -13.8, with gradient 0 below EPS."""
+    """Log of max(p, EPS): at least -13.8, with gradient 0 below EPS.
+
+    >>> [round(x, 1) for x in safe_log(jnp.array([0.0, 1.0])).tolist()]
+    [-13.8, 0.0]
+    """
     return jnp.log(jnp.maximum(probabilities, EPS))

@@ -1,6 +1,6 @@
 """The weighted sum of all losses (docs/method.md, "Losses"); the only place that knows weights.
 
-total = Σ_terms weight · term, where the distillation terms are also scaled by their warm-up.
+total = Σ_terms weight · term. The warm-up scales the distillation terms as well.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,14 +27,14 @@ def kd_scale(epoch: float | Scalar, config: LossConfig) -> Scalar:
     """Share of the distillation's weight, in [0, 1], of the default float type.
 
     It is 0 before ``kd_start`` and rises linearly to 1 at ``kd_start + kd_ramp``; with a ramp of 0
-    it is 1 from ``kd_start`` on. Safe under jit.
+    it is 1 from ``kd_start`` on. Works under jit.
 
     >>> float(kd_scale(2.5, LossConfig(kd_start=2.0, kd_ramp=1.0)))
     0.5
 
     Args:
         epoch: epochs trained so far; may be fractional.
-        config: has ``kd_start`` and ``kd_ramp``.
+        config: gives ``kd_start`` and ``kd_ramp``.
 
     Reference: docs/method.md, loss 5 (the warm-up).
     """
@@ -54,24 +54,24 @@ def total_loss(
     """Adds up the losses of one global batch.
 
     A term of weight 0 is neither computed nor reported. Without the pose branches only the main
-    branch's terms exist. An image without a pose takes part in the main branch's terms alone.
+    branch's terms exist. An image without a pose counts only in the main branch's terms.
 
     Args:
-        outputs: of the model with ``train=True``.
+        outputs: what the model returns with ``train=True``.
         batch: ``labels`` (B,) and, with pose branches, ``part_maps`` (B, h, w, G) and
             ``visibility`` (B, G), both in [0, 1].
         config: weights and settings.
         kd_scale: share of the distillation's weight in [0, 1], from :func:`kd_scale`.
 
     Returns:
-        The total, and every term by name, neither weighted nor scaled: ``id_main``,
+        The total, and every term by name, unweighted and unscaled: ``id_main``,
         ``id_foreground``, ``id_parts``, ``triplet_main``, ``triplet_foreground``,
         ``triplet_parts``, ``alignment``, ``semantic``, ``kd_feature_foreground``,
         ``kd_feature_parts``, ``kd_logit_foreground``, ``kd_logit_parts``, ``interaction``; and
         ``total``, the weighted sum.
 
     Raises:
-        ValueError: outputs without logits.
+        ValueError: the outputs have no logits.
     """
     labels, margin, smoothing = batch["labels"], config.triplet_margin, config.smoothing
     total, terms = jnp.zeros(()), {}
@@ -123,7 +123,7 @@ def total_loss(
 
 
 def _logits(branch: BranchOutputs) -> Float[Array, "batch identities"]:
-    """The branch's logits, which only a training pass has."""
+    """The branch's logits, which exist only in training."""
     if branch.logits is None:
         raise ValueError("the losses need logits: run the model with train=True")
     return branch.logits

@@ -1,1 +1,1 @@
-"""The PyTorch twin: the same method in another framework, and the proof that it is the same."""
+"""The PyTorch twin: the same method in another framework, and the comparison that proves it."""

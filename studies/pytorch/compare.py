@@ -1,7 +1,7 @@
-"""One step and many of both implementations, from the same weights on the same batches.
+"""One training step, or many, of both implementations, from the same weights on the same batches.
 
-What comes back is NumPy, named as PyTorch names it and with channels last, so that the two sides
-are dictionaries of equal keys. Nothing here judges; studies/pytorch/parity.py does.
+Both sides return NumPy arrays under PyTorch's names, with channels last. studies/pytorch/parity.py
+judges the differences.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 
 from configs import synthetic_tiny
 from pgfl_jax.config import Config, parse_config
@@ -35,17 +36,17 @@ Batch = Mapping[str, np.ndarray]
 
 
 class Step(NamedTuple):
-    """What one step computes.
+    """The results of one step, by name.
 
     Attributes:
         outputs: feature map, embeddings, BNNecks and logits.
         layers: outputs of every BatchNorm and every block of the trunk, in order.
-        triplets: mined positives and negatives (B, 2), -1 where an anchor has none.
+        triplets: mined positives and negatives (B, 2); -1 where an anchor has none.
         terms: every loss term.
-        gradients: of every parameter.
+        gradients: the gradient of every parameter.
         statistics: running statistics after the step.
-        parameters: every parameter after one step of the optimizer, from its initial state.
-        updates: what that step added to them.
+        parameters: every parameter after the first step of a fresh optimizer.
+        updates: what that step added to the parameters.
     """
 
     outputs: Arrays
@@ -59,23 +60,23 @@ class Step(NamedTuple):
 
 
 def tiny_config(changes: Mapping[str, Any]) -> Config:
-    """The configuration of the tiny set with ``changes``, by their flattened names."""
+    """The tiny configuration with ``changes``, given by dotted names."""
     values = synthetic_tiny.get_config()
     values.update_from_flattened_dict(changes)
     return parse_config(values)
 
 
 def to_arrays(variables: Mapping[str, Any], num_identities: int) -> Arrays:
-    """Flax variables, or gradients in their place, by PyTorch's names and in its layouts.
+    """Flax variables, or their gradients, with PyTorch's names and layouts.
 
-    Without the counters of batches, which PyTorch alone has.
+    BatchNorm's batch counters, which only PyTorch has, are left out.
     """
     arrays = to_state_dict(variables, num_identities)
     return {name: x for name, x in arrays.items() if not name.endswith("num_batches_tracked")}
 
 
 def fresh_twin(experiment: Experiment) -> models.PGFL:
-    """The PyTorch network of a run, with initial weights of its own."""
+    """The PyTorch network of an experiment, with its own initial weights."""
     config, network = experiment.config, experiment.model
     return models.PGFL(
         network.num_identities,
@@ -88,7 +89,7 @@ def fresh_twin(experiment: Experiment) -> models.PGFL:
 
 
 def make_twin(experiment: Experiment, variables: Mapping[str, Any]) -> models.PGFL:
-    """The PyTorch network with the variables of the Flax network."""
+    """The PyTorch network with the Flax network's variables."""
     arrays = to_state_dict(variables, experiment.model.num_identities)
     state = {name: torch.tensor(value) for name, value in arrays.items()}
     twin = fresh_twin(experiment).to(state["trunk.conv1.weight"].dtype)
@@ -97,7 +98,7 @@ def make_twin(experiment: Experiment, variables: Mapping[str, Any]) -> models.PG
 
 
 def initial_state(experiment: Experiment, variables: Mapping[str, Any]) -> TrainState:
-    """The state of step 0, placed as steps leave it, so that the second compiles nothing again."""
+    """The state of step 0, sharded as after a step, so that the second step is not recompiled."""
     params, batch_stats = jax.tree.map(jnp.array, (variables["params"], variables["batch_stats"]))
     average = None
     if experiment.config.optim.ema_decay:
@@ -110,7 +111,7 @@ def initial_state(experiment: Experiment, variables: Mapping[str, Any]) -> Train
 def flax_step(
     experiment: Experiment, variables: Mapping[str, Any], batch: Batch, *, step: int = 0
 ) -> Step:
-    """One step by pgfl_jax, as if it were ``step`` (which the warm-ups go by)."""
+    """One step by pgfl_jax, with the warm-ups as at step number ``step``."""
     with jax.enable_x64(batch["images"].dtype == np.float64):
         state = initial_state(experiment, variables)
         state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32))
@@ -141,7 +142,7 @@ def flax_step(
 def _flax_step(experiment: Experiment, state: TrainState, batch: Mapping[str, jax.Array]) -> tuple:
     gradients, statistics, terms = loss_and_gradients(experiment, state, batch)
     updates, _ = experiment.optimizer.update(gradients, state.opt_state, state.params)
-    # The compiler finds that this forward pass is the one above.
+    # The compiler merges this forward pass with the one above.
     outputs, captured = experiment.model.apply(
         {"params": state.params, "batch_stats": state.batch_stats},
         batch["images"],
@@ -163,7 +164,7 @@ def _flax_step(experiment: Experiment, state: TrainState, batch: Mapping[str, ja
 
 
 def _mined(outputs: Any, has_pose: Any) -> Iterator[tuple[str, Any, Any, Any]]:
-    """What triplets are mined in, of either framework: name, anchors, candidates, mask."""
+    """The embeddings to mine, of either framework: name, anchors, candidates, mask."""
     main = outputs.main.embedding
     yield "main", main, main, None
     for name in ("foreground", "parts"):
@@ -174,7 +175,7 @@ def _mined(outputs: Any, has_pose: Any) -> Iterator[tuple[str, Any, Any, Any]]:
 
 
 def _named_outputs(outputs: Any) -> dict[str, Any]:
-    """All branches of either framework's outputs, by name."""
+    """The outputs of all branches, of either framework, by name."""
     named = {}
     for name in ("main", "foreground", "parts"):
         branch = getattr(outputs, name)
@@ -188,7 +189,7 @@ def _named_outputs(outputs: Any) -> dict[str, Any]:
 def twin_step(
     experiment: Experiment, variables: Mapping[str, Any], batch: Batch, *, step: int = 0
 ) -> Step:
-    """The same by PyTorch."""
+    """One step by PyTorch; the same arguments and results as :func:`flax_step`."""
     twin = make_twin(experiment, variables)
     layers: Arrays = {}
     kinds = models.BatchNorm | models.BasicBlock | models.Bottleneck
@@ -225,7 +226,7 @@ def twin_step(
 
 
 def _updates(experiment: Experiment, twin: models.PGFL) -> Arrays:
-    """Take the first step of a fresh optimizer; what it adds to every parameter."""
+    """Take the first step of a fresh optimizer; return what it adds to every parameter."""
     before = {name: value.detach().clone() for name, value in twin.named_parameters()}
     Training(experiment.config, twin, steps_per_epoch=experiment.steps_per_epoch).update()
     return {
@@ -234,14 +235,16 @@ def _updates(experiment: Experiment, twin: models.PGFL) -> Arrays:
 
 
 def twin_updates(experiment: Experiment, variables: Mapping[str, Any], gradients: Arrays) -> Arrays:
-    """What the first step of PyTorch's optimizer adds to every parameter, of given gradients."""
+    """What the first step of PyTorch's optimizer adds to every parameter, given gradients."""
     twin = make_twin(experiment, variables)
     for name, value in twin.named_parameters():
         value.grad = torch.tensor(gradients[name])
     return _updates(experiment, twin)
 
 
-def _channels_last(maps: torch.Tensor) -> np.ndarray:
+def _channels_last(
+    maps: Float[torch.Tensor, "batch channels height width"],
+) -> Float[np.ndarray, "batch height width channels"]:
     maps = maps.detach().permute(0, 2, 3, 1)
     return maps.to(torch.promote_types(maps.dtype, torch.float32)).numpy()
 
@@ -251,7 +254,7 @@ def _statistics(state: Mapping[str, torch.Tensor]) -> Arrays:
 
 
 class Moment(NamedTuple):
-    """What a training has come to after a step; parameters and averages less those at the start."""
+    """Loss terms after a step, and how far all variables and averages are from the start."""
 
     terms: Arrays
     parameters: Arrays
@@ -262,7 +265,7 @@ class Moment(NamedTuple):
 def flax_training(
     experiment: Experiment, variables: Mapping[str, Any], batches: list[Batch]
 ) -> Iterator[Moment]:
-    """Train by pgfl_jax's own compiled step."""
+    """Train with pgfl_jax's own compiled step; yields after every step."""
     with jax.enable_x64(batches[0]["images"].dtype == np.float64):
         step = make_train_step(experiment, make_mesh(jax.devices()[:1]))
         state = initial_state(experiment, variables)
@@ -283,7 +286,7 @@ def flax_training(
 def twin_training(
     experiment: Experiment, variables: Mapping[str, Any], batches: list[Batch]
 ) -> Iterator[Moment]:
-    """Train by PyTorch."""
+    """Train with PyTorch; yields after every step."""
     twin = make_twin(experiment, variables)
     training = Training(experiment.config, twin, steps_per_epoch=experiment.steps_per_epoch)
     start = to_arrays(variables, experiment.model.num_identities)
@@ -310,8 +313,15 @@ def _moment(terms: Arrays, arrays: Arrays, average: Arrays, start: Arrays) -> Mo
     )
 
 
-def relative(found: np.ndarray, expected: np.ndarray) -> float:
-    """‖found − expected‖ / ‖expected‖; 0 where both are 0, inf where only the latter is."""
+def relative(found: Shaped[np.ndarray, "*shape"], expected: Shaped[np.ndarray, "*shape"]) -> float:
+    """‖found − expected‖ / ‖expected‖; 0 if both are 0, infinite if only ``expected`` is.
+
+    >>> round(relative(np.array([3.0, 4.1]), np.array([3.0, 4.0])), 6)
+    0.02
+
+    Raises:
+        ValueError: the shapes differ.
+    """
     found, expected = (np.asarray(x, np.float64).ravel() for x in (found, expected))
     if found.shape != expected.shape:
         raise ValueError(f"shapes differ: {found.shape} and {expected.shape}")
@@ -322,15 +332,19 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, float]:
-    """:func:`relative` by name, in the order of ``expected``; both must have the same names."""
+    """:func:`relative` by name, in the order of ``expected``.
+
+    Raises:
+        ValueError: the names or the shapes differ.
+    """
     if found.keys() != expected.keys():
         raise ValueError(f"names differ: {sorted(found.keys() ^ expected.keys())}")
     return {name: relative(found[name], value) for name, value in expected.items()}
 
 
 def real_batches(config: Config, count: int) -> list[dict[str, np.ndarray]]:
-    """Batches of the pipeline in float64; the first image of each has no pose."""
-    from input_pipeline.from_config import training_data  # TensorFlow is for this alone
+    """Batches of the input pipeline in float64; the first image of each loses its pose."""
+    from input_pipeline.from_config import training_data  # imports TensorFlow
 
     found = []
     for batch in itertools.islice(training_data(config).batches(0), count):
@@ -344,5 +358,5 @@ def real_batches(config: Config, count: int) -> list[dict[str, np.ndarray]]:
 
 
 def cast(batch: Batch, dtype: Any) -> dict[str, np.ndarray]:
-    """A batch in another precision."""
+    """Convert a batch to another precision; labels are unchanged."""
     return {k: v if k == "labels" else v.astype(dtype) for k, v in batch.items()}

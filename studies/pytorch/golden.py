@@ -1,10 +1,11 @@
-"""The values of tests/golden, which hold for users without PyTorch.
+"""Writes tests/golden: the twin's values, for tests that run without PyTorch.
 
     python -m studies.pytorch.golden
 
-Writes what the twin computes in float64, with the inputs: ``losses.npz``, every loss in all its
-variants, with gradients; ``network.npz``, a ResNet-8 with three branches on tiny images, with
-weights that studies.pytorch.random_weights.py draws again. tests/test_golden.py compares.
+The twin computes in float64. ``losses.npz`` holds every loss in all its variants, with inputs and
+gradients. ``network.npz`` holds one step of a ResNet-8 with three branches on tiny images; its
+weights are not stored, since studies/pytorch/random_weights.py reproduces them.
+tests/test_golden.py compares.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from pgfl_jax.config import Config
 from pgfl_jax.experiment import Experiment
@@ -25,7 +27,7 @@ from studies.pytorch.random_weights import Noise, draw_batch, draw_variables
 
 FOLDER = Path("tests/golden")
 SEED = 5
-IDENTITIES, IMAGES = 10, 16  # the classifier, and what makes an epoch: 2 steps of 8 images
+IDENTITIES, IMAGES = 10, 16  # 10 classes, and epochs of 2 steps with 8 images each
 
 ALL_ON = {
     "loss.logit_kd": 1.0,
@@ -44,16 +46,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no_smoothing": {"loss.smoothing": 0.0, "loss.temperature": 1.0},
     "kd_ramp": {"loss.kd_start": 0.5, "loss.kd_ramp": 4.0},
 }
-EPOCH = 1.5  # of the losses: a quarter of the ramp
+EPOCH = 1.5  # a quarter into the ramp of the variant "kd_ramp"
 
 
 def make_config(**changes: Any) -> Config:
-    """The tiny configuration with every loss on, and with ``changes``."""
+    """The tiny configuration with every loss on and with ``changes``."""
     return tiny_config({**ALL_ON, **changes})
 
 
 def draw_outputs(noise: Noise) -> dict[str, np.ndarray]:
-    """What a network might give for such a batch, channels last, by name."""
+    """Random outputs of a network for the batch of :func:`draw_batch`, channels last, by name."""
     outputs = {"features": np.abs(noise(8, 4, 2, 8))}
     for branch in ("main", "foreground", "parts"):
         outputs |= {f"{branch}.embedding": noise(8, 6), f"{branch}.neck": noise(8, 6)}
@@ -62,7 +64,7 @@ def draw_outputs(noise: Noise) -> dict[str, np.ndarray]:
 
 
 def loss_values() -> dict[str, np.ndarray]:
-    """Terms, and the total's gradients in the order of the inputs, of every variant."""
+    """For every variant, the terms and the total's gradients in the order of the inputs."""
     drawn, batch = draw_outputs(Noise(SEED)), draw_batch(SEED)
     del batch["images"]
     found = {f"in.{name}": value for name, value in (drawn | batch).items()}
@@ -87,8 +89,8 @@ def loss_values() -> dict[str, np.ndarray]:
     return found
 
 
-def _vector(values: Mapping[str, Any]) -> np.ndarray:
-    """Numbers in the order of their names."""
+def _vector(values: Mapping[str, Any]) -> Float[np.ndarray, " names"]:
+    """The numbers, sorted by name."""
     return np.array([float(values[name]) for name in sorted(values)])
 
 
@@ -107,7 +109,7 @@ def network_values() -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    """Write the files, each with its origin and the configurations it holds for."""
+    """Write both files, each with its origin and the configurations of its variants."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, values in (("losses", loss_values()), ("network", network_values())):
         origin = {

@@ -1,7 +1,7 @@
-"""The losses in PyTorch, written from docs/method.md; pgfl_jax/losses says the same in JAX.
+"""The losses in PyTorch, written from docs/method.md; pgfl_jax/losses has them in JAX.
 
-Everything runs in float32 at least. An image that a mask leaves out adds exactly nothing to a value
-or a gradient, and a mean over no images is exactly 0.
+They compute in float32 at least. A masked image adds exactly nothing to a value or a gradient, and
+a mean over no images is exactly 0.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,8 +22,16 @@ if TYPE_CHECKING:
 
 EPSILON = 1e-6
 
+Scalar = Float[Tensor, ""]
+Labels = Int64[Tensor, " batch"]
+Mask = Float[Tensor, " batch"]
+Vectors = Float[Tensor, "batch channels"]
+Logits = Float[Tensor, "batch identities"]
 
-def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
+
+def masked_mean(
+    values: Float[Tensor, "*shape"], mask: Float[Tensor, "*shape"] | None = None
+) -> Scalar:
     """Σ mask·values / Σ mask, exactly 0 for an empty mask; None means all."""
     if mask is None:
         return values.mean()
@@ -32,9 +41,9 @@ def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def identity_loss(
-    logits: Tensor, labels: Tensor, *, smoothing: float, mask: Tensor | None = None
-) -> Tensor:
-    """Mean cross-entropy of logits (B, N) with a share ``smoothing`` spread over all N."""
+    logits: Logits, labels: Labels, *, smoothing: float, mask: Mask | None = None
+) -> Scalar:
+    """Mean cross-entropy, with a share ``smoothing`` of the target spread over all identities."""
     losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
     return masked_mean(losses, mask)
 
@@ -42,15 +51,17 @@ def identity_loss(
 class HardestPairs(NamedTuple):
     """For each anchor the farthest positive, the nearest negative, and whether it has both."""
 
-    positive: Tensor
-    negative: Tensor
-    valid: Tensor
+    positive: Int64[Tensor, " batch"]
+    negative: Int64[Tensor, " batch"]
+    valid: Bool[Tensor, " batch"]
 
 
-def mine_hardest(distances: Tensor, labels: Tensor, mask: Tensor | None = None) -> HardestPairs:
-    """Batch-hard mining in all distances (B, B) from anchors to candidates.
+def mine_hardest(
+    distances: Float[Tensor, "batch batch"], labels: Labels, mask: Mask | None = None
+) -> HardestPairs:
+    """Batch-hard mining, from the distances of all anchors to all candidates.
 
-    An image is never its own positive. Images that the mask leaves out take no part.
+    An image is never its own positive. Masked images are ignored.
     """
     present = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask > 0
     both = present[:, None] & present[None, :]
@@ -64,23 +75,23 @@ def mine_hardest(distances: Tensor, labels: Tensor, mask: Tensor | None = None) 
     )
 
 
-def distances(anchors: Tensor, candidates: Tensor) -> Tensor:
-    """Euclidean distances (B, B), from the differences, free of the Gram matrix's cancellation."""
+def distances(anchors: Vectors, candidates: Vectors) -> Float[Tensor, "batch batch"]:
+    """Euclidean distances from the differences, which avoids the Gram matrix's cancellation."""
     return torch.cdist(anchors, candidates, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def triplet_loss(
-    anchors: Tensor,
-    candidates: Tensor,
-    labels: Tensor,
+    anchors: Vectors,
+    candidates: Vectors,
+    labels: Labels,
     *,
     margin: float | None,
-    mask: Tensor | None = None,
-) -> Tensor:
+    mask: Mask | None = None,
+) -> Scalar:
     """Mean of max(0, margin + dp - dn), or of log(1 + exp(dp - dn)) with ``margin=None``.
 
-    Positives and negatives are the candidates' rows; with the anchors themselves as candidates it
-    is the usual loss.
+    Positives and negatives are rows of ``candidates``. With the anchors as candidates, this is the
+    usual loss.
     """
     with torch.no_grad():
         pairs = mine_hardest(distances(anchors, candidates), labels, mask)
@@ -93,37 +104,45 @@ def triplet_loss(
     return masked_mean(losses, pairs.valid.to(losses.dtype))
 
 
-def _shares(maps: Tensor) -> Tensor:
-    """Maps (..., h, w) over their sums."""
+def _shares(maps: Float[Tensor, "*maps height width"]) -> Float[Tensor, "*maps height width"]:
+    """Divides each map by its sum."""
     return maps / maps.sum((-2, -1), keepdim=True).clamp(min=1e-12)
 
 
-def _log(probabilities: Tensor) -> Tensor:
+def _log(probabilities: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return probabilities.clamp(min=EPSILON).log()
 
 
-def alignment_loss(features: Tensor, foreground: Tensor, has_pose: Tensor) -> Tensor:
-    """Mean -log share of the energy of (B, C, h, w) on the foreground (B, h, w)."""
+def alignment_loss(
+    features: Float[Tensor, "batch channels height width"],
+    foreground: Float[Tensor, "batch height width"],
+    has_pose: Mask,
+) -> Scalar:
+    """Mean -log share of the features' energy that falls on the foreground."""
     energy = _shares(features.square().sum(1))
     return masked_mean(-_log((energy * foreground).sum((1, 2))), has_pose)
 
 
-def semantic_loss(features: Tensor, part_maps: Tensor, visibility: Tensor) -> Tensor:
-    """Mean KL of the channel groups' energy from the part maps (B, G, h, w), over visible parts."""
+def semantic_loss(
+    features: Float[Tensor, "batch channels height width"],
+    part_maps: Float[Tensor, "batch parts height width"],
+    visibility: Float[Tensor, "batch parts"],
+) -> Scalar:
+    """Mean KL of the channel groups' energy from the part maps, over visible parts."""
     groups = features.unflatten(1, (part_maps.shape[1], -1))
     energy, target = _shares(groups.square().sum(2)), _shares(part_maps)
     divergence = (target * (_log(target) - _log(energy))).sum((2, 3))
     return masked_mean(divergence, visibility * (part_maps > 0).any(3).any(2))
 
 
-def feature_kd(student: Tensor, teacher: Tensor, has_pose: Tensor) -> Tensor:
-    """Mean 1 - cosine of (B, D); the teacher gets no gradient."""
+def feature_kd(student: Vectors, teacher: Vectors, has_pose: Mask) -> Scalar:
+    """Mean 1 - cosine; the teacher gets no gradient."""
     cosine = F.cosine_similarity(student, teacher.detach(), eps=EPSILON)
     return masked_mean(1 - cosine, has_pose)
 
 
-def logit_kd(student: Tensor, teacher: Tensor, has_pose: Tensor, *, temperature: float) -> Tensor:
-    """Mean T²·KL(teacher ‖ student) of softened logits (B, N); the teacher gets no gradient."""
+def logit_kd(student: Logits, teacher: Logits, has_pose: Mask, *, temperature: float) -> Scalar:
+    """Mean T²·KL(teacher ‖ student) of softened logits; the teacher gets no gradient."""
     student = F.log_softmax(student / temperature, 1)
     teacher = F.log_softmax(teacher.detach() / temperature, 1)
     divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
@@ -131,8 +150,8 @@ def logit_kd(student: Tensor, teacher: Tensor, has_pose: Tensor, *, temperature:
 
 
 def interaction_loss(
-    outputs: PGFLOutputs, labels: Tensor, has_pose: Tensor, config: LossConfig
-) -> Tensor:
+    outputs: PGFLOutputs, labels: Labels, has_pose: Mask, config: LossConfig
+) -> Scalar:
     """Loss between the branches; 0 for ``off`` and ``shared_classifier``."""
     if config.interaction_variant == "cross_classifier":
         first, second = (
@@ -160,17 +179,20 @@ def kd_scale(epoch: float, config: LossConfig) -> float:
 
 def total_loss(
     outputs: PGFLOutputs, batch: Mapping[str, Tensor], config: LossConfig, *, epoch: float
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum, and every term by name, unweighted; terms of weight 0 are left out."""
+) -> tuple[Scalar, dict[str, Scalar]]:
+    """The weighted sum, and every term by name, unweighted. Terms of weight 0 are left out.
+
+    ``batch`` holds ``labels`` (B,), ``part_maps`` (B, h, w, G) and ``visibility`` (B, G).
+    """
     labels, scale = batch["labels"], kd_scale(epoch, config)
     weights: dict[str, float] = {}
-    terms: dict[str, Tensor] = {}
+    terms: dict[str, Scalar] = {}
 
-    def add(name: str, weight: float, value: Callable[[], Tensor], scale: float = 1.0) -> None:
+    def add(name: str, weight: float, value: Callable[[], Scalar], scale: float = 1.0) -> None:
         if weight:
             weights[name], terms[name] = weight * scale, value()
 
-    def add_branch(name: str, branch: BranchOutputs, mask: Tensor | None) -> None:
+    def add_branch(name: str, branch: BranchOutputs, mask: Mask | None) -> None:
         smoothing, margin = config.smoothing, config.triplet_margin
         embedding, logits = branch.embedding, branch.logits
         identity = partial(identity_loss, logits, labels, smoothing=smoothing, mask=mask)

@@ -1,8 +1,8 @@
 """The network in PyTorch: residual trunk, main branch and the two pose-guided branches.
 
-Written from docs/method.md, as a PyTorch engineer would; pgfl_jax/models says the same in Flax.
-Below ``trunk.`` parameters are named as in torchvision. Images and maps come in the pipeline's
-layout, channels last; inside, channels come second.
+Written from docs/method.md in PyTorch's own style; pgfl_jax/models has it in Flax. Parameters below
+``trunk.`` are named as in torchvision. Inputs have the pipeline's layout, channels last; inside,
+channels come second.
 """
 
 import functools
@@ -12,70 +12,76 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 EPSILON = 1e-6
 
+Features = Float[Tensor, "batch channels height width"]
+Outputs = Float[Tensor, "batch out_channels out_height out_width"]
+Vectors = Float[Tensor, "batch channels"]
+Mask = Float[Tensor, " batch"]
+
 
 class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm whose running variance takes the biased batch variance, as Flax's does.
+    """BatchNorm whose running variance averages the biased batch variance, as Flax's does.
 
-    Both frameworks normalise by the biased variance v. Into the running average PyTorch puts
-    v·n/(n − 1) of n values, Flax v itself. PyTorch's momentum of 0.1 is Flax's of 0.9. PyTorch
-    takes the statistics of bfloat16 values in float32, too.
+    Both frameworks normalise by the biased variance v of n values. PyTorch's running variance
+    averages v·n/(n − 1), Flax's v itself. PyTorch's momentum of 0.1 is Flax's 0.9. Both take the
+    statistics of bfloat16 values in float32.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, h, w) over all axes but the second."""
+    def forward(self, x: Features) -> Features:
+        """Normalise over all axes but the second."""
         before = self.running_var.clone()
         y = super().forward(x)
         if self.training:
             added = self.running_var - (1 - self.momentum) * before
-            # Not in place: the backward pass holds on to the old one.
+            # Not in place: the backward pass still needs the old tensor.
             self.running_var = self.running_var - added / (x.numel() / x.shape[1])
         return y
 
 
 class InstanceBatchNorm(nn.Module):
-    """IBN-a: the first half of the channels normalised by image, the rest over the batch."""
+    """IBN-a: normalises half of the channels per image and the rest over the batch."""
 
     def __init__(self, channels: int):
-        """Split ``channels``, named as IBN-Net's authors do."""
+        """Split ``channels``; submodules are named as in the authors' code."""
         super().__init__()
         self.half = channels // 2
         self.IN = nn.InstanceNorm2d(self.half, affine=True)
         self.BN = BatchNorm(channels - self.half)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, h, w)."""
+    def forward(self, x: Features) -> Features:
+        """Normalise ``x``."""
         return torch.cat([self.IN(x[:, : self.half]), self.BN(x[:, self.half :])], 1)
 
 
 class BNNeck(nn.Module):
     """BatchNorm without bias whose statistics leave out masked rows.
 
-    With row weights w (1 or 0), μ = Σ w x / Σ w and σ² = Σ w (x − μ)² / Σ w. Running averages stay
-    as they are when every row is masked.
+    With row weights w (1 or 0), μ = Σ w x / Σ w and σ² = Σ w (x − μ)² / Σ w. The running averages
+    do not change when every row is masked.
     """
 
     def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5):
-        """Running averages move by ``momentum`` times the difference."""
+        """``momentum`` is the weight of a new batch in the running averages."""
         super().__init__()
         self.momentum, self.eps = momentum, eps
         self.weight = nn.Parameter(torch.ones(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Normalise (B, D); ``mask`` (B,) is 0 for rows that are not to be counted."""
+    def forward(self, x: Vectors, mask: Mask | None = None) -> Vectors:
+        """Normalise all rows; those with a ``mask`` of 0 do not count in the statistics."""
         mean, var = self.running_mean, self.running_var
         if self.training:
             weights = x.new_ones(len(x), 1) if mask is None else mask[:, None]
             count = weights.sum()
             mean = (weights * x).sum(0) / count.clamp(min=1)
             var = (weights * (x - mean) ** 2).sum(0) / count.clamp(min=1)
-            # Not an `if`, for which a GPU's result would have to be waited for.
+            # An `if` would have to wait for the GPU.
             weight = self.momentum * (count > 0).to(x.dtype)
             with torch.no_grad():
                 self.running_mean.lerp_(mean, weight)
@@ -101,7 +107,7 @@ class BasicBlock(nn.Module):
         self.bn2 = BatchNorm(width)
         self.downsample = _downsample(inputs, width, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Features) -> Outputs:
         """Map (B, C, h, w) to (B, width, h / stride, w / stride)."""
         y = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
@@ -124,7 +130,7 @@ class Bottleneck(nn.Module):
         self.bn3 = BatchNorm(outputs)
         self.downsample = _downsample(inputs, outputs, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Features) -> Outputs:
         """Map (B, C, h, w) to (B, 4 · width, h / stride, w / stride)."""
         y = F.relu(self.bn1(self.conv1(x)))
         y = F.relu(self.bn2(self.conv2(y)))
@@ -140,7 +146,7 @@ def _downsample(inputs: int, outputs: int, stride: int) -> nn.Module:
 class ResNet(nn.Module):
     """A residual network in torchvision's v1.5 layout, without its classifier.
 
-    With a patch stem, 4x4 patches are embedded in place of the 7x7 convolution and max-pooling.
+    A patch stem embeds 4x4 patches instead of the 7x7 convolution and max-pooling.
     """
 
     def __init__(
@@ -153,7 +159,7 @@ class ResNet(nn.Module):
         patch_stem: bool = False,
         ibn_stages: int = 0,
     ):
-        """``sizes`` are the blocks in each stage; the first ``ibn_stages`` are IBN-a."""
+        """``sizes`` are the numbers of blocks; the first ``ibn_stages`` stages use IBN-a."""
         super().__init__()
         stem = nn.Conv2d(3, widths[0], 4, 4, bias=False) if patch_stem else _conv(3, 64, 7, 2)
         self.conv1, self.bn1 = stem, BatchNorm(stem.out_channels)
@@ -168,8 +174,8 @@ class ResNet(nn.Module):
             setattr(self, f"layer{i}", nn.Sequential(*blocks))
         self.num_stages, self.channels = len(sizes), channels
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, 3, H, W) to the feature map (B, C, h, w)."""
+    def forward(self, x: Float[Tensor, "batch 3 image_height image_width"]) -> Features:
+        """Map images to the feature map."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         for i in range(self.num_stages):
             x = getattr(self, f"layer{i + 1}")(x)
@@ -190,8 +196,8 @@ BACKBONES = MappingProxyType[str, Callable[[], ResNet]](
 class AveragePooling(nn.Module):
     """The mean over the map."""
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Pool (B, C, h, w) to (B, C)."""
+    def forward(self, features: Features) -> Vectors:
+        """Pool a feature map."""
         return features.mean((2, 3))
 
 
@@ -203,19 +209,25 @@ class GeneralizedMeanPooling(nn.Module):
         super().__init__()
         self.power = nn.Parameter(torch.tensor(3.0))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Pool (B, C, h, w) to (B, C)."""
+    def forward(self, features: Features) -> Vectors:
+        """Pool a feature map."""
         return (features.clamp(min=EPSILON) ** self.power).mean((2, 3)) ** (1 / self.power)
 
 
-def foreground_pooling(features: Tensor, foreground: Tensor) -> Tensor:
-    """Σ m·F / (Σ m + ε) of features (B, C, h, w) and m (B, h, w): (B, C)."""
+def foreground_pooling(
+    features: Features, foreground: Float[Tensor, "batch height width"]
+) -> Vectors:
+    """Σ m·F / (Σ m + ε), with the features F and the foreground map m."""
     masked = features * foreground[:, None]
     return masked.sum((2, 3)) / (foreground.sum((1, 2)) + EPSILON)[:, None]
 
 
-def part_pooling(features: Tensor, part_maps: Tensor, visibility: Tensor) -> Tensor:
-    """v_g · Σ p_g·F_g / (Σ p_g + ε) for each of the G channel groups, side by side: (B, C)."""
+def part_pooling(
+    features: Features,
+    part_maps: Float[Tensor, "batch parts height width"],
+    visibility: Float[Tensor, "batch parts"],
+) -> Vectors:
+    """v_g · Σ p_g·F_g / (Σ p_g + ε) for each of the G channel groups, concatenated."""
     groups = features.unflatten(1, (part_maps.shape[1], -1))  # (B, G, C / G, h, w)
     pooled = (groups * part_maps[:, :, None]).sum((3, 4))
     weights = visibility / (part_maps.sum((2, 3)) + EPSILON)
@@ -226,29 +238,29 @@ class Classifier(nn.Linear):
     """Bias-free logits. Factors may be rounded to a lower precision; sums are float32 at least."""
 
     def __init__(self, channels: int, num_identities: int, dtype: torch.dtype | None):
-        """``dtype``: of the factors; None: as they come."""
+        """``dtype`` is the precision of the factors; None does not round them."""
         super().__init__(channels, num_identities, bias=False)
         self.dtype = dtype
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Classify (B, D)."""
+    def forward(self, x: Vectors) -> Float[Tensor, "batch identities"]:
+        """Classify embeddings."""
         if self.dtype is None:
             return super().forward(x)
         return F.linear(x.to(self.dtype).to(x.dtype), self.weight.to(self.dtype).to(x.dtype))
 
 
 class BranchOutputs(NamedTuple):
-    """One branch: pooled (B, D), after the BNNeck (B, D), logits (B, N; None in evaluation)."""
+    """One branch: pooled features, the same after the BNNeck, and logits (None in evaluation)."""
 
-    embedding: Tensor
-    neck: Tensor
-    logits: Tensor | None
+    embedding: Vectors
+    neck: Vectors
+    logits: Float[Tensor, "batch identities"] | None
 
 
 class PGFLOutputs(NamedTuple):
-    """All branches, and the feature map (B, C, h, w); None where a branch or option is off."""
+    """The feature map and all branches; None where a branch or option is off."""
 
-    features: Tensor
+    features: Features
     main: BranchOutputs
     foreground: BranchOutputs | None
     parts: BranchOutputs | None
@@ -259,13 +271,13 @@ class PGFL(nn.Module):
     """One trunk, a main branch for test time and two pose-guided teachers for training.
 
     Args:
-        num_identities: classes of the identity classifiers.
+        num_identities: number of classes.
         backbone: a name in :data:`BACKBONES`.
         pooling: of the main branch, ``gap`` or ``gem``.
-        pose_branches: False for the main branch alone.
-        interaction: ``shared_classifier`` gives all branches one classifier, ``cross_classifier``
-            adds the main branch's logits by the teachers' classifiers.
-        dtype: in which trunk and classifiers compute; None: that of the parameters.
+        pose_branches: False for the main branch only.
+        interaction: ``shared_classifier`` gives all branches one classifier; ``cross_classifier``
+            also applies the teachers' classifiers to the main branch.
+        dtype: precision of trunk and classifiers; None means that of the parameters.
     """
 
     def __init__(
@@ -294,18 +306,21 @@ class PGFL(nn.Module):
         initialise(self)
 
     def forward(
-        self, images: Tensor, part_maps: Tensor | None = None, visibility: Tensor | None = None
+        self,
+        images: Float[Tensor, "batch image_height image_width 3"],
+        part_maps: Float[Tensor, "batch height width parts"] | None = None,
+        visibility: Float[Tensor, "batch parts"] | None = None,
     ) -> PGFLOutputs:
         """Run the branches.
 
         Args:
-            images: (B, H, W, 3), normalised.
-            part_maps: (B, h, w, G) in [0, 1]; None runs the main branch alone.
-            visibility: (B, G) in [0, 1].
+            images: normalised.
+            part_maps: in [0, 1]; None runs only the main branch.
+            visibility: in [0, 1].
         """
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):
-            # Contiguous, for PyTorch's BatchNorm of channels-last maps adds up the values one after
-            # the other, and loses one or two digits by that.
+            # Contiguous: on channels-last maps PyTorch's BatchNorm sums the values one by one,
+            # which loses one or two digits.
             features = self.trunk(images.permute(0, 3, 1, 2).contiguous())
         pooled = features.to(images.dtype)
         main = self._branch(self.main_pooling(pooled), self.main_neck, "main", None)
@@ -327,7 +342,7 @@ class PGFL(nn.Module):
         )
 
     def _branch(
-        self, embedding: Tensor, neck: BNNeck, name: str, mask: Tensor | None
+        self, embedding: Vectors, neck: BNNeck, name: str, mask: Mask | None
     ) -> BranchOutputs:
         normalised = neck(embedding, mask)
         if not self.training:
@@ -337,17 +352,17 @@ class PGFL(nn.Module):
         return BranchOutputs(embedding, normalised, classifier(normalised))
 
 
-def pose_mask(visibility: Tensor) -> Tensor:
-    """1 where any part of an image is visible, else 0: (B, G) to (B,)."""
+def pose_mask(visibility: Float[Tensor, "batch parts"]) -> Mask:
+    """1 where any part of an image is visible, else 0."""
     return (visibility.amax(1) > 0).to(visibility.dtype)
 
 
 def initialise(model: PGFL) -> None:
-    """The initial distributions of the Flax network; PyTorch's own defaults are others.
+    """Draw weights from the Flax network's distributions, which are not PyTorch's defaults.
 
-    Convolutions: N(0, 2 / fan-out), classifiers: N(0, 0.001²); norms are 1 and 0 already. The
-    fan-out of a k x k convolution is k²·outputs. The patch stem is a matrix product there, whose
-    fan-out is the outputs alone.
+    Convolutions: N(0, 2 / fan-out); classifiers: N(0, 0.001²); normalisation layers keep 1 and 0.
+    The fan-out of a k x k convolution is k²·outputs. The patch stem, which is a matrix product in
+    Flax, has a fan-out of its outputs alone.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

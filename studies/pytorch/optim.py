@@ -1,7 +1,7 @@
 """Optimizers, learning-rate schedules, clipping and running averages in PyTorch.
 
-Where PyTorch and Optax define a thing differently, the docstring says so and the Optax definition
-is taken, since that is what pgfl_jax/optim.py trains with.
+Where PyTorch and Optax differ, the docstring says so, and the code follows Optax, which
+pgfl_jax/optim.py uses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def learning_rate_schedule(
     config: OptimConfig, *, batch_size: int, num_steps: int, steps_per_epoch: float
 ) -> Callable[[int], float]:
-    """Linear warm-up, then steps down at milestones or half a cosine to zero."""
+    """The learning rate by step: linear warm-up, then milestones or half a cosine to zero."""
     ratio = batch_size / config.base_batch_size
     factor = {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[config.scaling]
     peak = config.learning_rate * factor
@@ -42,8 +42,8 @@ def learning_rate_schedule(
 def make_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
     """The configured optimizer; the caller sets the learning rate before each step.
 
-    Adam and SGD add the decay to the gradient. AdamW's decay is multiplied by the rate. Both hold
-    for Optax as they hold here, and so does the momentum b ← m·b + g.
+    PyTorch and Optax agree here: Adam and SGD add the decay to the gradient, AdamW multiplies its
+    decay by the rate, and the momentum is b ← m·b + g.
     """
     parameters, decay = list(model.parameters()), config.weight_decay
     if config.name == "adam":
@@ -66,12 +66,12 @@ def _trust_ratio(parameter: Tensor, update: Tensor, trust: float = 1.0) -> Tenso
 class LARS(torch.optim.Optimizer):
     """SGD whose step in each layer is scaled by ``trust`` · ‖w‖ / ‖g + decay·w‖.
 
-    The momentum gathers scaled steps, rate included. Scales and biases neither decay nor are
-    scaled. Reference: Y. You et al., arXiv 1708.03888.
+    The momentum accumulates scaled steps, rate included. Scales and biases have no decay, and
+    their steps are not scaled. Reference: Y. You et al., arXiv 1708.03888.
     """
 
     def __init__(self, parameters: Iterable[Tensor], momentum: float, decay: float, trust: float):
-        """The rate is that of the parameter groups."""
+        """The parameter groups hold the learning rate."""
         super().__init__(parameters, {"lr": 0.0})
         self.momentum, self.decay, self.trust = momentum, decay, trust
 
@@ -91,13 +91,13 @@ class LARS(torch.optim.Optimizer):
 
 
 class LAMB(torch.optim.Optimizer):
-    """Adam with decoupled decay whose step in each layer is as long as its parameters.
+    """Adam with decoupled decay, whose step in each layer is as long as the layer's weights.
 
     Scales and biases do not decay. Reference: Y. You et al., ICLR 2020; ε = 1e-6 as in Optax.
     """
 
     def __init__(self, parameters: Iterable[Tensor], decay: float):
-        """The rate is that of the parameter groups."""
+        """The parameter groups hold the learning rate."""
         super().__init__(parameters, {"lr": 0.0})
         self.decay, self.betas, self.eps = decay, (0.9, 0.999), 1e-6
 
@@ -120,15 +120,15 @@ class LAMB(torch.optim.Optimizer):
 
 
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """Euclidean norm of all tensors together."""
+    """The Euclidean norm of all tensors together."""
     return torch.stack([tensor.norm() for tensor in tensors]).norm()
 
 
 @torch.no_grad()
 def clip_gradients(model: nn.Module, limit: float) -> None:
-    """Shorten the gradient to ``limit`` where it is longer.
+    """Shorten the gradient to ``limit`` if it is longer.
 
-    ``torch.nn.utils.clip_grad_norm_`` divides by norm + 1e-6, and so comes out a little shorter.
+    ``torch.nn.utils.clip_grad_norm_`` divides by norm + 1e-6, which makes it slightly too short.
     """
     norm = global_norm(parameter.grad for parameter in model.parameters())
     if norm > limit:
@@ -143,7 +143,7 @@ class Average:
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        """Begin with the model as it is."""
+        """Start from the model's current state."""
         self.decay = decay
         self.state = {name: value.clone() for name, value in self._floats(model)}
 
@@ -156,5 +156,5 @@ class Average:
 
     @staticmethod
     def _floats(model: nn.Module) -> list[tuple[str, Tensor]]:
-        """All but the counts of batches."""
+        """Everything but BatchNorm's batch counters."""
         return [(name, x) for name, x in model.state_dict().items() if x.is_floating_point()]

@@ -2,10 +2,9 @@
 
     make parity
 
-Takes both implementations through the same steps, from the same weights on the same batches of the
-synthetic set, and compares all that comes out (docs/parity.md). Prints a table; writes it to
-``--out`` as parity.md, with parity.json and parity.png. The exit status is 1 if any figure exceeds
-its bound.
+Runs both implementations through the same steps, from the same weights on the same batches of the
+synthetic set, and compares all results (docs/parity.md). Prints a table and writes it to ``--out``
+as parity.md, with parity.json and parity.png. The exit status is 1 if any figure exceeds its bound.
 """
 
 import os
@@ -47,11 +46,11 @@ FLAGS = flags.FLAGS
 IDENTITIES, STEPS_PER_EPOCH = 16, 8
 STEPS = 20
 
-# Float64. Rounding is 1.1e-16 a time; what a deep network makes of it stays far below these.
+# Bounds in float64. One rounding is 1.1e-16; even amplified by a deep network it stays far below.
 FORWARD, GRADIENT, TRAINING = 1e-10, 1e-8, 1e-6
-# Lower precisions: JAX's distance from the float64 result may be this many times PyTorch's …
+# In lower precisions, JAX's distance from the float64 result may be this many times PyTorch's …
 RATIO = 4
-# … plus this many units of the precision, for where PyTorch happens to be exact.
+# … plus this many units of the precision, in case PyTorch happens to be exact.
 UNITS = 8
 UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
 
@@ -66,18 +65,18 @@ ALL_ON = {
     "optim.schedule": "step",
     "optim.warmup_epochs": 1.0,
     "optim.milestones": (2.0,),
-    "optim.ema_decay": 0.5,  # which the average reaches at the ninth step
+    "optim.ema_decay": 0.5,  # reached at the ninth step
     "train.epochs": 3.0,
     "data.identities_per_batch": 4,
     "data.images_per_identity": 2,
 }
 RESNET50 = {"data.height": 256, "data.width": 128, "model.backbone": "resnet50"}
-# Four images, for twenty steps of eight take six minutes.
+# Four images, since twenty steps of eight take six minutes.
 FEW = RESNET50 | {"data.identities_per_batch": 2, "optim.clip_norm": 10.0}
 MINED, SAME_GRADIENTS = "mined triplets that differ", "the step alone, from equal gradients"
-MID_RAMP = 5  # the step that single steps are taken for: a third of distillation's ramp or less
+MID_RAMP = 5  # single steps are compared at this step, within distillation's ramp
 
-# Few programs, for each takes longer to compile than to run.
+# Few variants, since each takes longer to compile than to run.
 VARIANTS: dict[str, dict[str, Any]] = {
     "soft margin, cross-branch triplet, no label smoothing, temperature 1": {
         "loss.soft_margin": True,
@@ -130,18 +129,18 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 
 def make_config(data_dir: str, **changes: Any) -> Config:
-    """The tiny configuration with every loss on, and with ``changes``."""
+    """The tiny configuration with every loss on and with ``changes``."""
     return tiny_config({"data.data_dir": data_dir, **ALL_ON, **changes})
 
 
 def make_experiment(config: Config) -> Experiment:
-    """What both sides are built from."""
+    """The experiment that both sides are built from."""
     num_images = STEPS_PER_EPOCH * config.data.batch_size
     return Experiment.create(config, num_identities=IDENTITIES, num_images=num_images)
 
 
 def _groups(step: Step) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """The forward pass in groups, one figure each."""
+    """The forward pass in groups, one per figure."""
     kinds = {"features": "feature map", "embedding": "embeddings", "neck": "BNNecks"}
     for kind, name in (kinds | {"logits": "logits"}).items():
         yield name, {key: value for key, value in step.outputs.items() if key.endswith(kind)}
@@ -161,7 +160,7 @@ def compare_steps(parity: Parity, section: str, found: Step, truth: Step) -> Non
     parity.worst(section, "running statistics", statistics, FORWARD)
     stepped = differences(found.parameters, truth.parameters)
     parity.worst(section, "parameters after a step of Adam", stepped, GRADIENT)
-    # Where a gradient is smaller than Adam's ε, 1e-8, the step divides its rounding error by ε.
+    # Where a gradient is below Adam's ε = 1e-8, the step divides its rounding error by ε.
     updates = differences(found.updates, truth.updates)
     parity.worst(section, "the step alone", updates, TRAINING)
 
@@ -173,7 +172,7 @@ def _mined_otherwise(found: Step, truth: Step) -> dict[str, float]:
 
 
 def one_step(parity: Parity, data_dir: str) -> None:
-    """ResNet-50 at 256x128: one step in float64 and in float32."""
+    """Compare one step of ResNet-50 at 256x128, in float64 and in float32."""
     config = make_config(data_dir, **RESNET50)
     (batch,) = real_batches(config, 1)
     section = f"ResNet-50, 256x128, {len(batch['labels'])} images, one step, float64"
@@ -197,7 +196,7 @@ def one_step(parity: Parity, data_dir: str) -> None:
 
 
 def precisions(parity: Parity, data_dir: str) -> None:
-    """A small network in float32 and bfloat16, where less of the difference is chaos."""
+    """Compare a small network, which amplifies rounding less, in float32 and bfloat16."""
     changes = {"data.images_per_identity": 4}
     config = make_config(data_dir, **changes)
     (batch,) = real_batches(config, 1)
@@ -218,12 +217,11 @@ def compare_precisions(
 ) -> tuple[Step, Step]:
     """Add the figures of one step in a lower precision.
 
-    Each framework is compared with the float64 result, which is PyTorch's. How far a network is
-    from it depends on the network, so that PyTorch itself, whose operations round as often, gives
-    the measure of what may be lost.
+    Both frameworks are compared with PyTorch's float64 result. How much precision is lost depends
+    on the network, so the bound is derived from PyTorch's own loss.
 
     Returns:
-        The step by JAX and by PyTorch.
+        JAX's step and PyTorch's.
     """
     _say(section)
     experiment = make_experiment(config)
@@ -242,12 +240,12 @@ def compare_precisions(
 
 
 def _all_groups(step: Step) -> dict[str, dict[str, np.ndarray]]:
-    """The forward pass, the losses and the gradients, one figure each."""
+    """The forward pass in groups, the losses and the gradients."""
     return dict(_groups(step)) | {"loss terms": step.terms, "gradients": step.gradients}
 
 
 def training(parity: Parity, data_dir: str) -> None:
-    """Twenty steps of a small network in float64 and in float32."""
+    """Compare twenty steps of a small network, in float64 and in float32."""
     config, batches, section = training_float64(
         parity, data_dir, "steps", **{"optim.clip_norm": 10.0}
     )
@@ -266,16 +264,16 @@ def training(parity: Parity, data_dir: str) -> None:
 
 
 def training_resnet50(parity: Parity, data_dir: str) -> None:
-    """Twenty steps at full size, at the rate that the default recipe's warm-up starts from.
+    """Compare twenty steps at full size, at the rate where the default recipe's warm-up starts.
 
-    At its full rate no two computations stay together: see :func:`rounding`.
+    At the full rate any two computations drift apart: see :func:`rounding`.
     """
     changes = FEW | {"optim.learning_rate": 3.5e-6}
     training_float64(parity, data_dir, "steps of ResNet-50", **changes)
 
 
 def rounding(parity: Parity, data_dir: str) -> None:
-    """How far one rounding of the start leads in the same steps at the full rate; no bound."""
+    """Show how far one rounding of the initial weights leads at the full rate; sets no bound."""
     config = make_config(data_dir, **FEW)
     _say(f"{config.model.backbone} at the full rate, and its control: parameters after each step")
     experiment, batches = make_experiment(config), real_batches(config, STEPS)
@@ -299,10 +297,10 @@ def rounding(parity: Parity, data_dir: str) -> None:
 def training_float64(
     parity: Parity, data_dir: str, panel: str, **changes: Any
 ) -> tuple[Config, list[Batch], str]:
-    """Twenty steps with L2 decay, warm-up and milestone, clipping, statistics and averages.
+    """Compare twenty steps with L2 decay, warm-up, a milestone, clipping and averages.
 
     Returns:
-        The configuration, the batches, and the section of the figures.
+        The configuration, the batches, and the name of the section.
     """
     config = make_config(data_dir, **changes)
     batches = real_batches(config, STEPS)
@@ -323,13 +321,13 @@ def compare_trainings(
     bound: float,
     case: str = "",
 ) -> dict[str, list[float]]:
-    """Add the figures of a training in float64, which count after every step.
+    """Add the figures of a training run in float64, each the largest over all steps.
 
-    Parameters, statistics and averages are compared by their way from the start, which is a harder
-    measure than where they are.
+    Parameters, statistics and averages are compared by how far they moved from the start, which is
+    stricter than comparing their values.
 
     Returns:
-        The largest difference after each step, of each kind.
+        For each kind, the largest difference after each step.
     """
     experiment = make_experiment(config)
     variables = draw_variables(experiment, 0, np.float64)
@@ -352,7 +350,7 @@ def compare_trainings(
 
 
 def variants(parity: Parity, data_dir: str) -> None:
-    """Every variant of every loss, on a small network in float64."""
+    """Compare every variant of every loss, on a small network in float64."""
     changes = {"data.images_per_identity": 4, "loss.kd_start": 0.25}
     config = make_config(data_dir, **changes)
     (batch,) = real_batches(config, 1)
@@ -394,7 +392,7 @@ def compare_variant(
 
 
 def optimizers(parity: Parity, data_dir: str) -> None:
-    """Every optimizer and schedule, on the main branch of a small network in float64."""
+    """Compare every optimizer and schedule, on the main branch of a small network in float64."""
     changes = {"data.images_per_identity": 4} | VARIANTS["main branch alone"]
     batches = real_batches(make_config(data_dir, **changes), 5)
     section = "resnet8, main branch, 64x32, 16 images, 5 steps, float64"
@@ -421,18 +419,18 @@ def _say(message: str) -> None:
 
 
 def define_flags() -> None:
-    """Flags of the command line."""
-    flags.DEFINE_string("out", ".cache/parity", "Folder of the report.")
-    flags.DEFINE_string("data_dir", "data", "Where prepared data sets are kept.")
+    """Define the command-line flags."""
+    flags.DEFINE_string("out", ".cache/parity", "Folder for the report.")
+    flags.DEFINE_string("data_dir", "data", "Folder of prepared data sets.")
     standard = [name for name in PARTS if name != "rounding"]
     flags.DEFINE_multi_enum("part", standard, list(PARTS), "What to compare; may be repeated.")
 
 
 def main(argv: list[str]) -> int:
-    """Compare, report; the exit status."""
+    """Compare and report; returns the exit status."""
     del argv
     out = writable_folder(Path(FLAGS.out), "--out")
-    # On GPUs and TPUs JAX rounds the factors of float32 products, unless it is told not to.
+    # By default JAX rounds the factors of float32 products on GPUs and TPUs.
     jax.config.update("jax_default_matmul_precision", "highest")
     started = time.monotonic()
     parity = Parity()

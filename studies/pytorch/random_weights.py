@@ -1,4 +1,4 @@
-"""Weights and batches that anybody can draw again, with or without PyTorch."""
+"""Reproducible random weights and batches, with or without PyTorch."""
 
 import math
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from pgfl_jax.experiment import Experiment
 
@@ -13,28 +14,31 @@ from pgfl_jax.experiment import Experiment
 class Noise:
     """Reproducible noise of mean 0 and variance 1.
 
-    Uniform, from the raw bits of PCG64: NumPy promises that these stay the same from version to
-    version, which it does not of its distributions.
+    The noise is uniform and made from the raw bits of PCG64. NumPy guarantees these bits across
+    versions, but not its distributions.
+
+    >>> Noise(0)(3).round(3).tolist()
+    [0.474, -0.797, -1.59]
     """
 
     def __init__(self, seed: int):
-        """Begin a stream."""
+        """Start a stream."""
         self._bits = np.random.PCG64(seed)
 
     def uniform(self, *shape: int) -> np.ndarray:
-        """Float64 in [0, 1)."""
+        """Float64 values in [0, 1)."""
         raw = self._bits.random_raw(math.prod(shape)).reshape(shape)
         return (raw >> np.uint64(11)) * 2.0**-53
 
     def __call__(self, *shape: int) -> np.ndarray:
-        """Float64 in ±√3."""
+        """Float64 values in ±√3."""
         return (self.uniform(*shape) - 0.5) * math.sqrt(12)
 
 
 def draw_variables(experiment: Experiment, seed: int, dtype: Any) -> dict[str, Any]:
-    """Weights of a precision at which nothing is trivially 0 or 1, and logits are of order 1.
+    """Weights of precision ``dtype``, none of them trivially 0 or 1, with logits of order 1.
 
-    The initial values would hide differences: scales are 1, biases 0, and logits nearly equal.
+    Initial weights would hide differences: scales are 1, biases 0, and logits nearly equal.
     """
     noise = Noise(seed)
     state = experiment.abstract_state()
@@ -60,10 +64,14 @@ def draw_variables(experiment: Experiment, seed: int, dtype: Any) -> dict[str, A
 
 
 def moved_by_rounding(variables: Mapping[str, Any], seed: int) -> Mapping[str, Any]:
-    """Every float moved to one of its two neighbours, by chance; 0, as in padding, stays."""
+    """Move every value at random to one of its two neighbouring floats; 0, as in padding, stays.
+
+    >>> moved_by_rounding({"scale": np.array([1.0, 0.0])}, seed=0)["scale"].tolist()
+    [1.0000000000000002, 0.0]
+    """
     rng = np.random.default_rng(seed)
 
-    def move(leaf: np.ndarray) -> np.ndarray:
+    def move(leaf: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         towards = np.where(rng.random(leaf.shape) < 0.5, -np.inf, np.inf).astype(leaf.dtype)
         return np.where(leaf == 0, leaf, np.nextafter(leaf, towards))
 
@@ -71,7 +79,10 @@ def moved_by_rounding(variables: Mapping[str, Any], seed: int) -> Mapping[str, A
 
 
 def draw_batch(seed: int) -> dict[str, np.ndarray]:
-    """Eight 32x16 images of four identities; one has no pose, and of others a part is hidden."""
+    """Eight 32x16 images of four identities: one without a pose, one lacking a part.
+
+    A part of a third image is half visible.
+    """
     noise = Noise(seed)
     part_maps, visibility = noise.uniform(8, 4, 2, 8), np.ones((8, 8))
     part_maps[0], visibility[0] = 0, 0

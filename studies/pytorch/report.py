@@ -1,4 +1,4 @@
-"""The figures of a comparison, their verdicts, and the report: tables, JSON and plot."""
+"""The figures of a comparison, their verdicts, and the report as tables, JSON and a plot."""
 
 import dataclasses
 import importlib.metadata
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Title and unit of the abscissa of each panel of the plot.
+# Title and x-axis unit of each panel of the plot.
 PANELS = {
     "steps": ("Small network: after each step, float64", "step"),
     "layers": ("ResNet-50: outputs of BatchNorms and blocks, from input to output", "layer"),
@@ -27,11 +27,11 @@ class Figure(NamedTuple):
 
     Attributes:
         section: what was run.
-        case: which of several in the section; empty where there is one.
+        case: the case within the section; empty if there is only one.
         name: what was compared.
-        value: the largest difference found.
-        bound: what it may be at most.
-        where: at which tensor, term or step it was found.
+        value: the largest difference.
+        bound: the largest difference allowed.
+        where: the tensor, term or step with the largest difference.
     """
 
     section: str
@@ -43,13 +43,17 @@ class Figure(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether the bound is kept; NaN does not keep it, and an infinite bound is none."""
+        """Whether the value is within its bound. NaN never is, nor is any value if it is infinite.
+
+        >>> [Figure("section", "", "name", 1e-9, bound).ok for bound in (1e-8, math.inf)]
+        [True, False]
+        """
         return self.value <= self.bound < math.inf
 
 
 @dataclasses.dataclass
 class Parity:
-    """The figures so far, and the curves of the plot by panel and name."""
+    """The figures so far, the plot's curves by panel and name, and the names of the layers."""
 
     figures: list[Figure] = dataclasses.field(default_factory=list)
     curves: dict[str, dict[str, list[float]]] = dataclasses.field(default_factory=dict)
@@ -58,7 +62,7 @@ class Parity:
     def worst(
         self, section: str, name: str, found: dict[str, float], bound: float, case: str = ""
     ) -> None:
-        """Add the largest of some differences."""
+        """Add a figure: the largest of several differences."""
         where, value = largest(found)
         self.figures.append(Figure(section, case, name, value, bound, where))
 
@@ -68,19 +72,23 @@ class Parity:
 
 
 def largest(found: Mapping[str, float]) -> tuple[str, float]:
-    """The largest difference and its key, which comes first; NaN is larger than all others."""
+    """The key and value of the largest difference; NaN counts as the largest.
+
+    >>> largest({"a": 1.0, "b": float("nan")})
+    ('b', nan)
+    """
     return max(found.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
 
 
 def write_report(parity: Parity, out: Path, seconds: float) -> int:
-    """Write the files, print the last line; 1 if a bound is exceeded, else 0."""
+    """Write the files and print a summary; returns 1 if a bound is exceeded, else 0."""
     names = ("torch", "jax", "flax", "optax", "numpy")
     versions = {name: importlib.metadata.version(name) for name in names}
     table = markdown(parity.figures)
     failed = [figure for figure in parity.figures if not figure.ok]
     verdict = f"{len(parity.figures)} figures, {len(failed)} above their bound"
-    told = ", ".join(f"{name} {version}" for name, version in versions.items())
-    summary = f"{verdict}; {seconds:.0f} s on {os.cpu_count()} CPU cores, {told}."
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    summary = f"{verdict}; {seconds:.0f} s on {os.cpu_count()} CPU cores, {listed}."
     (out / "parity.md").write_text(f"{table}\n{summary}\n", encoding="utf-8")
     content = {
         "versions": versions | {"python": platform.python_version()},
@@ -99,7 +107,7 @@ def write_report(parity: Parity, out: Path, seconds: float) -> int:
 
 
 def markdown(figures: list[Figure]) -> str:
-    """A table for each section; one with several cases has a row for each."""
+    """One table per section. A section with several cases has one row per case."""
     lines: list[str] = []
     for section in dict.fromkeys(figure.section for figure in figures):
         group = [figure for figure in figures if figure.section == section]
@@ -132,7 +140,7 @@ def _verdict(figure: Figure) -> str:
 
 
 def plot(parity: Parity, path: Path) -> None:
-    """Differences by layer, by parameter and by step."""
+    """Plot differences by layer, by parameter and by step."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -143,7 +151,7 @@ def plot(parity: Parity, path: Path) -> None:
         for name, values in curves.items():
             title, unit = PANELS[panel]
             first = 1 if unit == "step" else 0
-            # A logarithmic axis has no 0.
+            # A logarithmic axis cannot show 0.
             positive = np.where(np.asarray(values) > 0, values, np.nan)
             axis.semilogy(np.arange(len(values)) + first, positive, ".-", label=name, linewidth=0.8)
         axis.set_title(title, fontsize=10)

@@ -1,13 +1,13 @@
-"""Both implementations train on the synthetic set, seed by seed, and their scores are compared.
+"""Trains both implementations on the synthetic set with several seeds and compares their scores.
 
 ``python -m studies.pytorch.study --config=configs/synthetic_demo.py --seeds=5 --out=DIR``, with any
-option as ``--config.a.b=…``. For each seed both start from the same weights and read the same
-batches, in float32, each in a process of its own; a run that is there already is kept.
+option as ``--config.a.b=…``. For each seed, both sides start from the same weights and read the
+same batches, in float32, each in its own process. Existing runs are kept.
 
-Two correct implementations still part: float32 sums in another order differ by 1e-7, and hard
-triplets and ReLUs let that grow from step to step. How far it takes the scores is measured by a
-control, pgfl_jax again from weights of which every value is moved to a neighbouring float32. The
-frameworks should not be further apart than pgfl_jax and its control.
+Even two correct implementations drift apart: float32 sums in another order differ by 1e-7, and hard
+triplets and ReLUs amplify this from step to step. A control measures how much this changes the
+scores: pgfl_jax again, from weights each moved to a neighbouring float32. The frameworks should not
+be further apart than pgfl_jax and its control.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ import numpy as np
 import scipy.stats
 import torch
 from absl import flags, logging
+from jaxtyping import Float64
 from ml_collections import config_flags
 
 from pgfl_jax.command_line import run as run_command_line
@@ -59,13 +60,25 @@ SCORES = "mAP", "Rank-1"
 
 Variables = Mapping[str, Any]
 Batch = Mapping[str, np.ndarray]
-TrainStep = Callable[[Batch], Mapping[str, Any]]
+Runs = Mapping[int, Mapping[str, Any]]  # by seed and side, as `measure` returns them
 
 
-def jax_side(
-    experiment: Experiment, variables: Variables
-) -> tuple[TrainStep, Callable[[], TrainState], EmbedFn]:
-    """A step, the state so far, and what embeds with it, by pgfl_jax on one device."""
+class Side(NamedTuple):
+    """A training run of one framework.
+
+    Attributes:
+        step: trains on a batch; returns the loss terms.
+        state: the current state.
+        embed: embeds images with a state.
+    """
+
+    step: Callable[[Batch], Mapping[str, Any]]
+    state: Callable[[], TrainState]
+    embed: EmbedFn
+
+
+def jax_side(experiment: Experiment, variables: Variables) -> Side:
+    """A training run of pgfl_jax on one device."""
     mesh = make_mesh(jax.devices()[:1])
     state = initial_state(experiment, variables)
     train_step = make_train_step(experiment, mesh)
@@ -75,17 +88,12 @@ def jax_side(
         state, terms = train_step(state, dict(batch))
         return jax.device_get(terms)
 
-    return (
-        step,
-        lambda: state,
-        make_embed(experiment.model, mesh, experiment.config.eval.embeddings),
-    )
+    embed = make_embed(experiment.model, mesh, experiment.config.eval.embeddings)
+    return Side(step, lambda: state, embed)
 
 
-def torch_side(
-    experiment: Experiment, variables: Variables
-) -> tuple[TrainStep, Callable[[], TrainState], EmbedFn]:
-    """The same by PyTorch; of the state there is only the step."""
+def torch_side(experiment: Experiment, variables: Variables) -> Side:
+    """A training run of PyTorch; its state holds only the step."""
     twin = make_twin(experiment, variables)
     training = Training(experiment.config, twin, steps_per_epoch=experiment.steps_per_epoch)
 
@@ -105,16 +113,20 @@ def torch_side(
     def state() -> TrainState:
         return TrainState(jnp.asarray(training.step, jnp.int32), {}, {}, (), None)
 
-    return step, state, embed
+    return Side(step, state, embed)
 
 
-def measure(config: Config, side: str) -> dict[str, Any]:
-    """One training from its start to its scores.
+def measure(config: Config, name: str) -> dict[str, Any]:
+    """Train and score one side.
+
+    Args:
+        config: the training run.
+        name: one of :data:`SIDES`.
 
     Returns:
         ``losses`` (every term, by step), ``scores`` (by protocol), ``step_seconds``, ``seconds``
-        (training, with the wait for batches), ``memory_mib`` (largest resident memory of the
-        process) and ``memory_before_mib`` (that before the first step), and digests of the
+        (training, including the wait for batches), ``memory_mib`` (peak resident memory of the
+        process), ``memory_before_mib`` (the same before the first step), and digests of the
         ``initial_weights`` and of the ``batches``.
     """
     from input_pipeline.from_config import evaluation_data, training_data  # TensorFlow
@@ -128,38 +140,43 @@ def measure(config: Config, side: str) -> dict[str, Any]:
     fresh = jax.device_get(experiment.init_state(make_mesh(jax.devices()[:1])))
     variables: Variables = {"params": fresh.params, "batch_stats": fresh.batch_stats}
     initial = _digest(to_arrays(variables, training.num_identities))
-    if side == "torch":
-        step, state, embed = torch_side(experiment, variables)
-    else:
-        if side == "control":
-            moved = moved_by_rounding(variables["params"], config.seed)
-            variables = {**variables, "params": moved}
-        step, state, embed = jax_side(experiment, variables)
+    if name == "control":
+        variables = {
+            **variables,
+            "params": moved_by_rounding(variables["params"], config.seed),
+        }
+    side = (torch_side if name == "torch" else jax_side)(experiment, variables)
     before = _memory()
-    losses: dict[str, list[float]] = {}
-    seconds, digest = [], hashlib.sha256()
-    started = time.perf_counter()
     batches = itertools.islice(training.batches(0), experiment.num_steps)
-    for batch in progress(batches, NAMES[side], total=experiment.num_steps):
-        batch = {name: values for name, values in batch.items() if name != "indices"}
-        digest.update(_digest(batch).encode())
-        begun = time.perf_counter()
-        terms = step(batch)
-        seconds.append(time.perf_counter() - begun)
-        for name, value in terms.items():
-            losses.setdefault(name, []).append(float(value))
-    total = time.perf_counter() - started
+    trained = _train(side.step, progress(batches, NAMES[name], total=experiment.num_steps))
     memory = _memory()
     mesh = make_mesh(jax.devices()[:1])
-    results = evaluate(embed, state(), evaluation, config.eval, mesh, seed=config.seed)
-    return {
-        "losses": losses,
+    results = evaluate(side.embed, side.state(), evaluation, config.eval, mesh, seed=config.seed)
+    return trained | {
         "scores": {r["protocol"]: {"mAP": r["mAP"], "Rank-1": r["cmc"]["1"]} for r in results},
-        "step_seconds": seconds,
-        "seconds": total,
         "memory_mib": memory,
         "memory_before_mib": before,
         "initial_weights": initial,
+    }
+
+
+def _train(step: Callable[[Batch], Mapping[str, Any]], batches: Iterable[Batch]) -> dict[str, Any]:
+    """Train on all batches; the ``losses``, ``seconds`` and digest of `measure`."""
+    losses: dict[str, list[float]] = {}
+    step_seconds, digest = [], hashlib.sha256()
+    started = time.perf_counter()
+    for batch in batches:
+        batch = {name: values for name, values in batch.items() if name != "indices"}
+        digest.update(_digest(batch).encode())
+        step_started = time.perf_counter()
+        terms = step(batch)
+        step_seconds.append(time.perf_counter() - step_started)
+        for name, value in terms.items():
+            losses.setdefault(name, []).append(float(value))
+    return {
+        "losses": losses,
+        "step_seconds": step_seconds,
+        "seconds": time.perf_counter() - started,
         "batches": digest.hexdigest(),
     }
 
@@ -176,20 +193,20 @@ def _memory() -> float:
 
 
 def collect(config: Config, out: Path, seeds: int) -> dict[int, dict[str, Any]]:
-    """Measure every seed and side that is not there yet; all of them, by seed and side.
+    """Measure every seed and side that has no stored run; return all runs by seed and side.
 
     Raises:
-        UserError: a run failed, or the sides of a seed did not start or read alike.
+        UserError: a run failed, or the sides of a seed differ in initial weights or batches.
     """
     runs: dict[int, dict[str, Any]] = {}
     commit = source_commit()
     options = config.flat_options() | {"commit": commit, "packages": packages()}
     for seed in range(seeds):
-        # Each comes first in turn, since a machine may grow slower.
+        # The sides take turns in going first, since a machine may slow down over time.
         for side in SIDES[seed % len(SIDES) :] + SIDES[: seed % len(SIDES)]:
             path = out / "runs" / f"{side}-{seed}.json"
             facts = json.loads(json.dumps(options | {"seed": seed}))
-            # One that was interrupted before its facts were added has none.
+            # A run that was interrupted before its facts were added has none.
             kept = path.exists() and json.loads(path.read_text()).get("facts") == facts
             if not kept or str(commit).endswith("+changes"):
                 _say(f"seed {seed}: {NAMES[side]}")
@@ -203,43 +220,40 @@ def collect(config: Config, out: Path, seeds: int) -> dict[int, dict[str, Any]]:
 
 
 def _measure_apart(side: str, seed: int, path: Path) -> None:
-    """Measure in a process of its own, so that memory is that of one side."""
-    options = [f"--config.seed={seed}", f"--side={side}", f"--out={path}"]  # the last ones count
+    """Measure in a separate process, whose memory is then that of one side."""
+    options = [f"--config.seed={seed}", f"--side={side}", f"--out={path}"]  # override earlier ones
     command = [sys.executable, "-m", "studies.pytorch.study", *sys.argv[1:], *options]
     if subprocess.run(command).returncode:
-        raise UserError(f"seed {seed}: {NAMES[side]} failed; its own error stands above")
+        raise UserError(f"seed {seed}: {NAMES[side]} failed; see its error above")
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean and 95 % interval, mean ± t·s / √n with Student's t for n − 1 degrees of freedom."""
+    """Mean and 95 % interval, mean ± t·s / √n with Student's t for n − 1 degrees of freedom.
+
+    >>> {name: round(x, 2) for name, x in interval([1.0, 2.0, 3.0]).items()}
+    {'mean': 2.0, 'low': -0.48, 'high': 4.48}
+    """
     mean = statistics.fmean(values)
     half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values)
     half /= math.sqrt(len(values))
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-def apart(found: Mapping[str, Any], expected: Mapping[str, Any]) -> np.ndarray:
+def apart(found: Mapping[str, Any], expected: Mapping[str, Any]) -> Float64[np.ndarray, " steps"]:
     """Relative difference of the total loss of two runs, by step."""
     ours, theirs = (np.asarray(run["losses"]["total"]) for run in (found, expected))
     return np.abs(ours - theirs) / np.abs(theirs)
 
 
-def summarise(runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the runs say: scores, paired differences with intervals, curves apart, time, memory."""
-    first = next(iter(runs.values()))
-    scores = [(protocol, name) for protocol in first["jax"]["scores"] for name in SCORES]
-    compared = {}
-    for protocol, name in scores:
-        by_side = {
-            side: [100 * run[side]["scores"][protocol][name] for run in runs.values()]
-            for side in SIDES
-        }
-        differences = {
-            side: interval(np.subtract(by_side[side], by_side["jax"]).tolist())
-            for side in ("torch", "control")
-        }
-        compared[f"{protocol} {name}"] = {"by_seed": by_side, "minus_jax": differences}
-    steps = len(first["jax"]["losses"]["total"])
+def summarise(runs: Runs) -> dict[str, Any]:
+    """The results: scores with paired differences, drift of the losses, time and memory."""
+    first = next(iter(runs.values()))["jax"]
+    scores = {
+        f"{protocol} {name}": _compare_scores(runs, protocol, name)
+        for protocol in first["scores"]
+        for name in SCORES
+    }
+    steps = len(first["losses"]["total"])
     shown = [step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if step < steps] + [steps]
     curves = {
         side: {
@@ -250,27 +264,36 @@ def summarise(runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         }
         for side in ("torch", "control")
     }
-    costs = {
-        side: {
-            "step_ms": 1000 * statistics.median(
-                s for run in runs.values() for s in run[side]["step_seconds"][1:]
-            ),
-            "first_step_s": statistics.median(
-                run[side]["step_seconds"][0] for run in runs.values()
-            ),
-            "training_s": statistics.median(run[side]["seconds"] for run in runs.values()),
-            "memory_mib": statistics.median(run[side]["memory_mib"] for run in runs.values()),
-            "memory_before_mib": statistics.median(
-                run[side]["memory_before_mib"] for run in runs.values()
-            ),
-        }
-        for side in SIDES
-    }  # fmt: skip
-    return {"steps": steps, "scores": compared, "loss_apart": curves, "costs": costs}
+    costs = {side: _costs([run[side] for run in runs.values()]) for side in SIDES}
+    return {"steps": steps, "scores": scores, "loss_apart": curves, "costs": costs}
+
+
+def _compare_scores(runs: Runs, protocol: str, name: str) -> dict[str, Any]:
+    """One score of every side, in percent, and its differences paired by seed."""
+    by_side = {
+        side: [100 * run[side]["scores"][protocol][name] for run in runs.values()] for side in SIDES
+    }
+    differences = {
+        side: interval(np.subtract(by_side[side], by_side["jax"]).tolist())
+        for side in ("torch", "control")
+    }
+    return {"by_seed": by_side, "minus_jax": differences}
+
+
+def _costs(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Medians of time and memory; the first step, which compiles, is reported separately."""
+    median = statistics.median
+    return {
+        "step_ms": 1000 * median(s for run in runs for s in run["step_seconds"][1:]),
+        "first_step_s": median(run["step_seconds"][0] for run in runs),
+        "training_s": median(run["seconds"] for run in runs),
+        "memory_mib": median(run["memory_mib"] for run in runs),
+        "memory_before_mib": median(run["memory_before_mib"] for run in runs),
+    }
 
 
 def markdown(summary: Mapping[str, Any], seeds: int) -> str:
-    """The summary in three tables."""
+    """The summary as three tables."""
     lines = [
         f"{seeds} seeds, {summary['steps']} steps. Scores in percent, mean ± standard deviation "
         "over the seeds; differences paired by seed, in points, with 95 % intervals.",
@@ -291,7 +314,7 @@ def markdown(summary: Mapping[str, Any], seeds: int) -> str:
     steps = list(next(iter(summary["loss_apart"].values())))
     lines += [
         "",
-        "Relative difference of the total loss from that of pgfl_jax, median over the seeds:",
+        "Relative difference of the total loss from pgfl_jax's, median over the seeds:",
         "",
         f"| after step | {' | '.join(map(str, steps))} |",
         f"|---|{'---:|' * len(steps)}",
@@ -300,7 +323,7 @@ def markdown(summary: Mapping[str, Any], seeds: int) -> str:
         lines.append(f"| {NAMES[side]} | {' | '.join(f'{v:.0e}' for v in values.values())} |")
     lines += [
         "",
-        "| | step, ms | first step, s | training, s | memory, MiB | of it before step 1 |",
+        "| | step, ms | first step, s | training, s | memory, MiB | of which before step 1 |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for side in ("jax", "torch"):
@@ -313,8 +336,8 @@ def markdown(summary: Mapping[str, Any], seeds: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(runs: Mapping[int, Mapping[str, Any]], path: Path) -> None:
-    """Loss curves of every seed and side, and how far they are apart."""
+def plot(runs: Runs, path: Path) -> None:
+    """Plot the loss curves of every seed and side, and their differences."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -329,7 +352,7 @@ def plot(runs: Mapping[int, Mapping[str, Any]], path: Path) -> None:
             total = run[side]["losses"]["total"]
             losses.plot(steps, total, line, color=colour, label=label, lw=0.7)
             if side != "jax":
-                # A logarithmic axis has no 0.
+                # A logarithmic axis cannot show 0.
                 values = np.maximum(apart(run[side], run["jax"]), 1e-9)
                 differences.semilogy(steps, values, color=colour, label=label, lw=0.5, alpha=0.7)
     losses.set_ylabel("total loss")
@@ -344,7 +367,7 @@ def plot(runs: Mapping[int, Mapping[str, Any]], path: Path) -> None:
 
 
 def packages() -> dict[str, str]:
-    """Versions of what the scores depend on."""
+    """Versions of the packages that the scores depend on."""
     names = "jax", "jaxlib", "flax", "optax", "torch", "numpy", "tensorflow-cpu"
     return {name: metadata.version(name) for name in names}
 
@@ -365,7 +388,7 @@ def environment() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Its name, as Linux knows it."""
+    """The processor's name, from Linux where possible."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -379,16 +402,16 @@ def _say(message: str) -> None:
 
 
 def define_flags() -> None:
-    """Flags of the command line."""
+    """Define the command-line flags."""
     config_flags.DEFINE_config_file("config", "configs/synthetic_demo.py", "Configuration file.")
-    flags.DEFINE_integer("seeds", 5, "Number of seeds, 0 and up.", lower_bound=2)
-    flags.DEFINE_string("out", "runs/study", "Folder of the study.")
-    # Given to the processes that this program starts: what to measure, into the file --out.
-    flags.DEFINE_enum("side", None, SIDES, "Measure this side alone, into the file --out.")
+    flags.DEFINE_integer("seeds", 5, "Number of seeds, counted from 0.", lower_bound=2)
+    flags.DEFINE_string("out", "runs/study", "Folder for the study.")
+    # Set for the processes that this program starts.
+    flags.DEFINE_enum("side", None, SIDES, "Measure only this side, into the file --out.")
 
 
 def check(config: Config) -> None:
-    """UserError for what the comparison leaves out."""
+    """UserError for options that the comparison does not cover."""
     for name, value, wanted in (
         ("model.dtype", config.model.dtype, "float32"),
         ("train.accumulation", config.train.accumulation, 1),
@@ -396,13 +419,13 @@ def check(config: Config) -> None:
         ("optim.ema_decay", config.optim.ema_decay, 0.0),
     ):
         if value != wanted:
-            raise UserError(f"config.{name} = {value!r}: the study compares {wanted!r} only")
+            raise UserError(f"config.{name} = {value!r}: the study only compares {wanted!r}")
 
 
 def main(argv: list[str]) -> int:
-    """Measure, compare, report."""
+    """Measure, compare and report; returns the exit status."""
     del argv
-    logging.set_verbosity(logging.FATAL)  # of every file that is read or written
+    logging.set_verbosity(logging.FATAL)  # libraries log every file they read or write
     config = parse_config(FLAGS.config)
     check(config)
     if FLAGS.side:

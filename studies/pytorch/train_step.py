@@ -1,4 +1,4 @@
-"""One training step in PyTorch, over a batch as the pipeline makes it."""
+"""One training step in PyTorch, on a batch from the input pipeline."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Terms = dict[str, Tensor]
 
 
 def to_tensors(batch: Mapping[str, np.ndarray], dtype: torch.dtype = torch.float32) -> Batch:
-    """A batch of arrays as tensors; labels as integers, all else of ``dtype``."""
+    """Convert a batch to tensors: labels to int64, everything else to ``dtype``."""
     tensors = {name: torch.tensor(np.asarray(values)) for name, values in batch.items()}
     return {
         name: tensor.long() if name == "labels" else tensor.to(dtype)
@@ -38,7 +38,7 @@ def to_tensors(batch: Mapping[str, np.ndarray], dtype: torch.dtype = torch.float
 def backward(
     model: PGFL, batch: Batch, config: LossConfig, *, epoch: float
 ) -> tuple[PGFLOutputs, Terms]:
-    """Put the gradients of the total loss into the parameters; update running statistics."""
+    """Compute the gradients of the total loss and update the running statistics."""
     model.train()
     model.zero_grad()
     outputs = model(batch["images"], batch["part_maps"], batch["visibility"])
@@ -52,13 +52,13 @@ class Training:
 
     Attributes:
         model: trained in place.
-        optimizer: of ``torch.optim``, or one of ours.
-        average: of parameters and running statistics; None if none is kept.
+        optimizer: from ``torch.optim``, or one of ours.
+        average: of parameters and running statistics; None if there is none.
         step: steps taken so far.
     """
 
     def __init__(self, config: Config, model: PGFL, *, steps_per_epoch: float):
-        """Make the optimizer and its schedule, which counts in epochs of so many steps."""
+        """Make the optimizer and its schedule."""
         self.config, self.model, self.step = config, model, 0
         self.optimizer = make_optimizer(config.optim, model)
         decay = config.optim.ema_decay
@@ -72,7 +72,7 @@ class Training:
         )
 
     def train_step(self, batch: Batch) -> Terms:
-        """Take one step; the loss terms and ``gradient_norm``, which is that before clipping."""
+        """Take one step; return the loss terms and ``gradient_norm``, measured before clipping."""
         epoch = self.step / self.steps_per_epoch
         _, terms = backward(self.model, batch, self.config.loss, epoch=epoch)
         norm = global_norm(parameter.grad for parameter in self.model.parameters())
@@ -80,7 +80,7 @@ class Training:
         return terms | {"gradient_norm": norm}
 
     def update(self) -> None:
-        """Clip the gradients, and move parameters and average by them."""
+        """Clip the gradients, then update the parameters and their average."""
         if self.config.optim.clip_norm:
             clip_gradients(self.model, self.config.optim.clip_norm)
         for group in self.optimizer.param_groups:

@@ -1,11 +1,11 @@
-"""The step compiled ahead of time: arithmetic by hand, a step for CPUs, and one for TPU chips."""
+"""Ahead-of-time compilation: arithmetic by hand, a step for CPUs, and one for TPU chips."""
 
+import dataclasses
 import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -17,8 +17,8 @@ from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import Experiment
 from pgfl_jax.train_step import make_train_step
+from tests.runs import launch
 
-ROOT = Path(__file__).parent.parent.parent
 IDENTITIES = 300
 
 
@@ -36,7 +36,7 @@ def test_the_roofline_by_hand():
 
 @pytest.fixture
 def known_version(monkeypatch):
-    """The versions that lines name, whether libtpu is installed or not."""
+    """Fixes the versions in the lines, whether libtpu is installed or not."""
     monkeypatch.setattr(aot.importlib.metadata, "version", lambda name: "1.0")
 
 
@@ -62,27 +62,27 @@ def test_a_step_for_eight_devices(model):
         name: tree for name, tree in state.params.items() if name.endswith("_classifier")
     }
     assert len(classifiers) == 3
-    # The momentum is of the same shapes as the parameters.
+    # The momentum has the parameters' shapes.
     whole = _bytes(state) - 2 * _bytes(classifiers)
     own = whole + 2 * _bytes(classifiers) / model + _bytes(batch) / 8
     assert line["memory_gib"]["arguments"] == pytest.approx(own / 2**30, abs=1e-3)
     assert compiled.memory_analysis().argument_size_in_bytes == pytest.approx(own, rel=1e-3)
-    # The step is given its state's place.
+    # The step reuses its state's memory.
     assert line["memory_gib"]["aliased"] == pytest.approx(own / 2**30, abs=1e-3)
     assert line["memory_gib"]["peak"] >= line["memory_gib"]["arguments"]
 
-    # XLA counts the elementwise operations, too: few beside the products.
+    # XLA also counts elementwise operations, which are few compared with the products.
     flops = compiled.cost_analysis()["flops"]
     assert 0.8 * flops < 1e12 * line["tflop"] < flops
     assert line["loops_of_unknown_length"] == 0
 
-    # Gradients are summed over all devices, those of the classifiers over the data axis.
+    # Gradients are summed over all devices, the classifiers' over the data axis.
     gradients = _bytes(state.params) - _bytes(classifiers) * (1 - 1 / model)
     reduced = 1e6 * line["collectives"]["all-reduce"]["mb"]
     assert gradients < reduced < 1.2 * gradients
 
 
-def test_the_batch_is_the_one_of_the_input_pipeline(tiny_config):
+def test_the_batch_has_the_input_pipelines_shapes(tiny_config):
     config = tiny_config()
     batch = next(training_data(config).batches(0))
     found = {name: (array.shape, array.dtype) for name, array in batch.items() if name != "indices"}
@@ -91,7 +91,7 @@ def test_the_batch_is_the_one_of_the_input_pipeline(tiny_config):
 
 
 @pytest.mark.usefixtures("known_version")
-def test_what_a_case_is():
+def test_the_description_of_a_case():
     case = _tiny_case(16, **{"loss.logit_kd": 2.0})
     assert (case.config.data.batch_size, case.config.data.images_per_identity) == (16, 4)
     line = aot.described(case)
@@ -107,21 +107,24 @@ def test_what_a_case_is():
     [
         ({"batch": 30}, r"--batch=30: must be a multiple .*images_per_identity, 4"),
         ({"identities": 0}, r"--identities=0: must be above 0"),
-        ({"model.backbone": "resnet9"}, r"config\.model\.backbone: 'resnet9'"),
+        (
+            {"model.backbone": "resnet9"},
+            r"config\.model\.backbone = 'resnet9': is not one of resnet8",
+        ),
     ],
 )
-def test_cases_that_cannot_be(arguments, message):
+def test_impossible_cases_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         aot.make_case("x", "v5e:2x2", default.get_config(), **({"identities": 9} | arguments))
 
 
 @pytest.mark.parametrize("topology", ["v5e", "v5e:4", "v6e:2x2", "v5e:2x2x2", "4x4"])
-def test_topologies_that_cannot_be(topology):
-    with pytest.raises(UserError, match=f"--topology={topology}: give v5e:4x4"):
+def test_malformed_topologies_are_refused(topology):
+    with pytest.raises(UserError, match=f"--topology={topology}: must look like v5e:4x4"):
         aot.topology_devices(topology)
 
 
-def test_the_table_shows_what_it_says():
+def test_the_cases_of_the_table():
     cases = aot.table_cases(default.get_config(), 751)
     assert len(cases) == 15
     chips = [1, 4, 16, 64, 256]
@@ -163,7 +166,7 @@ def _fake_measured(case):
 
 
 @pytest.mark.usefixtures("known_version")
-def test_the_table_is_written_and_taken_up_again(tmp_path, monkeypatch, capsys):
+def test_the_table_is_written_and_resumed(tmp_path, monkeypatch, capsys):
     cases = aot.table_cases(default.get_config(), 751)
     store, page = tmp_path / "new" / "aot.json", tmp_path / "page.md"
     page.write_text(f"# Scaling\n\n{aot.BEGIN}\nold\n{aot.END}\n\nend\n", encoding="utf-8")
@@ -203,7 +206,7 @@ def test_the_table_is_written_and_taken_up_again(tmp_path, monkeypatch, capsys):
         "HLO temporaries (17.91G) exceeds available HBM (15.75G). |"
     )
 
-    # Without --keep, and with other options, everything is measured anew.
+    # Without --keep, or with other options, everything is measured again.
     calls.clear()
     aot.write_table(cases[:2], store, page, keep=False)
     values = default.get_config()
@@ -217,7 +220,7 @@ def test_the_table_is_written_and_taken_up_again(tmp_path, monkeypatch, capsys):
     "text",
     [None, "no markers", aot.BEGIN, f"{aot.END}{aot.BEGIN}", f"{aot.BEGIN}{aot.BEGIN}{aot.END}"],
 )
-def test_a_page_without_its_place_is_found_out_first(tmp_path, text):
+def test_a_page_without_markers_fails_before_measuring(tmp_path, text):
     page = tmp_path / "page.md"
     if text is not None:
         page.write_text(text, encoding="utf-8")
@@ -225,17 +228,18 @@ def test_a_page_without_its_place_is_found_out_first(tmp_path, text):
         aot.write_table([], tmp_path / "aot.json", page, keep=False)
 
 
-def _command(*options, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.aot", "--config=configs/synthetic_tiny.py", *options],
-        cwd=ROOT, text=True, capture_output=True, timeout=900, env=os.environ | environment,
-    )  # fmt: skip
+@pytest.mark.parametrize(("topology", "table"), [(None, False), ("v5e:2x2", True)])
+def test_the_command_needs_a_topology_or_the_table(monkeypatch, topology, table):
+    monkeypatch.setattr(aot, "FLAGS", SimpleNamespace(topology=topology, table=table))
+    message = r"^give either --topology or --table, and no other arguments \(\[\]\)$"
+    with pytest.raises(UserError, match=message):
+        aot.main(["aot"])
 
 
-def test_the_command_asks_for_what_it_needs():
-    done = _command()
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: give either --topology or --table, and no bare arguments ([])\n"
+def test_devices_that_cannot_share_the_batch_are_refused(monkeypatch):
+    monkeypatch.setattr(aot, "topology_devices", lambda topology: list(range(16)))
+    with pytest.raises(UserError, match="which 16 devices cannot share evenly"):
+        aot.measure(_tiny_case(24))
 
 
 needs_libtpu = pytest.mark.skipif(
@@ -244,14 +248,27 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(scope="module")
+def compiler():
+    """A process with the TPU compiler, to which cases are given as `aot.measured` does."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in aot.ENVIRONMENT.items():
+            patch.setenv(name, value)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            yield lambda case: pool.submit(aot.measure, case).result(timeout=900)
+
+
 @needs_libtpu
 def test_a_step_for_four_chips():
-    done = _command(
-        "--topology=v5e:2x2", "--batch=16", "--identities=512", "--config.mesh.model=2",
-        "--config.optim.name=sgd",
+    """By the command, from its options to the printed line."""
+    options = (
+        "--config=configs/synthetic_tiny.py", "--topology=v5e:2x2", "--batch=16",
+        "--identities=512", "--config.mesh.model=2", "--config.optim.name=sgd",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (line,) = map(json.loads, done.stdout.splitlines())
+    process = launch("-m", "benchmarks.aot", *options)
+    out, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err
+    (line,) = map(json.loads, out.splitlines())
     assert (line["chips"], line["mesh"], line["batch"]) == (4, {"data": 2, "model": 2}, 16)
     assert line["options"]["optim.name"] == "sgd"
     case = _tiny_case(16, **{"mesh.model": 2, "optim.name": "sgd"})
@@ -259,7 +276,7 @@ def test_a_step_for_four_chips():
     classifiers = sum(
         _bytes(tree) for name, tree in state.params.items() if name.endswith("_classifier")
     )
-    # More than the elements, since layouts are padded, above all those of images of 3 channels.
+    # More than the elements, since layouts are padded, especially images with 3 channels.
     own = (
         _bytes(state) - 2 * classifiers / 2 + _bytes(aot.abstract_batch(case.config)) / 4
     ) / 2**30
@@ -267,7 +284,7 @@ def test_a_step_for_four_chips():
     assert line["memory_gib"]["arguments"] <= line["memory_gib"]["peak"] < 1
     gradients = (_bytes(state.params) - classifiers / 2) / 1e6
     assert gradients < line["collectives"]["all-reduce"]["mb"] < 1.3 * gradients
-    # A quarter of what one CPU device computes for the same batch.
+    # Each chip computes a quarter of what one CPU device computes for the same batch.
     experiment = Experiment.create(case.config, num_identities=512, num_images=160)
     step = make_train_step(experiment, make_mesh(jax.devices()[:1]))
     compiled = step.lower(state, aot.abstract_batch(case.config)).compile()
@@ -278,23 +295,14 @@ def test_a_step_for_four_chips():
 
 
 @needs_libtpu
-def test_a_step_that_does_not_fit_is_a_measurement():
-    done = _command(
-        "--topology=v5e:1x1", "--batch=16", "--identities=300000000",
-        "--config.model.pose_branches=False",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (line,) = map(json.loads, done.stdout.splitlines())
+def test_a_step_that_does_not_fit_is_a_measurement(compiler):
+    case = _tiny_case(16, **{"model.pose_branches": False})
+    line = compiler(dataclasses.replace(case, topology="v5e:1x1", identities=300_000_000))
     assert line["fits"] is False
     assert "15.75G" in line["compiler"]
 
 
 @needs_libtpu
-def test_what_the_command_refuses():
-    done = _command("--topology=v5e:3x3", "--batch=16")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "--topology=v5e:3x3: " in done.stderr and "Traceback" not in done.stderr
-    done = _command("--topology=v5e:4x4", "--batch=24")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "which 16 devices cannot share evenly" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_topology_that_the_compiler_does_not_know_gives_a_one_line_error(compiler):
+    with pytest.raises(UserError, match=r"^--topology=v5e:3x3: [^\n]+$"):
+        compiler(dataclasses.replace(_tiny_case(16), topology="v5e:3x3"))

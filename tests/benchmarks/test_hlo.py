@@ -1,4 +1,4 @@
-"""The reader of compiled programs, on lines written by hand and on programs known by hand."""
+"""The reader of compiled programs, on hand-written lines and on programs counted by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +114,7 @@ def test_a_collective_by_hand(line, kind, size, group):
 @pytest.mark.parametrize(
     ("kind", "sent"),
     [
-        # Of 800 bytes of result on each of 4 devices in a ring.
+        # The result has 800 bytes on each of 4 devices in a ring.
         ("all-reduce", 2 * 3 * 200),  # 3 rounds of a quarter to reduce, 3 to gather
         ("all-gather", 3 * 200),  # each passes on 3 of the 4 quarters
         ("reduce-scatter", 3 * 800),  # the operand is four times the result
@@ -154,7 +154,7 @@ LOOP = """
 OUTER = "  %i.4 = s32[] constant(0)\n  %w.1 = s32[] while(%i.4), condition=%outer_condition, "
 
 
-def test_loops_count_as_often_as_they_turn():
+def test_every_iteration_of_a_loop_counts():
     known = 'backend_config={"known_trip_count":{"n":"3"},"other":{"n":"7"}}'
     nested = program(f"{OUTER}body=%outer, {known}", LOOP)
     assert nested.unknown_loops == 0
@@ -168,7 +168,7 @@ def test_loops_count_as_often_as_they_turn():
 
 
 def test_a_collective_spread_over_fusions_is_one():
-    """The form of the TPU compiler: start, what runs meanwhile, and end, each with a copy."""
+    """The TPU compiler's form: the start, the overlapping work and the end each hold a copy."""
     fused = "\n".join(
         f"%fused.{i} (a: f32[2,4]) -> f32[16,4] {{\n  %a = f32[2,4]{{1,0}} parameter(0)\n"
         f"  %g.{i} = f32[16,4]{{1,0}} all-gather(%a), channel_id={channel}, dimensions={{0}}, "
@@ -224,7 +224,7 @@ def test_a_module_without_an_entry_is_refused():
     ],
 )
 def test_flops_of_a_convolution_are_its_products(options):
-    """Against the convolution itself: of ones, it sums up as many ones as there are products."""
+    """A convolution of ones sums to the number of its products."""
     options = {"window_strides": (1, 1), **options}
     groups = options.get("feature_group_count", 1)
     images, kernel = jnp.ones((3, 9, 7, 4)), jnp.ones((3, 5, 4 // groups, 6))
@@ -240,7 +240,7 @@ def test_flops_of_a_convolution_are_its_products(options):
 
 
 def test_flops_of_the_gradients_of_a_strided_convolution():
-    """Every product of the forward pass returns once in each of the two gradients."""
+    """Every product of the forward pass occurs once in each of the two gradients."""
     images, kernel = jnp.ones((2, 9, 8, 4)), jnp.ones((3, 3, 4, 6))
 
     def convolve(images, kernel):
@@ -267,15 +267,15 @@ def test_flops_and_memory_of_matrix_products_in_a_loop():
     read = Program(compiled.as_text())
     assert read.unknown_loops == 0
     assert read.matrix_flops == 6 * 2 * 16 * 64 * 32
-    # XLA's own analysis sees one turn.
+    # XLA's own analysis counts one iteration.
     assert compiled.cost_analysis()["flops"] < 2 * 2 * 16 * 64 * 32
-    # Each turn reads b and a part of a, at least, and both reads and writes the total.
+    # Each iteration reads at least b and a part of a, and reads and writes the total.
     least = 6 * 4 * (64 * 32 + 16 * 64 + 2 * 16 * 32)
     assert least <= read.memory_bytes < 6 * least
 
 
 def _compiled(function, spec_in, spec_out, *shapes):
-    """The program of a function of every device's own part, on 2 x 4 devices."""
+    """The program of a function that is mapped over the shards of 2 x 4 devices."""
     mesh = make_mesh(jax.devices()[:8], model=4)
     mapped = jax.shard_map(function, mesh=mesh, in_specs=spec_in, out_specs=spec_out)
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
@@ -321,7 +321,7 @@ def test_a_collective_in_a_loop_that_a_program_asks_for():
 
 
 def test_collectives_that_the_partitioner_adds():
-    """A matrix product over a split axis, and gathering the rows of its result."""
+    """A matrix product over a split axis, and a resharding that gathers rows."""
     mesh = make_mesh(jax.devices()[:8], model=4)
 
     def place(*axes):

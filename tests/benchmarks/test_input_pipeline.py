@@ -37,7 +37,7 @@ def data_config(augment):
 
 
 def make_catalog():
-    """Nine identities with three JPEG images each: larger than the input, as large, smaller."""
+    """Nine identities with three JPEG images each: larger than the input, equal, and smaller."""
     count, rng = 27, np.random.default_rng(0)
     sizes = np.array([[53, 30], [HEIGHT, WIDTH], [20, 13]])[np.arange(count) % 3]
     images, filenames = np.empty(count, object), np.empty(count, object)
@@ -75,7 +75,7 @@ def test_without_augmentation_both_sides_give_the_same_batches(catalog):
         np.testing.assert_array_equal(batch["indices"], other["indices"])
         np.testing.assert_array_equal(batch["labels"], other["labels"])
         grey_levels = (batch["images"] - nhwc(other["images"])) * config.std * np.float32(255)
-        assert np.abs(grey_levels).max() < 2.01  # each rounds twice: decoding, resizing
+        assert np.abs(grey_levels).max() < 2.01  # each side rounds twice: decoding and resizing
         assert np.abs(grey_levels).mean() < 0.3
         maps, visibility = nhwc(other["part_maps"]), other["visibility"].numpy()
         np.testing.assert_allclose(batch["part_maps"], maps, atol=1e-5)
@@ -88,7 +88,7 @@ def nhwc(tensor):
     return tensor.permute(0, 2, 3, 1).numpy()
 
 
-def test_part_maps_equal_ours_whatever_the_keypoints():
+def test_part_maps_equal_ours_for_any_keypoints():
     from input_pipeline import pose_maps
 
     rng, config = np.random.default_rng(1), data_config(ON)
@@ -109,7 +109,7 @@ def test_part_maps_equal_ours_whatever_the_keypoints():
 
 
 def coordinate_image():
-    """Every pixel says where it is: red its column + 1, green its row + 1."""
+    """Every pixel encodes its position: red is column + 1, green is row + 1."""
     pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     pixels[..., 0] = np.arange(WIDTH) + 1
     pixels[..., 1] = np.arange(HEIGHT)[:, None] + 1
@@ -117,7 +117,7 @@ def coordinate_image():
 
 
 def test_augmented_keypoints_stay_on_their_pixels():
-    """A lossless image is augmented; each visible joint's pixel must name its old place."""
+    """In an augmented lossless image, each visible joint's pixel must encode its old position."""
     encoded = io.BytesIO()
     Image.fromarray(coordinate_image()).save(encoded, "PNG")
     images = np.empty(1, object)
@@ -170,7 +170,7 @@ def test_stored_sizes():
             benchmark.stored_sizes(text, 2)
 
 
-def test_images_stored_at_another_size_keep_their_content_and_their_poses(catalog):
+def test_images_stored_at_another_size_keep_content_and_poses(catalog):
     sizes = catalog.image_sizes * 2
     stored = benchmark.store_as(catalog, sizes)
     np.testing.assert_array_equal(stored.image_sizes, sizes)
@@ -179,20 +179,20 @@ def test_images_stored_at_another_size_keep_their_content_and_their_poses(catalo
         assert now.shape[:2] == tuple(sizes[i])
         halved = now.reshape(was.shape[0], 2, was.shape[1], 2, 3).mean(axis=(1, 3))
         assert np.abs(halved - was).mean() < 4
-    # The middle of a pixel becomes the middle of two.
+    # The centre of a pixel becomes the centre of two.
     expected = catalog.keypoints[0, :, :2] * 2 + 0.5
     np.testing.assert_allclose(stored.keypoints[0, :, :2], expected, atol=1e-4)
     assert not stored.keypoints[5].any()  # no pose stays no pose
 
 
-def test_batches_are_counted_over_the_time_they_took(monkeypatch):
-    clock = itertools.count()  # every look at the clock finds a second gone
+def test_batches_are_counted_with_the_time_they_took(monkeypatch):
+    clock = itertools.count()  # a second passes between any two readings
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: float(next(clock)))
-    # Starts at 0, finds 1 … 5 elapsed: four batches are taken before the fifth look ends it.
+    # Starts at 0 and then reads 1 … 5: four batches are taken before the fifth reading stops it.
     assert benchmark.take_batches(itertools.repeat(None), 5.0) == (4, 5.0)
 
 
-def test_the_summary_holds_the_spread_and_the_ratio_of_medians():
+def test_the_summary_has_the_spread_and_the_ratio_of_medians():
     first = [Turn(30.0, 500.0, 5.0), Turn(90.0, 700.4, 7.4), Turn(60.0, 900.0, 6.0)]
     second = [Turn(20.0, 1.0, 9.0), Turn(25.0, 1.0, 8.0), Turn(10.0, 1.0, 8.0)]
     lines = benchmark.summary({"a": first, "b": second})
@@ -214,7 +214,7 @@ def test_memory_counts_this_process():
     assert held.all()
 
 
-def test_without_torch_one_line_says_what_to_install(monkeypatch):
+def test_without_torch_the_error_says_what_to_install(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "torch" else found(name)

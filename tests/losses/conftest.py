@@ -21,14 +21,14 @@ def _central_differences(function: Callable, point: np.ndarray, step: float) -> 
 
 @pytest.fixture
 def check_gradient():
-    """Compares jax.grad of a function of one array with central differences in float64."""
+    """Compares jax.grad of a one-argument function with central differences in float64."""
 
     def check(function: Callable, point: np.ndarray, *, step: float = 1e-6) -> None:
         point = np.asarray(point, np.float64)
         with jax.enable_x64(True):
             gradient = jax.jit(jax.grad(function))(jnp.asarray(point))
             expected = _central_differences(jax.jit(function), point, step)
-        assert np.abs(expected).max() > 1e-4, "the gradient is zero: the test shows nothing"
+        assert np.abs(expected).max() > 1e-4, "the gradient is zero, so the test proves nothing"
         np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-8)
 
     return check

@@ -52,7 +52,7 @@ def test_feature_by_hand():
     assert float(feature_distillation(*unit, jnp.ones(1))) == pytest.approx(mse / 2)
 
 
-def test_logit_of_a_student_that_knows_as_much_is_zero(rng):
+def test_logit_is_zero_for_a_student_equal_to_its_teacher(rng):
     logits = jnp.asarray(rng.normal(size=(2, 4)), jnp.float32)
     assert float(logit_distillation(logits, logits + 3, jnp.ones(2), temperature=2.0)) < 1e-6
 
@@ -102,7 +102,7 @@ def test_bfloat16_is_computed_in_float32(rng, loss):
     assert loss(student, teacher, jnp.ones(3)) == wide
 
 
-def test_columns_that_fill_up_change_nothing(rng, x64):
+def test_padding_columns_change_nothing(rng, x64):
     student, teacher = (jnp.asarray(rng.normal(size=(3, 5))) for _ in range(2))
     has_pose = jnp.array([1.0, 0.0, 1.0])
 
@@ -113,6 +113,6 @@ def test_columns_that_fill_up_change_nothing(rng, x64):
         )
         return logit_distillation(x, y, has_pose, temperature=4.0)
 
-    plain, filled = (jax.value_and_grad(loss)(student, columns) for columns in (0, 123))
-    np.testing.assert_allclose(filled[0], plain[0], rtol=1e-14)
-    np.testing.assert_allclose(filled[1], plain[1], rtol=1e-14)
+    plain, padded = (jax.value_and_grad(loss)(student, columns) for columns in (0, 123))
+    np.testing.assert_allclose(padded[0], plain[0], rtol=1e-14)
+    np.testing.assert_allclose(padded[1], plain[1], rtol=1e-14)

@@ -67,7 +67,7 @@ def test_bfloat16_logits_are_computed_in_float32(rng):
     assert float(loss) == pytest.approx(exact, rel=1e-5)
 
 
-def test_columns_that_fill_up_change_nothing(rng, x64):
+def test_padding_columns_change_nothing(rng, x64):
     logits, labels = jnp.asarray(rng.normal(size=(4, 5))), jnp.array([0, 4, 2, 2])
     mask = jnp.array([1.0, 0.0, 1.0, 1.0])
 
@@ -75,6 +75,6 @@ def test_columns_that_fill_up_change_nothing(rng, x64):
         x = jnp.pad(x, ((0, 0), (0, columns)), constant_values=-jnp.inf)
         return identity_loss(x, labels, smoothing=0.1, mask=mask)
 
-    plain, filled = (jax.value_and_grad(loss)(logits, columns) for columns in (0, 123))
-    np.testing.assert_allclose(filled[0], plain[0], rtol=1e-14)
-    np.testing.assert_allclose(filled[1], plain[1], rtol=1e-14)
+    plain, padded = (jax.value_and_grad(loss)(logits, columns) for columns in (0, 123))
+    np.testing.assert_allclose(padded[0], plain[0], rtol=1e-14)
+    np.testing.assert_allclose(padded[1], plain[1], rtol=1e-14)

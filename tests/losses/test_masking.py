@@ -19,7 +19,7 @@ def test_an_empty_mask_gives_exactly_zero_and_no_gradient():
     assert not np.any(np.asarray(slope))
 
 
-def test_a_masked_nan_stays_out():
+def test_a_masked_nan_does_not_count():
     value, slope = jax.value_and_grad(masked_mean)(jnp.array([jnp.nan, 2.0]), jnp.array([0.0, 1.0]))
     assert float(value) == 2
     assert slope.tolist() == [0, 1]

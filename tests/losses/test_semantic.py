@@ -29,15 +29,15 @@ def reference(features, part_maps, visibility):
 def test_against_numpy(rng, x64):
     features, part_maps = rng.normal(size=(3, 4, 2, 6)), rng.random((3, 4, 2, 3))
     part_maps[0, :2] = 0
-    part_maps[1, :, :, 2] = 0  # visible by its flag, but nothing of it is drawn
+    part_maps[1, :, :, 2] = 0  # flagged as visible, but its map is empty
     visibility = np.array([[1, 0.5, 0], [0.2, 1, 1], [0, 0, 0]])
     loss = channel_group_semantic(*map(jnp.asarray, (features, part_maps, visibility)))
     assert float(loss) == pytest.approx(reference(features, part_maps, visibility), rel=1e-10)
 
 
 def test_by_hand():
-    # Group 0 = channels 0, 1 spreads evenly over two cells while its part holds one: log 2.
-    # Group 1 = channels 2, 3 has its energy exactly on its part: 0.
+    # Group 0 = channels 0, 1 spreads evenly over two cells, while its part covers one: log 2.
+    # Group 1 = channels 2, 3 has all its energy on its part: 0.
     features = jnp.array([[[[1.0, 0, 5, 5], [0, 1.0, 0, 0]]]])
     part_maps = jnp.array([[[[0.7, 0.3], [0, 0]]]])
     loss = channel_group_semantic(features, part_maps, jnp.array([[1.0, 0.5]]))

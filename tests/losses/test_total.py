@@ -160,7 +160,7 @@ def test_the_cosine_alignment(outputs, batch):
     )
 
 
-def test_outputs_without_logits_are_told(outputs, batch):
+def test_outputs_without_logits_are_refused(outputs, batch):
     untrained = outputs._replace(main=outputs.main._replace(logits=None))
     with pytest.raises(ValueError, match="train=True"):
         total_loss(untrained, batch, WEIGHTS)
@@ -172,7 +172,7 @@ def test_kd_scale_waits_then_rises_then_stays():
     assert values == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1]
     assert scale(3.0).dtype == jnp.float32
     with jax.enable_x64(True):
-        assert scale(10.4) == (10.4 - 10) / 4  # no float32 on the way
+        assert scale(10.4) == (10.4 - 10) / 4  # not rounded to float32
 
 
 def test_kd_scale_without_a_ramp_or_a_wait():

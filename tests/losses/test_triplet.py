@@ -7,7 +7,7 @@ from pgfl_jax.losses import batch_hard_triplet, cross_triplet, mine_hardest
 
 
 def reference(anchors, candidates, labels, margin, mask):
-    """Plain loops; returns the loss and, per anchor, the hardest (positive, negative) or None."""
+    """By plain loops, the loss and each anchor's hardest (positive, negative) or None."""
     costs, mined = [], []
     for a in range(len(labels)):
         positive = negative = None
@@ -54,7 +54,7 @@ def test_by_hand():
     pairs = mine_hardest(points, points, labels)
     assert pairs.positive.tolist() == [1, 0, 3, 2]
     assert pairs.negative.tolist() == [2, 2, 1, 1]
-    # gaps dp - dn: 1-3, 1-2, 4-2, 4-6; with margin 1.5 they cost 0, 0.5, 3.5, 0.
+    # dp - dn is 1-3, 1-2, 4-2, 4-6; with margin 1.5 the anchors cost 0, 0.5, 3.5, 0.
     assert float(batch_hard_triplet(points, labels, margin=1.5)) == pytest.approx(1.0)
 
 
@@ -77,7 +77,7 @@ def test_identical_embeddings_have_finite_gradients(margin):
 
 
 def test_near_duplicates_keep_their_distance_in_float32():
-    # 1e-3 apart at norm 1000: the Gram matrix alone would round this distance away.
+    # 1e-3 apart at norm 1000: the Gram matrix would round this distance to 0.
     points = np.full((3, 16), 250.0, np.float32)
     points[1, 0] += 2**-10
     loss = batch_hard_triplet(jnp.asarray(points), jnp.array([0, 0, 1]), margin=0.0)
@@ -110,7 +110,7 @@ def test_a_masked_item_changes_nothing(rng):
     assert losses[0] == losses[1]
 
 
-def test_nothing_of_size_batch_batch_channels(rng):
+def test_no_array_of_size_batch_batch_channels(rng):
     batch, channels = 6, 5
     jaxpr = jax.make_jaxpr(
         jax.grad(lambda x: batch_hard_triplet(x, jnp.arange(batch) // 2, margin=0.3))

@@ -3,11 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgfl_jax.models.backbones.resnet import BACKBONES, BasicBlock, Bottleneck, Conv1x1, ResNet
+from pgfl_jax.models.backbones import BACKBONES
+from pgfl_jax.models.backbones.resnet import BasicBlock, Bottleneck, Conv1x1, ResNet
 
 # Parameters of torchvision's models without their classifier `fc`.
 TORCHVISION_PARAMETERS = {"resnet18": 11_176_512, "resnet34": 21_284_672, "resnet50": 23_508_032}
-# IBN-a gives half of the channels of a normalisation to another one, with as many parameters.
+# IBN-a normalises half of the channels in another way, with as many parameters.
 TORCHVISION_PARAMETERS["resnet50_ibn_a"] = TORCHVISION_PARAMETERS["resnet50"]
 
 
@@ -31,7 +32,7 @@ def test_the_map_has_16_by_8_cells(name, size):
         lambda v: backbone.apply(v, jnp.zeros((2, *size, 3)), train=False), variables
     )
     assert features.shape == (2, 16, 8, backbone.channels)
-    assert (size[0] // backbone.stride, size[1] // backbone.stride) == (16, 8)
+    assert backbone.map_shape(*size) == (16, 8)
 
 
 def _conv(x, kernel, stride):

@@ -1,4 +1,4 @@
-"""The PyTorch twin computes what we compute, and the comparison can fail."""
+"""The PyTorch twin computes what pgfl_jax computes, and the comparison can fail."""
 
 import importlib
 import json
@@ -27,7 +27,7 @@ SMALL = {"data.height": 32, "data.width": 16}
 
 @pytest.fixture
 def drawn_batches(monkeypatch):
-    """Drawn images in the place of the pipeline's."""
+    """Replaces the pipeline's batches by random ones."""
 
     def batches(config, count):
         assert (config.data.height, config.data.width) == (32, 16)
@@ -38,7 +38,7 @@ def drawn_batches(monkeypatch):
 
 
 def test_a_planted_error_fails(drawn_batches, monkeypatch, tmp_path, capsys):
-    """Of 1e-3, in one loss of the twin."""
+    """An error of 1e-3 in one loss of the twin."""
     honest = losses.logit_kd
     monkeypatch.setattr(losses, "logit_kd", lambda *a, **k: 1.001 * honest(*a, **k))
     monkeypatch.setattr(parity, "VARIANTS", {})
@@ -55,7 +55,7 @@ def test_a_planted_error_fails(drawn_batches, monkeypatch, tmp_path, capsys):
     assert {where[:8] for name, where in failed if name == "loss terms"} == {"kd_logit"}
 
 
-def test_a_rounding_of_the_start_and_the_other_framework_part_alike(
+def test_a_rounding_of_the_start_grows_like_the_difference_between_frameworks(
     drawn_batches, monkeypatch, tmp_path, capsys
 ):
     """Two steps of the small network, from the command to the plot."""
@@ -81,7 +81,7 @@ def test_nan_is_above_every_bound():
     assert not found.figures[0].ok and found.figures[0].where == "b"
 
 
-def test_an_infinite_bound_is_none():
+def test_an_infinite_bound_is_never_kept():
     assert not report.Figure("section", "", "name", 1e-9, float("inf")).ok
 
 
@@ -92,7 +92,7 @@ def test_zero_is_compared_exactly():
         compare.relative(np.zeros(3), np.zeros((3, 1, 2)))
 
 
-def test_running_variance_is_the_biased_one():
+def test_the_running_variance_is_biased():
     x = torch.randn(4, 3, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     ours, theirs = models.BatchNorm(3).double(), torch.nn.BatchNorm2d(3).double()
     for _ in range(2):
@@ -123,7 +123,7 @@ def test_initial_weights_are_drawn_from_the_same_distributions():
 
 
 def test_instance_and_batch_norm_side_by_side_in_training():
-    """IBN-a: output, gradients and running statistics; a whole network takes long to compile."""
+    """IBN-a: output, gradients and running statistics. A whole network would compile for long."""
     ours, theirs = InstanceBatchNorm(use_running_average=False), models.InstanceBatchNorm(6)
     rng = np.random.default_rng(0)
     x, direction = rng.normal(1, 2, (2, 4, 5, 3, 6))
@@ -178,7 +178,7 @@ def test_evaluation_runs_on_images_alone(backbone):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_what_the_twin_saves_goes_into_flax_and_back(tmp_path, suffix):
+def test_the_twins_weights_go_to_flax_and_back(tmp_path, suffix):
     experiment = parity.make_experiment(parity.make_config("data", **SMALL))
     twin = compare.make_twin(experiment, draw_variables(experiment, 1, np.float32))
     saved = {name: value.numpy() for name, value in twin.state_dict().items()}
@@ -199,7 +199,7 @@ def test_what_the_twin_saves_goes_into_flax_and_back(tmp_path, suffix):
         np.testing.assert_array_equal(back[name], value, err_msg=name)
 
 
-def test_nothing_of_the_twin_needs_jax_or_tensorflow():
+def test_the_twin_needs_neither_jax_nor_tensorflow():
     code = (
         "import sys, studies.pytorch.train_step\n"
         "print(sorted({'jax', 'flax', 'optax', 'tensorflow', 'pgfl_jax'} & set(sys.modules)))"

@@ -1,4 +1,4 @@
-"""The study: what it compares, and that both sides of it start and read alike."""
+"""The study: its comparisons, and that both sides start and read alike."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_curves_and_costs(runs):
     # After step 20 the losses are 5 and 5 + 0.01 · 19.
     assert summary["loss_apart"]["torch"][20] == pytest.approx(0.19 / 5)
     assert set(summary["loss_apart"]["control"].values()) == {0.0}
-    # The first step, which compiles, is told apart.
+    # The first step, which compiles, is reported separately.
     assert summary["costs"]["jax"]["step_ms"] == pytest.approx(200)
     assert summary["costs"]["jax"]["first_step_s"] == 9.0
     table = study.markdown(summary, 3)
@@ -86,7 +86,7 @@ def test_runs_are_kept_and_must_start_alike(runs, tiny_config, tmp_path, monkeyp
     monkeypatch.setattr(study, "source_commit", lambda: "1234+changes")
     for _ in range(2):
         study.collect(config, tmp_path, 2)
-    assert len(measured) == 24  # nobody knows what changed
+    assert len(measured) == 24  # uncommitted changes are never trusted
     monkeypatch.setattr(study, "source_commit", lambda: "1234")
     runs[2]["torch"]["batches"] = "others"
     with pytest.raises(UserError, match="seed 2: the sides differ in batches"):
@@ -116,6 +116,6 @@ def test_both_sides_train_alike(tiny_config):
         assert theirs["scores"][protocol]["mAP"] == pytest.approx(scores["mAP"], abs=0.1)
 
 
-def test_what_it_leaves_out_is_refused(tiny_config):
-    with pytest.raises(UserError, match=r"config\.optim\.ema_decay = 0\.9: the study compares"):
+def test_options_it_does_not_cover_are_refused(tiny_config):
+    with pytest.raises(UserError, match=r"config\.optim\.ema_decay = 0\.9: the study only compare"):
         study.check(tiny_config(**{"optim.ema_decay": 0.9}))

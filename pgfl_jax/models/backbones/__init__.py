@@ -1,4 +1,4 @@
-"""Backbones by name: each maps images (B, H, W, 3) to a feature map (B, h, w, C)."""
+"""Backbones by name. Each maps images (B, H, W, 3) to a feature map (B, h, w, C)."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -12,10 +12,10 @@ __all__ = ["BACKBONES", "REMAT_POLICIES", "Backbone", "ResNet"]
 
 
 class Backbone(Protocol):
-    """What the network needs of a backbone: a Linen module with two facts about its map.
+    """A Linen module that also knows the shape of its feature map.
 
-    It has the attributes ``dtype`` (of its arithmetic; None: that of the parameters) and ``remat``
-    (a name in `REMAT_POLICIES`, or ``none``), which ``copy`` sets.
+    Its attributes, which ``copy`` sets, include ``dtype`` (the precision it computes in; None means
+    that of the parameters) and ``remat`` (a name in `REMAT_POLICIES`, or ``none``).
     """
 
     @property
@@ -27,12 +27,12 @@ class Backbone(Protocol):
         """(h, w) of the feature map of an image of (height, width) pixels.
 
         Raises:
-            ValueError: a side that the backbone cannot take; 0 is always possible.
+            ValueError: the backbone cannot take such a height or width; it can always take 0.
         """
         ...
 
     def copy(self, **attributes: Any) -> "Backbone":
-        """The same backbone with other attributes."""
+        """A copy of the backbone with these attributes changed."""
         ...
 
     def __call__(
@@ -44,7 +44,7 @@ class Backbone(Protocol):
 
 BACKBONES: Mapping[str, Backbone] = MappingProxyType(
     {
-        # For small images on two CPU cores: 128x64 gives the same 16x8 map as ResNet-50 at 256x128.
+        # For small images on CPUs: at 128x64 its map is 16x8, as ResNet-50's is at 256x128.
         "resnet8": ResNet(BasicBlock, (1, 1, 1), (48, 96, 192), (1, 2, 1), patch_stem=True),
         "resnet18": ResNet(BasicBlock, (2, 2, 2, 2)),
         "resnet34": ResNet(BasicBlock, (3, 4, 6, 3)),

@@ -1,7 +1,7 @@
 """Residual networks in torchvision's v1.5 layout (stride on the 3x3), last stride 1.
 
-Module names follow torchvision (``conv1``, ``layer1_0/conv1``, ``downsample_conv``), so that
-weights convert by name. Reference: K. He et al., "Deep Residual Learning for Image Recognition",
+Module names follow torchvision (``conv1``, ``layer1_0/conv1``, ``downsample_conv``), so weights
+convert by name. Reference: K. He et al., "Deep Residual Learning for Image Recognition",
 CVPR 2016; last stride 1 after H. Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person
 Re-Identification", CVPRW 2019; IBN-a after X. Pan et al., "Two at Once: Enhancing Learning and
 Generalization Capacities via IBN-Net", ECCV 2018.
@@ -26,12 +26,12 @@ Output = Float[Array, "batch out_height out_width out_channels"]
 _he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-# What the backward pass keeps of a block's forward pass; the rest it computes again.
+# What the backward pass keeps of a block's forward pass; it recomputes the rest.
 REMAT_POLICIES: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
-        # The results of the convolutions; normalisation and ReLU are computed again.
+        # The convolutions' results; normalisation and ReLU are recomputed.
         "convolutions": jax.checkpoint_policies.save_only_these_names("convolution"),
-        # Nothing but the block's input.
+        # Only the block's input.
         "blocks": jax.checkpoint_policies.nothing_saveable,
     }
 )
@@ -64,20 +64,21 @@ class Conv1x1(nn.Module):
     def __call__(self, x: Features) -> Output:
         """Map (B, h, w, C) to (B, ceil(h / stride), ceil(w / stride), features)."""
         if self.stride > 1:
-            # Kept apart from the product: fused with it, XLA's compiler for GPUs aborts where a
-            # basic block adds its shortcut ("subdim_size_accumulator", jaxlib 0.10.2 and 0.11.2).
+            # Without the barrier XLA's GPU compiler fuses the slice into the product, and aborts
+            # where a basic block adds its shortcut ("subdim_size_accumulator", jaxlib 0.10.2 and
+            # 0.11.2).
             x = jax.lax.optimization_barrier(x[:, :: self.stride, :: self.stride])
         return nn.DenseGeneral(
             self.features, use_bias=False, kernel_init=_he_init, dtype=self.dtype, name="dense"
         )(x)
 
 
-# The exact variance: E[x²] − E[x]² loses digits that a parity study needs.
+# The exact variance: E[x²] − E[x]² loses digits that the comparison with PyTorch needs.
 _BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
 
 
 class InstanceBatchNorm(nn.Module):
-    """IBN-a: the first half of the channels normalised by image, the rest over the batch."""
+    """IBN-a: normalises half of the channels per image and the rest over the batch."""
 
     use_running_average: bool
     dtype: DTypeLike | None = None
@@ -115,7 +116,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 with the stride, 1x1 to four times the width; ResNet-50.
 
-    With ``ibn`` an :class:`InstanceBatchNorm` follows the first convolution.
+    With ``ibn``, the first convolution is followed by :class:`InstanceBatchNorm`.
     """
 
     width: int
@@ -157,14 +158,14 @@ class ResNet(nn.Module):
     Attributes:
         block: :class:`BasicBlock` or :class:`Bottleneck`.
         stage_sizes: blocks in each stage.
-        widths: width of each stage (a bottleneck puts out four times as much).
+        widths: width of each stage (a bottleneck outputs four times as many channels).
         strides: stride of each stage.
-        patch_stem: embed 4x4 patches by one matrix product in place of the 7x7 convolution and
+        patch_stem: embed 4x4 patches by one matrix product instead of the 7x7 convolution and
             max-pooling; far cheaper on small images and CPUs.
-        ibn_stages: the first stages, this many, have bottlenecks with :class:`InstanceBatchNorm`.
-        dtype: in which convolutions and normalised values are computed; None: that of the
-            parameters. Parameters and statistics stay as they are.
-        remat: a name in `REMAT_POLICIES`, or ``none``: what the backward pass computes again.
+        ibn_stages: how many stages, from the first, use :class:`InstanceBatchNorm`.
+        dtype: precision of convolutions and normalised values; None means that of the parameters.
+            Parameters and statistics keep their own.
+        remat: what the backward pass recomputes: a name in `REMAT_POLICIES`, or ``none``.
     """
 
     block: type[BasicBlock] | type[Bottleneck]
@@ -184,8 +185,11 @@ class ResNet(nn.Module):
     def map_shape(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) of the feature map of an image of (height, width) pixels.
 
+        >>> ResNet(Bottleneck, (3, 4, 6, 3)).map_shape(256, 128)
+        (16, 8)
+
         Raises:
-            ValueError: a side is no multiple of the stride.
+            ValueError: the height or width is not a multiple of the stride.
         """
         stride = 4 * math.prod(self.strides)
         if height % stride or width % stride:
