@@ -355,8 +355,12 @@ def stored_config(options: Mapping[str, Any]) -> Config:
 
 
 def current_dataset_name(stored: str) -> str:
-    """The name of a stored run's data set today: ``table/NAME`` was ``manifest/NAME`` in 0.1."""
-    return re.sub(r"^manifest/", "table/", stored)
+    """A stored text with today's names of data sets: ``table/NAME`` was ``manifest/NAME`` in 0.1.
+
+    >>> current_dataset_name("manifest/shop/query in manifest/shop/gallery")
+    'table/shop/query in table/shop/gallery'
+    """
+    return re.sub(r"(^| )manifest/", r"\1table/", stored)
 
 
 # A condition between options, the option to blame where it does not hold, and what is wanted.

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pgfl_jax.checkpoint import Checkpoints, open_checkpoints
-from pgfl_jax.config import Config, ConfigError
+from pgfl_jax.config import Config, ConfigError, current_dataset_name
 from pgfl_jax.distributed.collectives import agreed_step, is_primary
 from pgfl_jax.distributed.preemption import StopSignal
 from pgfl_jax.distributed.sharding import make_mesh, shard_batch
@@ -216,9 +216,10 @@ def _check_selection(
     manifest: Mapping[str, Any], evaluation: EvaluationData, workdir: Path
 ) -> None:
     """Steps chosen by different test sets cannot be compared."""
-    if manifest["best_by"] != evaluation.selection_protocol:
+    chosen_by = current_dataset_name(manifest["best_by"])
+    if chosen_by != evaluation.selection_protocol:
         raise ConfigError(
-            f"config.eval.datasets: the best step of {workdir} is chosen by {manifest['best_by']}, "
+            f"config.eval.datasets: the best step of {workdir} is chosen by {chosen_by}, "
             f"not {evaluation.selection_protocol}; name that set first, or use another --workdir "
             "(--mode=evaluate scores a finished run on other sets)"
         )
