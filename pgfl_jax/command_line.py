@@ -39,7 +39,7 @@ def keep_interrupts() -> None:
 
     Python only reports an exception that is raised in a callback of the garbage collector or of a
     weak reference. JAX has such callbacks, and a Ctrl-C that came during a collection is raised in
-    the first of them. In eight tries while the program started, two were lost.
+    the first of them. Two of eight were lost while the program started.
     """
     report = sys.unraisablehook
 

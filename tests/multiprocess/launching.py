@@ -27,7 +27,7 @@ def two(port):
     ]
 
 
-def finish(processes, timeout=300):
+def finish(processes, timeout=600):
     """Exit status, standard output and standard error of each, without what JAX adds to them.
 
     All are killed if one hangs.

@@ -94,7 +94,7 @@ def _newest(workdir):
 
 
 def _await_step(processes, workdir, step):
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while _newest(workdir) < step and time.monotonic() < deadline:
         assert all(process.poll() is None for process in processes)
         time.sleep(0.01)
