@@ -5,7 +5,8 @@ import itertools
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +309,8 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> Iterator[Chec
         CheckpointError: every checkpoint is damaged.
         DiskFullError: the disk was full for something written in the context or by a save.
     """
+    report = sys.unraisablehook
+    sys.unraisablehook = _without_closed_loops(report)
     try:
         checkpoints = Checkpoints(workdir, read_only=read_only)
         try:
@@ -319,15 +322,32 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> Iterator[Chec
                 checkpoints.close()
             raise
         checkpoints.close()
+        sys.unraisablehook = report
     except Exception as error:
         reason = full_disk(error)
         if reason is None:
             raise
+        # Orbax began to write more files than it then awaited, and drops them when Python ends.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         steps = _steps(workdir / "checkpoints")
         kept = f"the checkpoint of step {steps[-1]} is intact" if steps else "nothing was saved yet"
         raise DiskFullError(
             f"{workdir}: {reason}; {kept}; free space, then the same command goes on"
         ) from error
+
+
+def _without_closed_loops(report: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """A hook for errors that cannot be caught, without those that follow a full disk.
+
+    The first array that finds no room raises its error. Every later one fails to report to the
+    event loop, which has ended with the first, and would print a traceback until the process ends.
+    """
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    return hook
 
 
 def read_main_branch(
