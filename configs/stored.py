@@ -1,6 +1,6 @@
-"""The configuration of a run that exists: ``--config=configs/stored.py:RUN``.
+"""The configuration of an existing run: ``--config=configs/stored.py:RUN``.
 
-``main.py --mode=evaluate`` takes it where no ``--config`` is given.
+``main.py --mode=evaluate`` uses it if no ``--config`` is given.
 """
 
 import dataclasses
@@ -12,5 +12,5 @@ from pgfl_jax.report.manifest import read_config
 
 
 def get_config(run: str) -> ConfigDict:
-    """What the run in the folder ``run`` was trained with."""
+    """The configuration that the run in the folder ``run`` was trained with."""
     return ConfigDict(dataclasses.asdict(read_config(Path(run))))

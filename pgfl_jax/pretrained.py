@@ -339,7 +339,9 @@ def _fill(
     }
     found = {name: value.shape for name, value in ours.items()}
     _check_trunk(found, wanted, source)
-    used, left_over, reasons = {}, {}, {}
+    used: dict[str, Shape] = {}
+    left_over: dict[str, Shape] = {}
+    reasons: dict[str, str] = {}
     for file_name, value in tensors.items():
         name = names.get(file_name, "")
         fits, reason = _fits(name, value, wanted)

@@ -23,7 +23,8 @@ from pgfl_jax.command_line import parse_flags
 from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.experiment import Experiment
 from pgfl_jax.models import PGFL
-from pgfl_jax.models.backbones import BACKBONES
+from pgfl_jax.models.backbones import BACKBONES, ResNet
+from pgfl_jax.models.backbones.resnet import BasicBlock, Bottleneck
 from pgfl_jax.pretrained import (
     PretrainedError,
     from_state_dict,
@@ -168,19 +169,28 @@ def prefixed(prefix, state_dict):
     return {f"{prefix}{name}": value for name, value in state_dict.items()}
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet50_ibn_a", "resnet18"])
-def test_features_equal_pytorchs_in_double_precision(name, tmp_path):
-    net = torch_resnet(SIZES[name[:8]], "50" in name, torch.float64, ibn="ibn" in name, classes=7)
+@pytest.mark.parametrize(
+    ("block", "ibn_stages"), [(BasicBlock, 0), (Bottleneck, 0), (Bottleneck, 3)]
+)
+def test_features_equal_pytorchs_in_double_precision(block, ibn_stages, tmp_path):
+    """The stem, strides, and blocks with and without a projection shortcut."""
+    sizes = (2, 1, 1, 1)
+    net = torch_resnet(sizes, block is Bottleneck, torch.float64, ibn=bool(ibn_stages), classes=7)
     torch.save(net.state_dict(), tmp_path / "net.pth")
-    loaded, report = load_backbone(tmp_path / "net.pth", abstract(name))
+    backbone = ResNet(block, sizes, ibn_stages=ibn_stages)
+    images = np.random.default_rng(0).normal(size=(2, 64, 32, 3))
+    abstract_images = jax.ShapeDtypeStruct(images.shape, jnp.float32)
+    init = functools.partial(backbone.init, train=True)
+    shapes = jax.eval_shape(init, jax.random.key(0), abstract_images)
+    trunk = {key: {"trunk": shapes[key]} for key in ("params", "batch_stats")}
+    loaded, report = load_backbone(tmp_path / "net.pth", trunk)
     assert report.missing == {}
     assert set(report.left_over) == {"fc.weight", "fc.bias"}
-    images = np.random.default_rng(0).normal(size=(2, 64, 32, 3))
     with torch.no_grad():
         expected = net(torch.tensor(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
     with jax.enable_x64(True):
-        variables = {key: jax.tree.map(jnp.asarray, loaded[key]["trunk"]) for key in loaded}
-        features = np.asarray(BACKBONES[name].apply(variables, jnp.asarray(images), train=False))
+        apply = jax.jit(lambda variables, x: backbone.apply(variables, x, train=False))
+        features = np.asarray(apply({key: loaded[key]["trunk"] for key in loaded}, images))
     assert features.dtype == np.float64
     np.testing.assert_allclose(features, expected, rtol=1e-10, atol=1e-10 * expected.max())
 
@@ -454,6 +464,15 @@ def _shapes(sizes, **options):
 
 def _changed():
     return constant_resnet18() | {"layer3.1.conv2.weight": torch.zeros(256, 128, 3, 3)}
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "resnet50_ibn_a"])
+def test_every_array_of_a_resnet50_is_taken(backbone, tmp_path):
+    content = _shapes(SIZES["resnet50"], ibn="ibn" in backbone, classes=7)
+    torch.save(content, tmp_path / "net.pth")
+    _, report = load_backbone(tmp_path / "net.pth", abstract(backbone))
+    assert report.missing == {}
+    assert set(report.left_over) == {"fc.weight", "fc.bias"}
 
 
 @pytest.mark.parametrize(

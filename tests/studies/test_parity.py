@@ -210,6 +210,7 @@ def test_the_twin_needs_neither_jax_nor_tensorflow():
     assert result.stdout == "[]\n", result.stderr
 
 
+@pytest.mark.slow  # `make parity` compares such a batch with pgfl_jax, which tests/losses tests
 def test_images_without_pose_teach_only_the_main_branch():
     experiment = parity.make_experiment(parity.make_config("data", **SMALL))
     batch = draw_batch(0)
