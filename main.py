@@ -4,7 +4,6 @@
 ``python main.py --mode=evaluate --workdir=DIR`` scores it, by the configuration that it stored.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +11,11 @@ from typing import TYPE_CHECKING
 from absl import flags, logging
 from ml_collections import config_flags
 
-from pgfl_jax.command_line import run, writable_folder
+from pgfl_jax.command_line import run, with_stored_config, writable_folder
 from pgfl_jax.errors import UserError
 
 if TYPE_CHECKING:
     from pgfl_jax.config import Config
-    from pgfl_jax.experiment import Pretrained
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/default.py.")
@@ -58,22 +56,22 @@ def work(config: "Config") -> None:
 
     from pgfl_jax.distributed import collectives
     from pgfl_jax.report.manifest import common_facts
+    from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
+    from pgfl_jax.train import begin, train
 
     collectives.assert_same_everywhere(common_facts(config))
     config.check_devices(jax.device_count())  # before any data is prepared
     workdir = writable_folder(Path(FLAGS.workdir), "--workdir")
     collectives.check_shared(workdir)
-    pretrained = begin(config, workdir)
+    evaluates = FLAGS.mode == "evaluate"
+    pretrained = begin(config, workdir, evaluates=evaluates)
 
     from input_pipeline.from_config import evaluation_data, training_data  # before TensorFlow
-    from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
-    from pgfl_jax.train import train
-
     import tensorflow as tf  # isort: skip
 
     tf.config.set_visible_devices([], "GPU")  # they are JAX's
 
-    training = training_data(config) if FLAGS.mode == "train" else None
+    training = None if evaluates else training_data(config)
     evaluation = evaluation_data(config)
     described = training.description if training else {}
     named = {f"training data ({name})": value for name, value in described.items()}
@@ -84,43 +82,9 @@ def work(config: "Config") -> None:
         evaluate_checkpoint(config, workdir, evaluation, pretrained=pretrained)
 
 
-def begin(config: "Config", workdir: Path) -> "Pretrained | None":
-    """Check what can be checked before any data are touched.
-
-    A run that exists must be one of this configuration. A new one reads the weights that it starts
-    from.
-    """
-    from pgfl_jax.checkpoint import has_checkpoint
-    from pgfl_jax.distributed import collectives
-    from pgfl_jax.experiment import read_pretrained
-    from pgfl_jax.report.manifest import check_same_options
-
-    resumes = FLAGS.mode == "train" and has_checkpoint(workdir)
-    trained = FLAGS.mode == "evaluate" and config.eval.checkpoint != "untrained"
-    if resumes or trained:
-        check_same_options(workdir, config)
-        return None
-    if pretrained := read_pretrained(config):
-        digest = {"the file of config.model.pretrained": pretrained.sha256}
-        collectives.assert_same_everywhere(digest)
-        if collectives.is_primary():
-            print(f"{config.model.pretrained}: {pretrained.report}", flush=True)
-    return pretrained
-
-
-def with_stored_config(argv: list[str]) -> list[str]:
-    """The command line, with the run's own configuration where it is evaluated without another."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("config", "mode", "workdir"):
-        parser.add_argument(f"--{name}")
-    given, _ = parser.parse_known_args(argv)
-    if given.mode != "evaluate" or given.config or not given.workdir:
-        return argv
-    return [f"--config={Path(__file__).parent / 'configs' / 'stored.py'}:{given.workdir}", *argv]
-
-
 if __name__ == "__main__":
-    sys.argv[1:] = with_stored_config(sys.argv[1:])
+    stored = Path(__file__).parent / "configs" / "stored.py"
+    sys.argv[1:] = with_stored_config(sys.argv[1:], stored)
     run(
         main,
         required=["config", "workdir"],

@@ -1,5 +1,6 @@
 """What all command lines share: errors and mistyped options end in one line."""
 
+import argparse
 import os
 import re
 import signal
@@ -11,6 +12,9 @@ from typing import Any
 from absl import app, flags
 
 from pgfl_jax.errors import UserError
+
+# What ml_collections puts before the error of a configuration file.
+_CONFIG_FAILED = "Configuration is not available because of an earlier failure to load: "
 
 
 def run(
@@ -28,7 +32,8 @@ def run(
     try:
         app.run(main, flags_parser=parse_flags)
     except (UserError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        reason = str(error).removeprefix(_CONFIG_FAILED)
+        sys.exit(f"error: {' '.join(reason.split())}")
     except KeyboardInterrupt:
         print(interrupted)
         sys.exit(130)
@@ -64,6 +69,22 @@ def parse_flags(argv: list[str]) -> list[str]:
         if not isinstance(inner, KeyError):
             raise
         sys.exit(f"error: --config: no such option: {'. '.join(str(inner.args[0]).splitlines())}")
+
+
+def with_stored_config(argv: list[str], stored: Path) -> list[str]:
+    """The command line, with a run's own configuration where it is evaluated without another.
+
+    Args:
+        argv: the arguments, without the program's name.
+        stored: the file configs/stored.py, which reads the configuration of a run.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("config", "mode", "workdir"):
+        parser.add_argument(f"--{name}")
+    given, _ = parser.parse_known_args(argv)
+    if given.mode != "evaluate" or given.config or not given.workdir:
+        return argv
+    return [f"--config={stored}:{given.workdir}", *argv]
 
 
 def writable_folder(folder: Path, option: str) -> Path:

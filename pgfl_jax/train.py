@@ -11,13 +11,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from pgfl_jax.checkpoint import Checkpoints, open_checkpoints
+from pgfl_jax.checkpoint import Checkpoints, has_checkpoint, open_checkpoints
 from pgfl_jax.config import Config, ConfigError, current_dataset_name
-from pgfl_jax.distributed.collectives import agreed_step, is_primary
+from pgfl_jax.distributed.collectives import agreed_step, assert_same_everywhere, is_primary
 from pgfl_jax.distributed.preemption import StopSignal
 from pgfl_jax.distributed.sharding import make_mesh, shard_batch
 from pgfl_jax.experiment import Experiment, Pretrained, read_pretrained
-from pgfl_jax.report.manifest import read_run, write_run
+from pgfl_jax.report.manifest import check_same_options, read_run, write_run
 from pgfl_jax.report.profiler import Profiler
 from pgfl_jax.report.step_log import StepLog
 from pgfl_jax.report.writers import say
@@ -55,6 +55,35 @@ class TrainingData:
             "data": dict(self.description),
             "origin": dict(self.origin),
         }
+
+
+def begin(config: Config, workdir: Path, *, evaluates: bool) -> Pretrained | None:
+    """Check what can be checked before any data are touched.
+
+    A run that exists must be one of this configuration. A new one, or the evaluation of an
+    untrained network, reads the weights that it starts from.
+
+    Args:
+        config: the configuration.
+        workdir: the run's folder.
+        evaluates: whether the run is to be evaluated and not trained.
+
+    Returns:
+        The weights, if there are any to start from.
+
+    Raises:
+        ConfigError: the workdir holds a run of another configuration.
+        PretrainedError: the weights cannot be used.
+        UserError: the processes of the run have different weights.
+    """
+    untrained = config.eval.checkpoint == "untrained" if evaluates else not has_checkpoint(workdir)
+    if not untrained:
+        check_same_options(workdir, config)
+        return None
+    if pretrained := read_pretrained(config):
+        assert_same_everywhere({"the file of config.model.pretrained": pretrained.sha256})
+        say(f"{config.model.pretrained}: {pretrained.report}")
+    return pretrained
 
 
 def train(
