@@ -33,8 +33,7 @@ def main(argv: list[str]) -> None:
     if argv[1:] or not FLAGS.workdir:
         raise UserError(f"--workdir must be given, and no bare arguments ({argv[1:]})")
     if not FLAGS["verbosity"].present:
-        # Orbax tells of every file that it writes, and shows a traceback of the errors that it
-        # raises, too.
+        # Orbax logs every file that it writes, and a traceback of every error that it raises.
         logging.set_verbosity(logging.FATAL)
     # Imported late: the processes that render the synthetic data set import this file too.
     from pgfl_jax.config import parse_config

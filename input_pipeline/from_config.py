@@ -38,7 +38,7 @@ def open_builder(config: Config, name: str) -> Any:
 def open_catalog(
     builder: Any, split: str, poses: Sequence[PoseCache] = (), *, memory_gib: float = 0.0
 ) -> Catalog:
-    """A split joined with poses; where several caches know an image, the last one counts."""
+    """A split joined with poses; if several caches have an image, the last one counts."""
     catalog = read_catalog(builder, split, memory_gib=memory_gib)
     for cache in poses:
         catalog = join_poses(catalog, cache)

@@ -165,7 +165,7 @@ class Checkpoints:
         Args:
             abstract: shapes and dtypes of the expected state.
             shardings: where the restored arrays go, whatever mesh they were saved from.
-            step: a step that is there.
+            step: the step of an existing checkpoint.
 
         Raises:
             CheckpointError: the checkpoint holds another architecture, or is damaged.
@@ -339,8 +339,8 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> Iterator[Chec
 def _without_closed_loops(report: Callable[[Any], Any]) -> Callable[[Any], None]:
     """A hook for errors that cannot be caught, without those that follow a full disk.
 
-    The first array that finds no room raises its error. Every later one fails to report to the
-    event loop, which has ended with the first, and would print a traceback until the process ends.
+    The first array that does not fit on the disk raises its error and ends the event loop. Every
+    later one then fails to report to that loop, and would print a traceback.
     """
 
     def hook(unraisable: Any) -> None:
@@ -353,10 +353,10 @@ def _without_closed_loops(report: Callable[[Any], Any]) -> Callable[[Any], None]
 def read_main_branch(
     workdir: Path, abstract: Mapping[str, Any], *, checkpoint: str | int, parameters: str
 ) -> tuple[int, dict[str, Any]]:
-    """Read a part of a checkpoint: what the main branch needs, as NumPy arrays.
+    """Read the part of a checkpoint that the main branch needs, as NumPy arrays.
 
     Args:
-        workdir: the run's folder; nothing in it changes, and a training may be running.
+        workdir: the run's folder. It is only read, so training may be running there.
         abstract: shapes and dtypes of the wanted ``params`` and ``batch_stats``.
         checkpoint: ``newest``, ``best`` or a step.
         parameters: ``trained`` or ``average``.
@@ -420,7 +420,7 @@ def checkpoint_steps(workdir: Path) -> list[int]:
 
 
 def best_step(workdir: Path) -> int | None:
-    """The step of the highest score, the later one of equals; None before the first evaluation."""
+    """The step with the highest score, the latest of equals; None before the first evaluation."""
     scores = {}
     for step in checkpoint_steps(workdir):
         metrics = workdir / "checkpoints" / str(step) / "metrics" / "metrics"

@@ -33,7 +33,7 @@ def find_damage(folder: Path) -> str | None:
         digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
         files = [(folder / name, name, digest) for name, digest in digests.items()]
     except FileNotFoundError:
-        return f"{DIGESTS} is missing, as in those of older versions"
+        return f"{DIGESTS} is missing, as in checkpoints of older versions"
     except (ValueError, AttributeError):  # not JSON, or not an object
         return f"{DIGESTS} is unreadable"
     for path, name, digest in files:

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def info(arguments: argparse.Namespace) -> int:
-    """Say what a run is: network, data, checkpoints and scores."""
+    """Show the network, data, checkpoints and scores of a run."""
     from pgfl_jax.report.summary import describe_run
 
     print(describe_run(arguments.run))
@@ -54,7 +54,7 @@ def _info_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def embed(arguments: argparse.Namespace) -> int:
-    """Embed pictures by the main branch, from images alone.
+    """Embed pictures with the main branch, from images alone.
 
     The .npz holds ``embeddings`` (N, D) float32 of unit length and ``filenames`` (N,), relative to
     the folder where one folder is given. Pictures that cannot be read are listed and left out; the
@@ -150,7 +150,7 @@ def _checkpoint(text: str) -> str | int:
 
 
 def _check_output(path: Path) -> None:
-    """Before any work is done for it."""
+    """UserError if the file cannot be written; called before any work is done for it."""
     if path.suffix != ".npz":
         raise UserError(f"--out={path}: must end in .npz")
     if not path.parent.is_dir():
@@ -158,7 +158,7 @@ def _check_output(path: Path) -> None:
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write beside, then rename: whole or not at all."""
+    """Write a temporary file and rename it: the whole file or none."""
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb") as file:

@@ -40,11 +40,11 @@ def run(
 
 
 def keep_interrupts() -> None:
-    """Send an interrupt again that Python has dropped.
+    """Resend an interrupt that Python has dropped.
 
     Python only reports an exception that is raised in a callback of the garbage collector or of a
     weak reference. JAX has such callbacks, and a Ctrl-C that came during a collection is raised in
-    the first of them. Two of eight were lost while the program started.
+    the first of them. Two of eight interrupts were lost while the program started.
     """
     report = sys.unraisablehook
 
@@ -72,7 +72,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def with_stored_config(argv: list[str], stored: Path) -> list[str]:
-    """The command line, with a run's own configuration where it is evaluated without another.
+    """The command line; an evaluation without ``--config`` gets the run's stored configuration.
 
     Args:
         argv: the arguments, without the program's name.

@@ -60,7 +60,7 @@ class PoseConfig:
     # Files of input_pipeline.poses (docs/poses.md). Their poses replace the data set's own, matched
     # by the images' content.
     files: tuple[str, ...] = ()
-    # Keypoints with less confidence do not draw.
+    # Keypoints with less confidence are not drawn.
     threshold: Fraction = 0.2
     # Width of joints and limbs in part maps, as a fraction of the image height.
     sigma: PositiveFloat = 0.035
@@ -127,11 +127,11 @@ class ModelConfig:
     pooling: Literal["gap", "gem"] = "gap"
     # False: the baseline, the main branch alone in training too.
     pose_branches: bool = True
-    # Of convolutions and matrix products. Parameters, statistics, pooled features and losses are
-    # float32 in any case.
+    # Precision of convolutions and matrix products. Parameters, statistics, pooled features and
+    # losses are always float32.
     dtype: Literal["float32", "bfloat16"] = "float32"
     # What the backward pass recomputes to save memory: none · convolutions (their results are kept,
-    # all between them is recomputed) · blocks (only the blocks' inputs are kept)
+    # everything between them is recomputed) · blocks (only the blocks' inputs are kept)
     remat: Literal["none", "convolutions", "blocks"] = "none"
 
 
@@ -182,9 +182,9 @@ class OptimConfig:
     scaling: Literal["none", "linear", "sqrt"] = "none"
     base_batch_size: PositiveInt = 64
     weight_decay: NonNegativeFloat = 5e-4
-    # Of sgd and lars.
+    # For sgd and lars.
     momentum: FractionBelowOne = 0.9
-    # Of lars: a layer's step relative to its weights, at a rate of 1.
+    # For lars: a layer's step relative to its weights, at a rate of 1.
     trust_coefficient: PositiveFloat = 0.001
     # Gradients longer than this, over all parameters, are scaled down to it; 0: no clipping.
     clip_norm: NonNegativeFloat = 0.0
@@ -207,7 +207,7 @@ class MeshConfig:
     The batch is split over all of them, the identity classifiers over ``model``.
     """
 
-    # -1: all that the other axis leaves.
+    # -1: all devices that the other axis leaves.
     data: Annotated[int, Check(lambda n: n == -1 or n > 0, "must be above 0, or -1")] = -1
     model: Annotated[
         int,
@@ -355,7 +355,7 @@ def stored_config(options: Mapping[str, Any]) -> Config:
 
 
 def current_dataset_name(stored: str) -> str:
-    """A stored text with today's names of data sets: ``table/NAME`` was ``manifest/NAME`` in 0.1.
+    """A stored text with current data set names: ``table/NAME`` was ``manifest/NAME`` in 0.1.
 
     >>> current_dataset_name("manifest/shop/query in manifest/shop/gallery")
     'table/shop/query in table/shop/gallery'
@@ -363,7 +363,7 @@ def current_dataset_name(stored: str) -> str:
     return re.sub(r"(^| )manifest/", r"\1table/", stored)
 
 
-# A condition between options, the option to blame where it does not hold, and what is wanted.
+# A condition on several options, the option that its error names, and what that error says.
 _Relation = tuple[bool, str, str]
 
 

@@ -1,4 +1,4 @@
-"""The root of the errors that a user can mend, and how a full disk is known."""
+"""The base class of errors that a user can fix, and how to recognise a full disk."""
 
 import errno
 import os
@@ -18,9 +18,9 @@ class DiskFullError(UserError):
 
 
 def full_disk(error: BaseException | None) -> str | None:
-    """The system's words if an error, or one that led to it, comes of a full disk; else None.
+    """The system's message if a full disk caused this error or one behind it; else None.
 
-    Libraries wrap the system's error in types of their own, but keep its words.
+    Libraries wrap the system's error in types of their own, but keep its message.
     """
     while error is not None:
         for words in _FULL:

@@ -58,7 +58,7 @@ def read_pretrained(config: Config) -> Pretrained | None:
 
 
 def make_model(config: Config, *, num_identities: int) -> PGFL:
-    """The network of a configuration; test time takes any number of identities."""
+    """The network of a configuration; at test time the number of identities does not matter."""
     return PGFL(
         num_identities=num_identities,
         backbone=config.model.backbone,
@@ -92,7 +92,7 @@ class Experiment:
 
     @classmethod
     def create(cls, config: Config, *, num_identities: int, num_images: int) -> "Experiment":
-        """Build the parts for a training set of ``num_images`` of ``num_identities``."""
+        """Build the parts for a training set of ``num_images`` of ``num_identities`` people."""
         model = make_model(config, num_identities=num_identities)
         steps_per_epoch = num_images / config.data.batch_size
         num_steps = max(1, round(config.train.epochs * steps_per_epoch))
@@ -136,8 +136,8 @@ class Experiment:
     def state_shardings(self, mesh: Mesh) -> TrainState:
         """Where each array of the state lives.
 
-        Classifiers, their averages and what the optimizer keeps of them are split by identity over
-        ``model``, as :class:`pgfl_jax.models.classifier.Classifier` says. All else is replicated.
+        Classifiers, their averages and their optimizer state are split by identity over ``model``,
+        as :class:`pgfl_jax.models.classifier.Classifier` says. Everything else is replicated.
         """
         return nn.get_sharding(self._boxed_state, mesh)
 

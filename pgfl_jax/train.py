@@ -60,13 +60,13 @@ class TrainingData:
 def begin(config: Config, workdir: Path, *, evaluates: bool) -> Pretrained | None:
     """Check what can be checked before any data are touched.
 
-    A run that exists must be one of this configuration. A new one, or the evaluation of an
-    untrained network, reads the weights that it starts from.
+    An existing run must have this configuration. For a new run, and for the evaluation of an
+    untrained network, the weights to start from are read.
 
     Args:
         config: the configuration.
         workdir: the run's folder.
-        evaluates: whether the run is to be evaluated and not trained.
+        evaluates: whether the run is to be evaluated, not trained.
 
     Returns:
         The weights, if there are any to start from.
@@ -97,10 +97,10 @@ def train(
 ) -> TrainState:
     """Train to the end, from the newest checkpoint in ``workdir`` if there is one.
 
-    The order within a turn is fixed: evaluate the state, save it, take the batch of this step,
-    step, log. A checkpoint therefore holds everything, and the batch depends on the step alone: a
-    run that was killed and resumed repeats the undisturbed one. A SIGTERM or a Ctrl-C ends the turn
-    with a save.
+    The order within an iteration is fixed: evaluate the state, save it, take the batch of this
+    step, step, log. A checkpoint therefore holds everything, and the batch depends on the step
+    alone: a run that was killed and resumed repeats the uninterrupted one. SIGTERM or Ctrl-C ends
+    training with a save.
 
     Args:
         config: the configuration.
@@ -185,7 +185,7 @@ def train(
 
 
 class _Begin(NamedTuple):
-    """What the first turn starts from.
+    """What the first iteration starts from.
 
     Attributes:
         state: fresh or restored.
@@ -232,7 +232,7 @@ def _resumed_run(
 
 
 def _warn_of_lost_checkpoints(workdir: Path) -> None:
-    """Its user probably expects a folder with a manifest to be resumed."""
+    """Warn of a manifest without checkpoints: the user probably expects the run to be resumed."""
     if is_primary() and (workdir / "manifest.json").exists():
         print(
             f"warning: {workdir} holds a run, but no checkpoint; it starts over",

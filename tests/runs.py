@@ -43,7 +43,7 @@ def launch(*command, env=None, file_size=None, ctrl_c=signal.SIG_DFL):
     """Start a program of the repository.
 
     ``env`` is added to the environment, without what launchers set in it. No file may grow beyond
-    ``file_size`` bytes. The program inherits ``ctrl_c`` as what SIGINT does.
+    ``file_size`` bytes. ``ctrl_c`` is the SIGINT handler that it inherits.
     """
     cluster = "SLURM_", "OMPI_", "PMI_", "JAX_COORDINATOR", "WORLD_SIZE", "JOB_COMPLETION_INDEX"
     alone = {name: value for name, value in os.environ.items() if not name.startswith(cluster)}

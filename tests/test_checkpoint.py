@@ -27,7 +27,7 @@ def state(tiny_config):
 
 @pytest.fixture(scope="module")
 def workdir(state, tmp_path_factory):
-    """Holds a checkpoint of the state, to be read alone."""
+    """A folder with a checkpoint of the state; only read."""
     folder = tmp_path_factory.mktemp("run")
     with open_checkpoints(folder) as checkpoints:
         checkpoints.save(state, 0.5, PENDING)

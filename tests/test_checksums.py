@@ -61,7 +61,7 @@ def test_damage_is_named(folder, name, harm, words):
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (_delete, "digests.json is missing, as in those of older versions"),
+        (_delete, "digests.json is missing, as in checkpoints of older versions"),
         (_halve, "digests.json is unreadable"),
         (lambda path: path.write_text("[]"), "digests.json is unreadable"),
     ],

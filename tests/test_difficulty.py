@@ -1,7 +1,7 @@
 """The embedded set is hard in the right way: what is easy, what is learnt, what pose adds.
 
 A reduced set: all of the demo's training images, 35 of its test people, half of its schedule.
-The full figures stand in docs/results.md. The training takes five minutes of two cores; it is run
+The full figures are in docs/results.md. The training takes five minutes on two cores, so it is run
 by hand, ``pytest -m slow``, when the renderer or the network changes.
 """
 

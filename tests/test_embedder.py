@@ -1,4 +1,4 @@
-"""The trained run as an object, by the run that tests/golden/run_0cfe576 holds."""
+"""A trained run as an object, tested on the run in tests/golden/run_0cfe576."""
 
 import dataclasses
 from pathlib import Path

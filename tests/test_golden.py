@@ -1,4 +1,4 @@
-"""Stored values of the PyTorch twin, which also test machines without PyTorch.
+"""Stored values of the PyTorch twin, for machines without PyTorch.
 
 ``python -m studies.pytorch.golden`` writes tests/golden/*.npz in float64. Each file records its
 origin: PyTorch's version, the seed and the configurations.

@@ -1,4 +1,4 @@
-"""The core imports without what reads data, and without PyTorch: it is installed alone."""
+"""The core imports without the packages that read data and without PyTorch."""
 
 import pkgutil
 import subprocess

@@ -1,4 +1,4 @@
-"""The definition of a picture's way in, against plain NumPy and against the training pipeline."""
+"""The definition of preprocessing, against plain NumPy and against the training pipeline."""
 
 import io
 
@@ -31,7 +31,7 @@ def encoded(image, suffix, mode=None, **options):
 
 
 def turned():
-    """EXIF data that ask for a rotation by a quarter, which nobody here heeds."""
+    """EXIF data that ask for a quarter turn, which every part of this project ignores."""
     exif = Image.Exif()
     exif[0x0112] = 6
     return exif

@@ -164,7 +164,7 @@ def test_other_mistakes_are_named(tiny_data_dir, tmp_path, monkeypatch, capsys, 
 
 @pytest.fixture(scope="module")
 def ten_steps(tiny_config, tmp_path_factory):
-    """A short run that has come to its end."""
+    """A short run that has finished."""
     workdir = tmp_path_factory.mktemp("ten_steps")
     config = tiny_config(**{"train.epochs": 1.25})
     train(config, workdir, *_data(config), devices=ONE)
@@ -370,7 +370,7 @@ def test_ones_own_data_set_trains(own_builder, tiny_config, tmp_path):
 
 
 def test_a_broken_image_is_named_and_the_iterator_closed(own_builder, tiny_config, tmp_path):
-    # Whole as far as its markers tell: found only when it is decoded.
+    # Complete by its markers: only decoding reveals the damage.
     own_builder("broken_reid", damaged="png[:900] + bytes(90) + png[990:]")
     config = _own_config(tiny_config, tmp_path, **{"data.dataset": "broken_reid"})
     training = training_data(config)

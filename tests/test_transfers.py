@@ -59,6 +59,6 @@ def test_twenty_steps_compile_nothing_and_fetch_only_what_is_logged(tiny_config,
     )
     during = {name: seen[32][name] - seen[12][name] for name in counted}
     metrics = 1 + 2 * 3 + 2 + 2 + 1  # total, id and triplet by branch, two terms, two kd, norm
-    # Between them lie the progress lines of steps 20 and 30, ten steps of metrics each; the
-    # learning rate that they tell comes from the host.
+    # Between them are the progress lines of steps 20 and 30, with the metrics of ten steps each;
+    # the learning rate that each one writes comes from the host.
     assert during == {"compiled": 0, "fetched": 2 * 10 * metrics + 2}

@@ -23,7 +23,7 @@ class Split:
         name: the split's name.
         catalog: its images, with their poses joined.
         unreadable: (U,) rows of the images that are truncated or cannot be decoded, in order.
-        matches: for each pose file, the number of images that it knows.
+        matches: for each pose file, the number of images that it has a pose for.
         used: whether the configuration trains on it or scores it.
     """
 

@@ -79,7 +79,7 @@ class PoseCache:
 def join_poses(catalog: Catalog, cache: PoseCache) -> Catalog:
     """The catalog's images with the cache's poses, matched by content.
 
-    Images that the cache does not know keep their own poses.
+    Images that the cache does not contain keep their own poses.
 
     Raises:
         DataError: the cache's part maps have a different grid from those of the catalog.
@@ -97,7 +97,7 @@ def join_poses(catalog: Catalog, cache: PoseCache) -> Catalog:
         shapes = {maps.shape[1:] for maps in (part_maps, given) if maps is not None}
         if len(shapes) > 1:
             raise DataError(
-                f"config.data.pose.files: part maps of several grids, {sorted(shapes)}; import "
+                f"config.data.pose.files: part maps on different grids, {sorted(shapes)}; import "
                 "them all at one size"
             )
         shape = (len(catalog), *shapes.pop())

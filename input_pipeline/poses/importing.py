@@ -187,7 +187,7 @@ def _nothing_found(joined: Joined) -> str:
 def _check_coordinates(
     keypoints: np.ndarray, sizes: np.ndarray, seen_size: tuple[int, int] | None
 ) -> None:
-    """Raise DataError if most confident keypoints miss their images, or are no pixels at all."""
+    """Raise DataError if most confident keypoints miss their images, or are not pixels at all."""
     confident = keypoints[..., 2] >= CONFIDENT
     if not confident.any():
         return

@@ -107,8 +107,8 @@ def check_shared(workdir: Path) -> None:
         token.unlink(missing_ok=True)
     if absent:
         raise UserError(
-            f"--workdir={workdir}: process {_join(absent)} does not see there what process 0 "
-            "writes; give a folder that all of them share"
+            f"--workdir={workdir}: process {_join(absent)} does not see what process 0 "
+            "writes there; give a folder that all of them share"
         )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from pgfl_jax.errors import UserError
 
 START_TIMEOUT = 300.0
-"""Seconds that a process waits for the others at the start: machines of a cluster boot apart."""
+"""Seconds to wait for the other processes at the start: a cluster's machines boot separately."""
 
 # A process that has been silent for this many seconds counts as dead, and the run ends.
 _HEARTBEAT_TIMEOUT = 60
@@ -61,7 +61,8 @@ def joined(
 
     Args:
         coordinator: ``HOST:PORT`` of process 0, where it waits for the others.
-        num_processes: how many there are; 1 by itself: join nobody, whatever the environment says.
+        num_processes: how many there are; 1 without a coordinator: join nobody, whatever the
+            environment says.
         process_id: number of this process, from 0.
         timeout: seconds to wait for the others.
 
@@ -118,7 +119,7 @@ def _check_arguments(
         raise UserError(f"--num_processes={num_processes}: must be above 0")
     if not 0 <= process_id < num_processes:
         raise UserError(
-            f"--process_id={process_id}: must lie in [0, {num_processes}), for "
+            f"--process_id={process_id}: must be in [0, {num_processes}), for "
             f"--num_processes={num_processes}"
         )
     if num_processes == 1:
@@ -131,7 +132,7 @@ def _check_arguments(
 
 
 def launcher_signs() -> dict[str, tuple[int, int | float]]:
-    """The variables that show this process to be one of several.
+    """The environment variables that show that this process is one of several.
 
     Returns:
         For each variable the least and the largest number of processes that it allows.

@@ -55,9 +55,9 @@ class StopSignal:
         first = self._received is None
         self._received = number
         if number == signal.SIGINT and first:
-            # Not print: the signal may have interrupted it, and it cannot be entered twice.
+            # Not print: the signal may have interrupted it, and it is not reentrant.
             with contextlib.suppress(OSError):
-                os.write(1, b"stopping after this step; once more to stop at once\n")
+                os.write(1, b"stopping after this step; press Ctrl-C again to stop at once\n")
         elif number == signal.SIGINT:
             self._restore()
             signal.raise_signal(number)

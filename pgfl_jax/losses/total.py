@@ -1,4 +1,4 @@
-"""The weighted sum of all losses (docs/method.md, "Losses"); the only place that knows weights.
+"""The weighted sum of all losses (docs/method.md, "Losses"); the only place that knows the weights.
 
 total = Σ_terms weight · term. The warm-up scales the distillation terms as well.
 """

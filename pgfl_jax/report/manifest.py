@@ -1,4 +1,4 @@
-"""What a run was made of: enough to tell two runs apart, or to repeat one."""
+"""What went into a run: enough to distinguish two runs, or to repeat one."""
 
 import json
 import platform
@@ -13,7 +13,7 @@ import jax
 from pgfl_jax.config import Config, ConfigError, current_dataset_name, stored_config
 from pgfl_jax.report.writers import write_json
 
-# Options that may differ between a run and its continuation: they do not touch the parameters.
+# Options that may differ between a run and its continuation: they do not affect the parameters.
 FREE_OPTIONS = (
     "compilation_cache",
     "profile",
@@ -46,7 +46,7 @@ PACKAGES = (
 )
 
 
-# Options of the machine that a process runs on.
+# Options that may differ from process to process, since they depend on the machine.
 LOCAL_OPTIONS = ("data.data_dir", "data.manual_dir", "data.memory_gib", "data.pose.files")
 
 
@@ -122,7 +122,7 @@ def read_run(
 
     Args:
         workdir: the run's folder.
-        config: must equal the run's but for options that do not touch its parameters.
+        config: must equal the run's, except for options that do not affect its parameters.
         data: fingerprints of the training data, which must equal the run's; None: not compared.
 
     Raises:

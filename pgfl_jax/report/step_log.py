@@ -61,7 +61,7 @@ class StepLog:
             self._writer.close()
 
     def restart_clock(self) -> None:
-        """Leave out of the training time what happened since the last step."""
+        """Exclude whatever happened since the last step from the training time."""
         self._started, self._timed_steps = time.perf_counter(), 0
 
     def add(self, step: int, metrics: Metrics, indices: np.ndarray) -> None:

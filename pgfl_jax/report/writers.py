@@ -15,7 +15,7 @@ class MetricWriter:
     """Writes scalars to ``metrics.jsonl`` and, as TensorBoard events, to ``metrics/``.
 
     One line of ``metrics.jsonl`` is ``{"step": …, "name": value, …}``. A resumed run first drops
-    the lines after its checkpoint, so that the file equals the one of an undisturbed run. The
+    the lines after its checkpoint, so that the file equals that of an uninterrupted run. The
     events keep both the lost steps and those that replaced them.
     """
 

@@ -1,4 +1,4 @@
-"""Retrieval scores: CMC, mAP and mINP (docs/method.md, "Evaluation semantics").
+"""Retrieval scores: CMC, mAP and mINP (docs/method.md, "Evaluation").
 
 The scores need only the ranks of a query's matches, not the whole ranking. Each row of distances is
 therefore sorted by value, which NumPy does with vector instructions, and the matches are found in
@@ -20,7 +20,7 @@ BLOCK_ELEMENTS = 2**21
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalMetrics:
-    """Scores of one query set against one gallery; fractions lie in [0, 1].
+    """Scores of one query set against one gallery; fractions are in [0, 1].
 
     Attributes:
         cmc: (max_rank,) share of valid queries whose first match ranks at r = 1, 2, … or better.
@@ -79,7 +79,7 @@ def evaluate_retrieval(
     >>> result.mean_ap, result.cmc[:3]
     (0.5, array([0., 1., 1.]))
 
-    Reference: docs/method.md, "Evaluation semantics"; L. Zheng et al., "Scalable Person
+    Reference: docs/method.md, "Evaluation"; L. Zheng et al., "Scalable Person
     Re-identification: A Benchmark", ICCV 2015 (CMC, mAP, junk); M. Ye et al., "Deep Learning for
     Person Re-identification", TPAMI 2021 (mINP).
     """

@@ -12,7 +12,7 @@ Batch = Mapping[str, np.ndarray]
 
 
 class EvaluationError(UserError):
-    """An evaluation that has no meaning; the message names what is at fault."""
+    """An evaluation that would be meaningless; the message names the cause."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

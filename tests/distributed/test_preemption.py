@@ -22,7 +22,7 @@ def test_a_signal_asks_to_stop_and_the_handlers_come_back(number, capfd):
         os.kill(os.getpid(), number)
         assert stop.requested(2) and stop.requested(3)
     assert _handlers() == before
-    said = "stopping after this step; once more to stop at once\n"
+    said = "stopping after this step; press Ctrl-C again to stop at once\n"
     assert capfd.readouterr().out == (said if number == signal.SIGINT else "")
     if number == signal.SIGINT:
         with pytest.raises(KeyboardInterrupt):

@@ -128,9 +128,8 @@ def _distances(training, other):
 def test_ten_steps_are_the_same_on_any_mesh(trainings, name):
     """In float64, where rounding, 1e-16, stays small even after ten steps of training.
 
-    Ten steps multiply a difference by up to 10,000 or so: in float32 one of 1e-7 is seen to grow
-    to 1e-4, when it carries a cell over the kink of a ReLU. So 1e-11 is the least to be asked of
-    float64.
+    Ten steps multiply a difference by up to 10,000 or so: in float32, 1e-7 was seen to grow to
+    1e-4 when it carried a cell over the kink of a ReLU. So float64 cannot promise less than 1e-11.
     """
     one, training = trainings["float64", "1x1"], trainings["float64", name]
     jax.tree.map(np.testing.assert_array_equal, training.mined, one.mined)

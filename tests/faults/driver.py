@@ -27,7 +27,7 @@ flags.DEFINE_multi_integer("signal", [], "… of these numbers.")
 
 
 class NoEvents:
-    """In place of clu's writer, which imports TensorFlow."""
+    """Replaces clu's writer, which imports TensorFlow."""
 
     def __init__(self, logdir):
         Path(logdir).mkdir(exist_ok=True)

@@ -137,7 +137,7 @@ def test_reading_alone_reports_damage_and_moves_nothing(undisturbed, tiny_config
             with pytest.raises(CheckpointError, match="step 40 cannot be restored: 40 is damaged"):
                 checkpoints.restore(*target, newest)
             assert int(checkpoints.restore(*target, first).step) == first
-    except CheckpointError as error:  # a score that is no JSON
+    except CheckpointError as error:  # a score that is not JSON
         assert harm is not _delete and "cannot be opened: 40 is damaged (metrics" in str(error)
     assert sorted(workdir.rglob("*")) == there
 
@@ -162,7 +162,7 @@ def test_through_the_command_line(tiny_data_dir, compiled_once, tmp_path):
         np.testing.assert_array_equal(leaf, right[name], err_msg=name)
 
 
-def test_a_run_without_its_checkpoints_says_that_it_begins_anew(drive, undisturbed, tmp_path):
+def test_a_run_without_its_checkpoints_says_that_it_starts_over(drive, undisturbed, tmp_path):
     workdir = _copy(undisturbed, tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints")
     code, out, err = finish(drive(workdir))

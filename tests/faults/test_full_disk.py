@@ -20,14 +20,14 @@ from tests.runs import assert_same_end, finish, leaves, start, steps
 pytestmark = pytest.mark.faults
 
 MIB = 2**20
-PAGE = 4096  # the smallest that a tmpfs gives or takes
+PAGE = 4096  # the unit of allocation on a tmpfs
 KEPT = "free space, then the same command goes on\n"
 
 
-# ``rooms`` are the bytes left free. The more there are, the later a run notices: at the start, in a
-# log, or in the background while step 20 is saved.
+# ``rooms`` are the bytes left free. The more there are, the later a run notices: at the start,
+# while it logs, or in the background while step 20 is saved.
 class Disk:
-    """A tmpfs on ``path``, filled by a file of others."""
+    """A tmpfs on ``path``, filled by an unrelated file."""
 
     rooms = 0, 2 * PAGE, MIB
 

@@ -289,7 +289,7 @@ def test_part_maps_of_a_cache_join_too_and_follow_a_shuffle():
     assert moved != [2, 5] and shuffled.has_pose.all()
     assert joined.without_poses().part_maps is None
     other = cache_of(catalog, [1], part_maps=np.ones((1, 5, 3, 8), np.uint8))
-    with pytest.raises(DataError, match=r"config.data.pose.files: part maps of several grids"):
+    with pytest.raises(DataError, match=r"config.data.pose.files: part maps on different grids"):
         join_poses(joined, other)
 
 

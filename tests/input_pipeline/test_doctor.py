@@ -548,7 +548,7 @@ def test_training_is_refused_where_the_doctor_sees_a_problem(
     pose_file(tmp_path / "second.npz", [TRAIN[0][0]], grid=(6, 3))
     status, text, _ = run(config, tmp_path, capsys)
     assert status == 1 and "\n1 problem:\n" in text
-    with pytest.raises(DataError, match="part maps of several grids") as refused:
+    with pytest.raises(DataError, match="part maps on different grids") as refused:
         training_data(config)
     assert f"  - {refused.value}\n" in text
 
@@ -565,9 +565,9 @@ def test_a_clash_of_poses_that_evaluation_does_not_read_is_a_warning(
     for embeddings, problem in ((main_only, False), (all_branches, True)):
         config = tiny_config(**changes, **{"eval.embeddings": embeddings})
         status, text, _ = run(config, tmp_path, capsys)
-        assert status == problem and text.count("part maps of several grids") == 1
+        assert status == problem and text.count("part maps on different grids") == 1
         if problem:
-            with pytest.raises(DataError, match="part maps of several grids"):
+            with pytest.raises(DataError, match="part maps on different grids"):
                 evaluation_data(config)
         else:
             evaluation_data(config)

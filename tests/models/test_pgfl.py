@@ -39,7 +39,7 @@ def _kernel(variables, branch):
 
 
 def _real_columns(logits):
-    """The logits of the identities; the columns that fill up have none."""
+    """The logits of the identities, without the padding columns."""
     assert logits.shape[1] == COLUMNS
     assert np.all(np.asarray(logits[:, IDENTITIES:]) == -np.inf)
     return np.asarray(logits[:, :IDENTITIES])

@@ -55,13 +55,13 @@ def _without_notes(text):
 
 
 def waits(number, port, *, count=2, timeout=300):
-    """The line with which a process begins."""
+    """The first line that a process prints."""
     place = f"localhost:{port}"
     return f"process {number} of {count} waits up to {timeout} s for the others at {place}\n"
 
 
 def after_waiting(err):
-    """A process's standard error after the line with which it begins."""
+    """A process's standard error after its first line."""
     first, _, rest = err.partition("\n")
     port = first.rpartition(":")[2]
     assert first + "\n" in [waits(number, port) for number in (0, 1)], err

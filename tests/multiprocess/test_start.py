@@ -40,7 +40,7 @@ def alone(monkeypatch):
 
 @pytest.fixture
 def fake(alone, monkeypatch):
-    """Replaces JAX's part: no process is joined, and none ends but by SystemExit."""
+    """Replaces JAX's part: no process is joined, and one ends only by SystemExit."""
 
     class Jax:
         calls = ()  # the arguments of jax.distributed.initialize
@@ -79,7 +79,7 @@ def _error(capsys, *arguments):
         (("here:port", 2, 0), "--coordinator=here:port: must be HOST:PORT"),
         (("here:65536", 2, 0), "--coordinator=here:65536: must be HOST:PORT"),
         (("here:1", 0, 0), "--num_processes=0: must be above 0"),
-        (("here:1", 2, 2), r"--process_id=2: must lie in \[0, 2\), for --num_processes=2"),
+        (("here:1", 2, 2), r"--process_id=2: must be in \[0, 2\), for --num_processes=2"),
         ((None, 1, 1), "--coordinator not given; several processes need "),
     ],
 )
@@ -254,7 +254,7 @@ RESTART = (
 @pytest.mark.parametrize(
     ("what", "number", "error"),
     [
-        # What the loss of a process looks like, and yet is this process's own.
+        # Looks like the loss of another process, but is this process's own error.
         ("memory", 0, "JaxRuntimeError: RESOURCE_EXHAUSTED: NCCL failed to allocate memory"),
         ("bug", 1, "ZeroDivisionError: a bug"),
     ],
@@ -298,7 +298,7 @@ def test_a_workdir_that_is_not_shared_is_named_before_step_1(tmp_path):
         assert (code, out) == (1, ""), err
         assert err.startswith(
             f"{waits(i, port)}error in process {i}: --workdir={folders[i]}: process 1 does not see "
-            "there what process 0 writes"
+            "what process 0 writes there"
         )
         assert err.count("\n") == 2
     assert not any(any(folder.iterdir()) for folder in folders)

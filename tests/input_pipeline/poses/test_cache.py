@@ -76,7 +76,7 @@ def test_the_documented_arrays_are_what_numpy_finds(tmp_path):
 
 def test_lookup_finds_each_image_and_no_other():
     rows = made().lookup(np.array([digest("c"), digest("a"), digest("b"), digest("0")]))
-    # b stands in two rows: the first is taken.
+    # b is in two rows: the first counts.
     assert rows.tolist() == [-1, 1, 0, -1]
     assert rows.dtype == np.int64
 

@@ -39,7 +39,7 @@ def test_every_image_and_joint_is_decoded_independently(gaussians):
 
 def test_a_vertex_by_hand():
     maps = np.zeros((1, 1, 3, 5), np.float32)
-    # Along x: 1/4, 1, 1/2. With a = ln 4 and b = ln 2 = a / 2 below the peak, the vertex lies at
+    # Along x: 1/4, 1, 1/2. With a = ln 4 and b = ln 2 = a / 2 below the peak, the vertex is at
     # (a - b) / (2 (a + b)) = (1/2) / 3 = 1/6. Along y the neighbours are 0: the cell itself.
     maps[0, 0, 1, 1:4] = 0.25, 1.0, 0.5
     positions, confidence = decode_heatmaps(maps, (3, 5))
