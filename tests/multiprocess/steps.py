@@ -22,7 +22,7 @@ from pgfl_jax.experiment import Experiment
 from pgfl_jax.losses import mine_hardest
 from pgfl_jax.train_step import make_train_step
 
-STEPS = {1: 10, 2: 3}  # by the size of the mesh's axis "model"
+STEPS = {1: 4, 2: 3}  # by the size of the mesh's axis "model"
 
 
 def _double(tree):
