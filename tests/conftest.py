@@ -20,14 +20,15 @@ jaxtyping.install_import_hook("pgfl_jax", "beartype.beartype")
 from configs import synthetic_tiny
 from input_pipeline.builders import prepared_builder
 from pgfl_jax.config import parse_config
+from tests.runs import shared_by_workers
 
 
 @pytest.fixture(scope="session")
 def tiny_data_dir(tmp_path_factory):
-    """A data folder with the tiny synthetic set, rendered once."""
-    folder = tmp_path_factory.mktemp("data")
-    prepared_builder("synthetic_occluded_reid/tiny", str(folder))
-    return folder
+    """A data folder with the tiny synthetic set, rendered once for all workers."""
+    with shared_by_workers(tmp_path_factory, "data") as folder:
+        prepared_builder("synthetic_occluded_reid/tiny", str(folder))
+        return folder
 
 
 @pytest.fixture(scope="session")

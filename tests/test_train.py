@@ -143,7 +143,7 @@ def test_a_users_mistake_is_one_line(tiny_data_dir, tmp_path):
         (["--config.optim.learning_rat=0.1"], "learning_rat"),
         (["--config.optim.learning_rate=fast"], "learning_rate"),
         (["--config.data.dataset=market"], "unknown data set 'market'; available: dukemtmc_"),
-        (["--mode=evaluate"], "manifest.json: not found"),
+        (["--mode=evaluate"], "config.json: not found"),
         (["--config.optm.learning_rate=1"], 'Did you mean "optim" instead of "optm"?'),
         (["mode=evaluate"], "no bare arguments (['mode=evaluate'])"),
     ],

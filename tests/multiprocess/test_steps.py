@@ -53,7 +53,7 @@ def test_losses_and_parameters_are_the_same(dumps, model):
     for kind, least in (("losses", 4), ("state", 50)):
         alone, *both = (_named(dump, kind) for dump in dumps)
         for name in (names := [name for name in alone if name.startswith(f"model {model}/")]):
-            # The steps amplify float64's 1e-16, ten of them to 1e-11 (tests/distributed/test_sharding.py).
+            # The steps amplify float64's 1e-16 (tests/distributed/test_sharding.py).
             tolerance = 1e-10 * max(np.abs(alone[name]).max(), 0.01)
             for part in both:
                 np.testing.assert_allclose(part[name], alone[name], rtol=0, atol=tolerance)
