@@ -373,6 +373,7 @@ def read_main_branch(
     if not steps:
         raise CheckpointError(f"{directory}: no checkpoint; train first")
     step = {"newest": steps[-1], "best": best_step(workdir)}.get(str(checkpoint), checkpoint)
+    step = int(step) if isinstance(step, str) and step.isdecimal() else step
     if step is None:
         raise CheckpointError(f"{directory}: no checkpoint has been scored yet; take the newest")
     if step not in steps:

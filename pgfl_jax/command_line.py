@@ -61,7 +61,9 @@ def keep_interrupts() -> None:
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; end with one line that names an option that does not exist."""
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(f"error: {' '.join(str(error).split())} (--help lists the options)")
     except (AttributeError, KeyError) as error:
         # ml_collections raises a KeyError, or an AttributeError that holds one. Any other error
         # comes from the configuration file itself.

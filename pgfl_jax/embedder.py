@@ -6,10 +6,10 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,9 @@ Picture = str | os.PathLike | UInt8[np.ndarray, "_ _ 3"]
 Pictures = Picture | UInt8[np.ndarray, "_ _ _ 3"] | Sequence[Picture]
 Variables = Mapping[str, Any]
 
+_Parameters = Literal["trained", "average"]
+_Dtype = Literal["float32", "bfloat16"]
+
 _PER_DEVICE = 64
 """Pictures per device and batch, unless the caller says otherwise."""
 
@@ -40,8 +43,8 @@ def load(
     path: str | os.PathLike,
     *,
     checkpoint: Literal["newest", "best"] | int = "newest",
-    parameters: Literal["trained", "average"] = "trained",
-    dtype: Literal["float32", "bfloat16"] | None = None,
+    parameters: _Parameters = "trained",
+    dtype: _Dtype | None = None,
 ) -> "Embedder":
     """Load the main branch of a training run.
 
@@ -60,6 +63,8 @@ def load(
         UserError: the folder holds no run, no such checkpoint, a damaged one, or no average.
     """
     workdir = Path(path).expanduser()
+    _check_choice("parameters", parameters, get_args(_Parameters))
+    _check_choice("dtype", dtype, (None, *get_args(_Dtype)))
     config = read_config(workdir)
     if dtype is not None:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
@@ -70,6 +75,11 @@ def load(
     return Embedder(config, model, variables, step)
 
 
+def _check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    if value not in choices:
+        raise UserError(f"{name} = {value!r}: must be one of {', '.join(map(repr, choices))}")
+
+
 def _abstract_variables(model: PGFL, config: Config) -> dict[str, Any]:
     """Shapes of the variables that images alone reach at test time."""
     images = jax.ShapeDtypeStruct((1, config.data.height, config.data.width, 3), jnp.float32)
@@ -77,7 +87,7 @@ def _abstract_variables(model: PGFL, config: Config) -> dict[str, Any]:
     return jax.eval_shape(init, jax.random.key(0), images)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Embedder:
     """Pictures to retrieval embeddings, by the main branch alone.
 
@@ -130,6 +140,14 @@ class Embedder:
                 running = following
             _collect(running, rows, sequence, bar)
         return rows
+
+    def __repr__(self) -> str:
+        """What it is, without its weights."""
+        data, model = self.config.data, self.config.model
+        return (
+            f"Embedder({model.backbone}, {data.height}x{data.width} pixels to {self.dim} numbers, "
+            f"{model.dtype}, step {self.step})"
+        )
 
     @property
     def dim(self) -> int:
@@ -242,14 +260,15 @@ def _collect(
     bar.update(batch.indices[-1] + 1 - bar.n)
 
 
-def as_sequence(pictures: Pictures) -> Sequence[Picture] | np.ndarray:
-    """The pictures one by one.
+def as_sequence(pictures: Any) -> Sequence[Picture] | np.ndarray:
+    """The pictures one by one, whatever they were given as.
 
     Raises:
         PictureError: a folder without pictures.
     """
     if isinstance(pictures, str | os.PathLike):
         return preprocessing.list_pictures(pictures) if Path(pictures).is_dir() else [pictures]
-    if isinstance(pictures, np.ndarray) and pictures.ndim == 3:
-        return [pictures]
-    return pictures
+    if isinstance(pictures, Iterable) and not isinstance(pictures, np.ndarray | jax.Array | bytes):
+        return pictures if isinstance(pictures, Sequence) else list(pictures)
+    array = np.asarray(pictures)  # one picture, or a stack of them
+    return array if array.ndim == 4 else [array]

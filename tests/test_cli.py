@@ -1,5 +1,7 @@
 """The command ``pgfl``."""
 
+import json
+import shutil
 import sys
 
 import numpy as np
@@ -97,6 +99,16 @@ def test_info_is_a_screenful_of_facts(capsys):
     ):
         assert fact in out
     assert len(out.splitlines()) < 20
+
+
+def test_scores_of_the_best_checkpoint_are_shown_as_such(tmp_path, capsys):
+    run = shutil.copytree(GOLDEN_RUN, tmp_path / "run")
+    result = json.loads((run / "results" / "occluded.json").read_text())
+    (run / "results" / "occluded.best.json").write_text(json.dumps(result | {"step": 20}))
+    assert cli.main(["info", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert out.index("scores at step 30\n") < out.index("scores at step 20, the best\n")
+    assert out.count("occluded") - out.count("synthetic_occluded") == 2
 
 
 def test_evaluate_is_the_repositorys_main(monkeypatch):

@@ -156,7 +156,31 @@ def test_the_wanted_checkpoint_and_parameters_are_loaded(scored_run, options, st
     assert float(embedder.variables["params"]["main_pooling"]["power"]) == power + difference
 
 
+def test_a_listing_does_not_print_the_weights(embedder):
+    assert repr(embedder) == "Embedder(resnet8, 64x32 pixels to 192 numbers, float32, step 30)"
+
+
+def test_what_is_no_picture_is_refused_with_its_own_shape(embedder, pictures):
+    grey = pictures[0][..., 0]
+    for wrong, shape in ((grey, "(64, 32)"), (None, "()"), (b"jpeg", "()"), (grey[0], "(32,)")):
+        with pytest.raises(PictureError) as error:
+            embedder(wrong)
+        assert f"an array of shape {shape} and type" in str(error.value)
+    assert embedder([]).shape == (0, 192)
+
+
+def test_jax_arrays_pillow_images_and_generators_are_pictures_too(embedder, pictures, rows):
+    for given in (jnp.asarray(pictures[0]), Image.fromarray(pictures[0])):
+        np.testing.assert_allclose(embedder(given), rows[:1], atol=2e-6)
+    np.testing.assert_allclose(embedder(picture for picture in pictures), rows, atol=2e-6)
+
+
 def test_what_cannot_be_loaded_is_said_in_one_line(scored_run, tmp_path):
+    with pytest.raises(UserError, match=r"parameters = 'ema': must be one of 'trained', 'average'"):
+        pgfl_jax.load(GOLDEN_RUN, parameters="ema")
+    with pytest.raises(UserError, match=r"dtype = 'int8': must be one of None, 'float32', 'bfloa"):
+        pgfl_jax.load(GOLDEN_RUN, dtype="int8")
+    assert pgfl_jax.load(GOLDEN_RUN, checkpoint="30").step == 30
     with pytest.raises(FileNotFoundError, match=r"config\.json: not found; is .* the folder of a"):
         pgfl_jax.load(tmp_path)
     with pytest.raises(CheckpointError, match=r"no checkpoint 7; there are \[30\]"):

@@ -106,17 +106,18 @@ def test_the_pose_terms_move_the_channel_groups_onto_their_parts(tiny_config):
     assert moved[1.0] > 1.5 * moved[0.0]
 
 
-def test_evaluate_mode_repeats_the_scores(undisturbed, tiny_data_dir, tmp_path):
+def test_evaluating_a_run_again_repeats_its_scores(undisturbed, tiny_config, capsys):
+    """To the digit; tests/test_stored_runs.py starts ``--mode=evaluate`` as a user does."""
     workdir = undisturbed[0]
     path = workdir / "results" / "occluded.json"
     before = json.loads(path.read_text())
     path.unlink()
-    code, out, err = finish(start(tiny_data_dir, workdir, "--mode=evaluate"))
-    assert code == 0, err
+    config = tiny_config()
+    evaluate_checkpoint(config, workdir, evaluation_data(config))
     after = json.loads(path.read_text())
     before.pop("seconds"), after.pop("seconds")
     assert after == before
-    assert f"{100 * after['mAP']:.1f}" in out
+    assert f"{100 * after['mAP']:.1f}" in capsys.readouterr().out
 
 
 def test_an_untrained_network_is_scored_without_a_run(undisturbed, tiny_config, tmp_path):
@@ -385,5 +386,5 @@ def test_a_broken_image_is_named_and_the_iterator_closed(own_builder, tiny_confi
 def test_a_truncated_image_is_named_before_anything_starts(own_builder, tiny_config, tmp_path):
     own_builder("cut_reid", damaged="jpeg[:-200]")
     config = _own_config(tiny_config, tmp_path, **{"data.dataset": "cut_reid"})
-    with pytest.raises(DataError, match=r"cut_reid/.* train: 1 files are no .*: train_5\.jpg;"):
+    with pytest.raises(DataError, match=r"cut_reid/.* train: 1 files are not .*: train_5\.jpg;"):
         training_data(config)

@@ -93,10 +93,11 @@ def read_config(workdir: Path) -> Config:
         FileNotFoundError: the folder holds no run.
     """
     path = workdir / "config.json"
+    options = read_json(path)
     try:
-        return stored_config(read_json(path))
+        return stored_config(options)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: {error}; the run is from another version") from error
 
 
 def check_same_options(workdir: Path, config: Config) -> None:
@@ -149,13 +150,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of a run; a ConfigError if it is damaged, a FileNotFoundError if not there."""
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: not found; is {path.parent} the folder of a training run? "
-            "(--config.eval.checkpoint=untrained needs none)"
+            f"{path}: not found; is {path.parent} the folder of a training run?"
         )
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfigError(f"{path}: damaged ({error}); use another --workdir") from error
+        raise ConfigError(f"{path}: damaged ({error})") from error
 
 
 def _version(package: str) -> str | None:

@@ -1,5 +1,6 @@
 """A run in a screenful: network, data, checkpoints, scores."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,24 @@ def describe_run(workdir: Path) -> str:
     facts = dict(_facts(config, manifest)) | {"checkpoints": _checkpoints(workdir)}
     width = max(map(len, facts))
     lines = [f"{name:<{width}}  {value}" for name, value in facts.items()]
-    results = [read_json(path) for path in sorted((workdir / "results").glob("*.json"))]
-    steps = sorted({result["step"] for result in results})
-    for step in steps:
-        scored = [result for result in results if result["step"] == step]
-        lines += ["", f"scores at step {step}", score_table(scored)]
+    # results/occluded.json, results/occluded.best.json …
+    paths = sorted((workdir / "results").glob("*.json"))
+    for suffix, title in (("", ""), ("best", ", the best"), ("untrained", ", untrained")):
+        chosen = [path for path in paths if _choice(path) == suffix]
+        results = sorted(map(read_json, chosen), key=_step)
+        for step, scored in itertools.groupby(results, _step):
+            lines += ["", f"scores at step {step}{title}", score_table([*scored])]
     return "\n".join([str(workdir), *lines])
+
+
+def _step(result: Mapping[str, Any]) -> int:
+    return result["step"]
+
+
+def _choice(path: Path) -> str:
+    """Which checkpoint a result is of: ``best``, ``untrained``, or empty for the newest."""
+    last = path.stem.rpartition(".")[2]
+    return last if last in ("best", "untrained") else ""
 
 
 def _facts(config: Config, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -61,10 +74,11 @@ def _facts(config: Config, manifest: Mapping[str, Any]) -> Iterator[tuple[str, s
         ),
     )
     versions = manifest["packages"]
+    commit, changed, _ = (manifest["commit"] or "unknown").partition("+changes")
     yield (
         "made by",
         (
-            f"commit {(manifest['commit'] or 'unknown')[:12]}, jax {versions['jax']}, "
+            f"commit {commit[:12]}{' with changes' if changed else ''}, jax {versions['jax']}, "
             f"{len(manifest['devices'])} x {manifest['devices'][0]}"
         ),
     )
