@@ -8,16 +8,26 @@ after it resumed to the end.
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import pytest
 
+from configs import stored
 from input_pipeline.from_config import evaluation_data, training_data
-from pgfl_jax.config import Config, ConfigError, current_dataset_name, stored_config
+from pgfl_jax.command_line import with_stored_config
+from pgfl_jax.config import (
+    Config,
+    ConfigError,
+    current_dataset_name,
+    parse_config,
+    stored_config,
+)
 from pgfl_jax.report.manifest import check_same_options, read_config
 from pgfl_jax.report.writers import write_json
+from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
 from pgfl_jax.train import train
-from tests.runs import GOLDEN_RUN, finish, launch, results
+from tests.runs import GOLDEN_RUN, results
 
 
 @pytest.fixture
@@ -36,18 +46,16 @@ def assert_results(found, folder):
             assert found[name][key] == values[key]
 
 
-def test_it_is_evaluated_by_its_folder_alone(run, tiny_data_dir):
+def test_it_is_evaluated_by_its_folder_alone(run, tiny_data_dir, capsys):
+    """In this process; tests/test_train.py starts ``main.py --mode=evaluate --workdir=RUN``."""
     shutil.rmtree(run / "results")
-    status, out, err = finish(
-        launch(
-            "main.py",
-            "--mode=evaluate",
-            f"--workdir={run}",
-            f"--config.data.data_dir={tiny_data_dir}",
-        )
-    )
-    assert status == 0, err
-    assert "evaluation at step 30" in out
+    command = with_stored_config(["--mode=evaluate", f"--workdir={run}"], Path("configs/stored.py"))
+    assert command[0] == f"--config=configs/stored.py:{run}"
+    values = stored.get_config(str(run))
+    values.data.data_dir = str(tiny_data_dir)
+    config = parse_config(values)
+    evaluate_checkpoint(config, run, evaluation_data(config))
+    assert "evaluation at step 30" in capsys.readouterr().out
     assert_results(results(run), GOLDEN_RUN / "results")
 
 
@@ -63,11 +71,11 @@ def test_it_is_resumed_to_the_same_end(run, tiny_config):
 
 
 def test_an_option_that_it_lacks_has_its_default():
-    stored = json.loads((GOLDEN_RUN / "config.json").read_text())
+    written = json.loads((GOLDEN_RUN / "config.json").read_text())
     defaults = Config().flat_options()
-    assert stored_config(stored).flat_options()["optim.learning_rate"] == 1.5e-3
-    for name in stored:
-        older = {option: value for option, value in stored.items() if option != name}
+    assert stored_config(written).flat_options()["optim.learning_rate"] == 1.5e-3
+    for name in written:
+        older = {option: value for option, value in written.items() if option != name}
         try:
             found = stored_config(older).flat_options()
         except ConfigError:  # the default does not fit the other values
@@ -76,18 +84,18 @@ def test_an_option_that_it_lacks_has_its_default():
 
 
 def test_options_of_a_newer_version_are_refused(run):
-    stored = json.loads((run / "config.json").read_text())
-    write_json(run / "config.json", stored | {"loss.novelty": 1.0})
+    written = json.loads((run / "config.json").read_text())
+    write_json(run / "config.json", written | {"loss.novelty": 1.0})
     with pytest.raises(ConfigError, match=r"config\.json: config\.loss\.novelty: unknown option"):
         read_config(run)
 
 
 def test_only_options_that_leave_the_parameters_alone_may_change(run):
-    stored = json.loads((run / "config.json").read_text())
+    written = json.loads((run / "config.json").read_text())
     free = {"model.remat": "blocks", "eval.batch_size": 8, "data.data_dir": "elsewhere"}
-    check_same_options(run, stored_config(stored | free))
+    check_same_options(run, stored_config(written | free))
     with pytest.raises(ConfigError, match=r"config\.loss\.margin = 0\.5: .* holds a run with 0\.3"):
-        check_same_options(run, stored_config(stored | {"loss.margin": 0.5}))
+        check_same_options(run, stored_config(written | {"loss.margin": 0.5}))
 
 
 def test_a_data_set_of_ones_own_kept_its_content_when_it_was_renamed():

@@ -27,7 +27,7 @@ from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
 from pgfl_jax.retrieval.protocols import EvaluationError
 from pgfl_jax.train import train
 from pgfl_jax.train_step import make_train_step
-from tests.runs import finish, history, start
+from tests.runs import finish, history, launch, start
 
 STEPS = 40
 ONE = jax.devices()[:1]  # eight virtual devices on two cores would only be slow
@@ -106,18 +106,17 @@ def test_the_pose_terms_move_the_channel_groups_onto_their_parts(tiny_config):
     assert moved[1.0] > 1.5 * moved[0.0]
 
 
-def test_evaluating_a_run_again_repeats_its_scores(undisturbed, tiny_config, capsys):
-    """To the digit; tests/test_stored_runs.py starts ``--mode=evaluate`` as a user does."""
+def test_evaluate_mode_needs_the_folder_alone_and_repeats_the_scores(undisturbed):
     workdir = undisturbed[0]
     path = workdir / "results" / "occluded.json"
     before = json.loads(path.read_text())
     path.unlink()
-    config = tiny_config()
-    evaluate_checkpoint(config, workdir, evaluation_data(config))
+    code, out, err = finish(launch("main.py", "--mode=evaluate", f"--workdir={workdir}"))
+    assert code == 0, err
     after = json.loads(path.read_text())
     before.pop("seconds"), after.pop("seconds")
     assert after == before
-    assert f"{100 * after['mAP']:.1f}" in capsys.readouterr().out
+    assert f"{100 * after['mAP']:.1f}" in out
 
 
 def test_an_untrained_network_is_scored_without_a_run(undisturbed, tiny_config, tmp_path):
