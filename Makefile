@@ -5,6 +5,9 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO_DIR ?= runs/demo
 
+# Without compiled modules every start takes seconds longer.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test lint docs scaling parity
 
 setup: $(INSTALLED)
