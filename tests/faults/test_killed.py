@@ -84,8 +84,11 @@ def test_kills_change_nothing(drive, tmp_path, saving, stepping, starting):
     assert not (workdir / "damaged_checkpoints").exists()
 
 
+# Ctrl-C itself is part of the next test, and of tests/distributed/test_preemption.py.
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+    ("number", "status"),
+    [(signal.SIGTERM, 0), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+    ids=["SIGTERM", "SIGINT"],
 )
 def test_a_signal_saves_and_stops(drive, undisturbed, tmp_path, number, status):
     # Nothing would be logged, saved or evaluated at step 15 without the signal.
