@@ -9,7 +9,11 @@ import json
 import os
 
 # Otherwise the plugin looks for CUDA's libraries, which compiling does not need.
-os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+}
 
 import jax
 from jax.experimental import topologies
