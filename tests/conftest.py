@@ -26,6 +26,14 @@ from pgfl_jax.config import parse_config
 from tests.runs import shared_by_workers
 
 
+@pytest.fixture(scope="module")
+def all_optimizations():
+    """For tests that look at what users' programs compile to, or how they round."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(scope="session")
 def tiny_data_dir(tmp_path_factory):
     """A data folder with the tiny synthetic set, rendered once for all workers."""

@@ -9,14 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from benchmarks.hlo import Collective, Program, array_bytes, dimensions
 from pgfl_jax.distributed.sharding import make_mesh
 
-
-@pytest.fixture(autouse=True)
-def all_optimizations():
-    """The programs as users get them."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
+pytestmark = pytest.mark.usefixtures("all_optimizations")
 
 REDUCTION = """
 %add (x: f32[], y: f32[]) -> f32[] {

@@ -82,7 +82,7 @@ def _train(config, mesh, dtype=np.float32, start=None):
 
 
 @pytest.fixture(scope="module")
-def trainings(tiny_data_dir):
+def trainings(tiny_data_dir, all_optimizations):
     """Every mesh in float64, from the float32 start of one device; two of them in float32 too."""
     # Plain gradient steps: Adam's first ones have the size of the rate whatever the gradient, and
     # so turn the rounding error of a gradient near 0 into a step the other way.
