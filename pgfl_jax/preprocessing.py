@@ -5,7 +5,6 @@ one grey level (tests/test_preprocessing.py). Nothing is cropped: the whole pict
 """
 
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,8 +50,7 @@ def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
         PictureError: there is no such file, or it is damaged or not a picture.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore")  # of odd metadata, which nothing here reads
+        with Image.open(path) as image:
             if image.mode.startswith("I;16"):
                 return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
             return np.asarray(image.convert("RGB"))
