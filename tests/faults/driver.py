@@ -24,6 +24,9 @@ flags.DEFINE_string("workdir", None, "Folder of the run.")
 flags.DEFINE_integer("nan", -1, "The images of this step's batch are NaN.")
 flags.DEFINE_integer("signal_at", -1, "In this step, counted from 0, signals are sent …")
 flags.DEFINE_multi_integer("signal", [], "… of these numbers.")
+flags.DEFINE_string("coordinator", None, "As in main.py.")
+flags.DEFINE_integer("num_processes", None, "As in main.py.")
+flags.DEFINE_integer("process_id", None, "As in main.py.")
 
 
 class NoEvents:
@@ -56,6 +59,17 @@ def batch(config, step):
     }
 
 
+def own_rows(batch):
+    """This process's rows of a global batch."""
+    import jax
+
+    def own(rows):
+        size = len(rows) // jax.process_count()
+        return rows[jax.process_index() * size :][:size]
+
+    return {name: own(rows) for name, rows in batch.items()}
+
+
 def training_data(config):
     import numpy as np
 
@@ -70,7 +84,7 @@ def training_data(config):
                 for number in FLAGS.signal:
                     os.kill(os.getpid(), number)
                     time.sleep(0.1)
-            yield values
+            yield own_rows(values)
             step += 1
 
     names = np.array([f"train_{i}.jpg" for i in range(IMAGES)])
@@ -87,14 +101,15 @@ def evaluation_data(config):
     def split(seed, camera):
         def batches():
             rng = np.random.default_rng((1, seed))
-            yield {
-                "images": rng.normal(size=(size, config.data.height, config.data.width, 3)).astype(
-                    np.float32
-                ),
-                "part_maps": np.zeros((size, *config.map_shape, 8), np.float32),
-                "visibility": np.zeros((size, 8), np.float32),
-                "valid": np.ones(size, np.float32),
-            }
+            images = rng.normal(size=(size, config.data.height, config.data.width, 3))
+            yield own_rows(
+                {
+                    "images": images.astype(np.float32),
+                    "part_maps": np.zeros((size, *config.map_shape, 8), np.float32),
+                    "visibility": np.zeros((size, 8), np.float32),
+                    "valid": np.ones(size, np.float32),
+                }
+            )
 
         names = np.array([f"{seed}_{i}.jpg" for i in range(size)])
         identities = np.arange(size) % 8
@@ -110,13 +125,15 @@ def evaluation_data(config):
 
 def main(argv):
     from pgfl_jax.config import parse_config
+    from pgfl_jax.distributed.launch import joined
     from pgfl_jax.train import train
 
     logging.set_verbosity(logging.FATAL)
     config = parse_config(FLAGS.config)
     workdir = Path(FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    train(config, workdir, training_data(config), evaluation_data(config))
+    with joined(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id):
+        train(config, workdir, training_data(config), evaluation_data(config))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from input_pipeline.from_config import evaluation_data
 from pgfl_jax.config import parse_config
 from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
 from tests.multiprocess.launching import after_waiting, finish, free_port, train, two
-from tests.runs import assert_same_end, history, steps
+from tests.runs import assert_same_end, history, launch, steps
 
 pytestmark = pytest.mark.multiprocess
 
@@ -110,11 +110,19 @@ def _kill(processes, number, workdir, step):
     return outcome[1 - number], time.monotonic() - killed
 
 
-def test_what_ends_a_process_loses_nothing(undisturbed, tmp_path):
-    folder, _ = undisturbed
-    data_dir, workdir = folder / "data", tmp_path / "run"
+def _drive(workdir):
+    """Two processes of the training that needs no TensorFlow, and so starts sooner."""
+    options = [f"--config.{name}={OPTIONS[name]}" for name in OPTIONS if name != "eval.batch_size"]
+    command = "-m", "tests.faults.driver", f"--workdir={workdir}", *options
+    return [launch(*command, *process) for process in two(free_port())]
+
+
+def test_what_ends_a_process_loses_nothing(tmp_path):
+    for code, _, err in finish(_drive(tmp_path / "straight")):
+        assert code == 0, err
+    workdir = tmp_path / "run"
     for number, step in ((1, 5), (0, 10)):
-        processes = _start(workdir, data_dir)
+        processes = _drive(workdir)
         (code, _, err), seconds = _kill(processes, number, workdir, step)
         # JAX aborts it, or it ends with the error of a connection that broke.
         assert code == -signal.SIGABRT or f"error in process {1 - number}: " in err, err
@@ -122,7 +130,7 @@ def test_what_ends_a_process_loses_nothing(undisturbed, tmp_path):
         assert seconds < 60
         assert step <= _newest(workdir) < STEPS
     # SIGTERM reaches only one of them; both stop at the same step.
-    processes = _start(workdir, data_dir)
+    processes = _drive(workdir)
     _await_step(processes, workdir, 15)
     processes[1].send_signal(signal.SIGTERM)
     (code, out, err), (other, other_out, other_err) = finish(processes)
@@ -130,7 +138,7 @@ def test_what_ends_a_process_loses_nothing(undisturbed, tmp_path):
     assert after_waiting(err) == after_waiting(other_err) == ""
     stopped = int(re.search(r"^stopped at step (\d+) and saved", out, re.MULTILINE)[1])
     assert stopped == _newest(workdir) >= 15
-    (code, out, err), (other, _, _) = finish(_start(workdir, data_dir))
+    (code, out, err), (other, _, _) = finish(_drive(workdir))
     assert (code, other) == (0, 0), err
     assert out.startswith(f"resuming from step {stopped} of {STEPS}")
-    assert_same_end(workdir, folder / "run", STEPS)
+    assert_same_end(workdir, tmp_path / "straight", STEPS)

@@ -222,7 +222,7 @@ def test_eight_channels_are_the_parts(tmp_path):
 @pytest.mark.parametrize(
     ("maps", "message"),
     [
-        (np.full((18, 24, 8), 200.0), r"a\.npy: values from 200 to 200; they must lie in \[0, 1\]"),
+        (np.full((18, 24, 8), 200.0), r"a\.npy: values from 200 to 200; they must be in \[0, 1\]"),
         (np.full((18, 24, 8), -0.6), r"a\.npy: values from -0\.6"),
         (np.full((18, 24, 8), np.nan), r"a\.npy: values must be finite"),
         (np.zeros((24, 8, 18)), r"a\.npy: shape \(24, 8, 18\), not \(channels, height, width\) of"),
