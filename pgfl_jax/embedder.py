@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,7 @@ from pgfl_jax.models import PGFL, unit_length
 from pgfl_jax.preprocessing import PictureError
 from pgfl_jax.report.manifest import read_config
 
-# Pictures of one list may differ in size, so their sides have no names.
-Picture = str | os.PathLike | UInt8[np.ndarray, "_ _ 3"]
-Pictures = Picture | UInt8[np.ndarray, "_ _ _ 3"] | Sequence[Picture]
 Variables = Mapping[str, Any]
-
-_Parameters = Literal["trained", "average"]
-_Dtype = Literal["float32", "bfloat16"]
 
 _PER_DEVICE = 64
 """Pictures per device and batch, unless the caller says otherwise."""
@@ -42,9 +36,9 @@ _PER_DEVICE = 64
 def load(
     path: str | os.PathLike,
     *,
-    checkpoint: Literal["newest", "best"] | int = "newest",
-    parameters: _Parameters = "trained",
-    dtype: _Dtype | None = None,
+    checkpoint: str | int = "newest",
+    parameters: str = "trained",
+    dtype: str | None = None,
 ) -> "Embedder":
     """Load the main branch of a training run.
 
@@ -52,9 +46,9 @@ def load(
 
     Args:
         path: the run's folder (``--workdir``).
-        checkpoint: the newest, the best by the run's first protocol, or the one of a step.
-        parameters: as trained, or their running average (``optim.ema_decay``).
-        dtype: of convolutions and products; None: the run's own.
+        checkpoint: ``newest``, ``best`` (by the run's first protocol) or a step.
+        parameters: ``trained``, or ``average`` for their running average (``optim.ema_decay``).
+        dtype: of convolutions and products, ``float32`` or ``bfloat16``; None: the run's own.
 
     Returns:
         The embedder.
@@ -63,11 +57,12 @@ def load(
         UserError: the folder holds no run, no such checkpoint, a damaged one, or no average.
     """
     workdir = Path(path).expanduser()
-    _check_choice("parameters", parameters, get_args(_Parameters))
-    _check_choice("dtype", dtype, (None, *get_args(_Dtype)))
+    _check_choice("parameters", parameters, ("trained", "average"))
+    _check_choice("dtype", dtype, (None, "float32", "bfloat16"))
     config = read_config(workdir)
     if dtype is not None:
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+        network = dataclasses.replace(config.model, dtype=cast(Any, dtype))
+        config = dataclasses.replace(config, model=network)
     model = make_model(config, num_identities=1)  # the classifiers, which count them, stay on disk
     step, variables = read_main_branch(
         workdir, _abstract_variables(model, config), checkpoint=checkpoint, parameters=parameters
@@ -105,7 +100,7 @@ class Embedder:
 
     def __call__(
         self,
-        pictures: Pictures,
+        pictures: Any,
         *,
         batch_size: int | None = None,
         on_unreadable: Callable[[PictureError], Any] | None = None,
@@ -154,7 +149,7 @@ class Embedder:
         """Length of an embedding, D."""
         return jax.tree.leaves(self.variables["params"]["main_neck"])[0].shape[0]
 
-    def preprocess(self, picture: Picture) -> UInt8[np.ndarray, "height width 3"]:
+    def preprocess(self, picture: Any) -> UInt8[np.ndarray, "height width 3"]:
         """A path or an RGB array of any size as :meth:`apply` takes it, of the run's size."""
         return preprocessing.preprocess(picture, self.config.data.height, self.config.data.width)
 
@@ -191,13 +186,13 @@ class Embedder:
 
     def _read(
         self,
-        pictures: Sequence[Picture] | np.ndarray,
+        pictures: Sequence[Any] | np.ndarray,
         ahead: int,
         on_unreadable: Callable[[PictureError], Any] | None,
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Index and input of each readable picture; threads prepare up to ``ahead`` of them."""
 
-        def attempt(picture: Picture) -> np.ndarray | PictureError:
+        def attempt(picture: Any) -> np.ndarray | PictureError:
             try:
                 return self.preprocess(picture)
             except PictureError as error:
@@ -240,7 +235,7 @@ class _Batch(NamedTuple):
 
 
 def _collect(
-    batch: _Batch | None, rows: np.ndarray, pictures: Sequence[Picture] | np.ndarray, bar: tqdm
+    batch: _Batch | None, rows: np.ndarray, pictures: Sequence[Any] | np.ndarray, bar: tqdm
 ) -> None:
     """Wait for a batch, check its embeddings and put them into their rows."""
     if batch is None:
@@ -260,7 +255,7 @@ def _collect(
     bar.update(batch.indices[-1] + 1 - bar.n)
 
 
-def as_sequence(pictures: Any) -> Sequence[Picture] | np.ndarray:
+def as_sequence(pictures: Any) -> Sequence[Any] | np.ndarray:
     """The pictures one by one, whatever they were given as.
 
     Raises:

@@ -23,9 +23,7 @@ class PictureError(UserError):
     """A picture that cannot be read; the message names it."""
 
 
-def preprocess(
-    picture: str | os.PathLike | np.ndarray, height: int, width: int
-) -> UInt8[np.ndarray, "height width 3"]:
+def preprocess(picture: Any, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
     """Decode, if it is a file, and resize.
 
     Args:

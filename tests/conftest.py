@@ -55,9 +55,11 @@ def tiny_config(tiny_data_dir):
 
 
 # What takes minutes starts first, or a worker would end up alone with it.
-LONG = ("test_killed.py", "test_train.py", "test_run.py", "test_steps.py",
-        "test_sharding.py", "test_damaged_checkpoints.py", "test_full_disk.py",
-        "test_pretrained.py", "test_parity.py", "test_study.py")  # fmt: skip
+LONG = (
+    "test_killed.py", "test_train.py", "test_run.py", "test_steps.py", "test_sharding.py",
+    "test_damaged_checkpoints.py", "test_resumed_elsewhere.py", "test_full_disk.py",
+    "test_start.py", "test_pretrained.py", "test_parity.py", "test_study.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
