@@ -368,51 +368,54 @@ def read_main_branch(
         CheckpointError: there is no such checkpoint or no average, it is damaged, of another
             architecture, or holds a value that is not finite; names the array.
     """
-    directory = (workdir / "checkpoints").absolute()
-    steps = checkpoint_steps(workdir)
-    if not steps:
-        raise CheckpointError(f"{directory}: no checkpoint; train first")
-    step = {"newest": steps[-1], "best": best_step(workdir)}.get(str(checkpoint), checkpoint)
-    step = int(step) if isinstance(step, str) and step.isdecimal() else step
-    if step is None:
-        raise CheckpointError(f"{directory}: no checkpoint has been scored yet; take the newest")
-    if step not in steps:
-        raise CheckpointError(f"{directory}: no checkpoint {step}; there are {steps}")
-    folder = directory / str(step)
+    step = _choose(workdir, checkpoint)
+    folder = (workdir / "checkpoints" / str(step)).absolute()
     if wrong := checksums.find_damage(folder):
-        raise CheckpointError(f"{folder}: damaged ({wrong}); take another of {steps}")
+        others = [other for other in checkpoint_steps(workdir) if other != step]
+        raise CheckpointError(f"{folder}: damaged ({wrong}); other checkpoints: {others}")
     handler = ocp.PyTreeCheckpointHandler()
+    wanted = {name: abstract[name] for name in ("params", "batch_stats")}
+    tree = {"average": wanted} if parameters == "average" else wanted
+    restore_args = jax.tree.map(lambda leaf: ocp.RestoreArgs(np.ndarray), tree)
     try:
         stored = handler.metadata(folder / "state").tree
-    except Exception as error:
-        raise _unreadable(folder, error) from error
-    if parameters == "average":
-        stored = stored["average"]
-        if stored is None:
+        if parameters == "average" and stored["average"] is None:
             raise CheckpointError(
                 f"{folder}: no average of the parameters: the run's config.optim.ema_decay is 0"
             )
-    wanted = {name: abstract[name] for name in ("params", "batch_stats")}
-    found, expected = (flatten_dict(tree, sep="/") for tree in (stored, wanted))
-    for name, leaf in sorted(expected.items()):
-        shape = tuple(found[name].shape) if name in found else None
-        if shape != leaf.shape:
-            raise CheckpointError(
-                f"{folder}: another architecture ({name}: the checkpoint has {shape}, the "
-                f"configuration {leaf.shape})"
-            )
-    tree = {"average": wanted} if parameters == "average" else wanted
-    restore_args = jax.tree.map(lambda leaf: ocp.RestoreArgs(np.ndarray), tree)
-    args = ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)
-    try:
+        present = flatten_dict(stored["average"] if parameters == "average" else stored, sep="/")
+        needed = {name: present[name] for name in flatten_dict(wanted, sep="/") if name in present}
+        if mismatch := _first_mismatch(needed, wanted):
+            raise CheckpointError(f"{folder}: another architecture ({mismatch})")
+        args = ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)
         variables = handler.restore(folder / "state", args=args)
+    except CheckpointError:
+        raise
     except Exception as error:
         raise _unreadable(folder, error) from error
     variables = variables["average"] if parameters == "average" else variables
     for name, value in sorted(flatten_dict(variables, sep="/").items()):
         if not np.isfinite(value).all():
             raise CheckpointError(f"{folder}: {name} has values that are not finite")
-    return int(step), variables
+    return step, variables
+
+
+def _choose(workdir: Path, checkpoint: str | int) -> int:
+    """The step that ``newest``, ``best`` or a step's number means."""
+    directory, steps = (workdir / "checkpoints").absolute(), checkpoint_steps(workdir)
+    if not steps:
+        raise CheckpointError(f"{directory}: no checkpoint; train first")
+    if checkpoint == "newest":
+        return steps[-1]
+    if checkpoint == "best":
+        if (best := best_step(workdir)) is None:
+            raise CheckpointError(
+                f"{directory}: no checkpoint has been scored yet; take the newest"
+            )
+        return best
+    if not str(checkpoint).isdecimal() or int(checkpoint) not in steps:
+        raise CheckpointError(f"{directory}: no checkpoint {checkpoint}; there are {steps}")
+    return int(checkpoint)
 
 
 def checkpoint_steps(workdir: Path) -> list[int]:
