@@ -15,6 +15,7 @@ import numpy as np
 
 import pgfl_jax
 from pgfl_jax.errors import UserError
+from pgfl_jax.files import replacing
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -81,10 +82,8 @@ def embed(arguments: argparse.Namespace) -> int:
     readable = ~np.isnan(rows[:, 0])
     if not readable.any():
         raise UserError(f"none of {len(pictures)} pictures can be read; the first: {unreadable[0]}")
-    _write_npz(
-        arguments.out,
-        {"embeddings": rows[readable], "filenames": np.asarray(names)[readable]},
-    )
+    with replacing(arguments.out) as path, path.open("wb") as file:
+        np.savez(file, embeddings=rows[readable], filenames=np.asarray(names)[readable])
     for error in unreadable:
         print(f"warning: left out: {error}", file=sys.stderr)
     print(f"{arguments.out}: {readable.sum()} embeddings of {embedder.dim} numbers")
@@ -155,17 +154,6 @@ def _check_output(path: Path) -> None:
         raise UserError(f"--out={path}: must end in .npz")
     if not path.parent.is_dir():
         raise UserError(f"--out={path}: there is no folder {path.parent}")
-
-
-def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a temporary file and rename it: the whole file or none."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

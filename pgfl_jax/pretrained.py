@@ -5,7 +5,6 @@ docs/pretrained.md lists the files that can be read and what is kept of them.
 
 import dataclasses
 import itertools
-import os
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 
 from pgfl_jax.errors import UserError
+from pgfl_jax.files import replacing
 from pgfl_jax.models.classifier import CLASS_MULTIPLE
 
 Shape = tuple[int, ...]
@@ -175,8 +175,7 @@ def save_state_dict(path: Path | str, state_dict: Mapping[str, np.ndarray]) -> N
     path = Path(path)
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise PretrainedError(f"{path}: must end in .safetensors, .pth or .pt")
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as beside:
         if path.suffix == ".safetensors":
             # safetensors writes memory in its physical order.
             arrays = {name: np.asarray(value, order="C") for name, value in state_dict.items()}
@@ -186,9 +185,6 @@ def save_state_dict(path: Path | str, state_dict: Mapping[str, np.ndarray]) -> N
             # Copied, since PyTorch warns about read-only arrays.
             tensors = {name: torch.from_numpy(value.copy()) for name, value in state_dict.items()}
             torch.save(tensors, beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def read_state_dict(path: Path | str) -> StateDict:

@@ -129,3 +129,21 @@ def assert_same_end(workdir, undisturbed, step):
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
     assert history(workdir) == history(undisturbed)
     assert results(workdir) == results(undisturbed)
+
+
+def delete(path):
+    """Harm a file."""
+    path.unlink()
+
+
+def halve(path):
+    """Harm a file: its second half is lost."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def flip(path):
+    """Harm a file: one bit changes."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)

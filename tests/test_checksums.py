@@ -6,6 +6,7 @@ import json
 import pytest
 
 from pgfl_jax import checksums
+from tests.runs import delete, flip, halve
 
 FILES = {"state/d/abc": bytes(range(256)), "state/manifest": b"m", "metrics/metrics": b'{"a": 1}'}
 
@@ -28,29 +29,13 @@ def test_every_file_in_the_subfolders_has_its_digest(folder):
     assert checksums.find_damage(folder) is None
 
 
-def _delete(path):
-    path.unlink()
-
-
-def _halve(path):
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-
-
-def _flip(path):
-    """Change one bit."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0x10
-    path.write_bytes(content)
-
-
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (_delete, "is missing"),
-        (_halve, "is not as it was written"),
-        (_flip, "is not as it was written"),
+        (delete, "is missing"),
+        (halve, "is not as it was written"),
+        (flip, "is not as it was written"),
     ],
 )
 def test_damage_is_named(folder, name, harm, words):
@@ -61,8 +46,8 @@ def test_damage_is_named(folder, name, harm, words):
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (_delete, "digests.json is missing, as in checkpoints of older versions"),
-        (_halve, "digests.json is unreadable"),
+        (delete, "digests.json is missing, as in checkpoints of older versions"),
+        (halve, "digests.json is unreadable"),
         (lambda path: path.write_text("[]"), "digests.json is unreadable"),
     ],
 )

@@ -11,6 +11,7 @@ from jaxtyping import Float32, Int, Shaped, UInt8
 from input_pipeline.catalog import Catalog
 from input_pipeline.errors import DataError
 from input_pipeline.keypoints import NUM_JOINTS, NUM_PARTS
+from pgfl_jax.files import replacing
 
 FORMAT_VERSION = 1
 # name → axes, kind of dtype. M rows, D distractors; "U" is text of any length.
@@ -111,14 +112,9 @@ def write_poses(path: Path, cache: PoseCache) -> None:
     arrays = {name: getattr(cache, name) for name in _ARRAYS}
     arrays = {name: array for name, array in arrays.items() if array is not None}
     _check(arrays, path)
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        with beside.open("wb") as file:
-            version = np.array(FORMAT_VERSION)
-            np.savez_compressed(file, allow_pickle=False, format_version=version, **arrays)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as beside, beside.open("wb") as file:
+        version = np.array(FORMAT_VERSION)
+        np.savez_compressed(file, allow_pickle=False, format_version=version, **arrays)
 
 
 def read_poses(path: Path) -> PoseCache:

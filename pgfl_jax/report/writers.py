@@ -1,12 +1,12 @@
 """How a training run writes its files and prints its lines."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pgfl_jax.distributed.collectives import is_primary
+from pgfl_jax.files import replacing
 
 BRANCHES = ("_main", "_foreground", "_parts")
 
@@ -61,13 +61,11 @@ def say(line: str) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a temporary file and rename it, so that nobody ever sees half of ``path``."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # other processes may write it too
     try:
-        beside.write_text(text, encoding="utf-8")
+        with replacing(path) as beside:
+            beside.write_text(text, encoding="utf-8")
     except OSError as error:  # a full disk; the system's error does not name the file
-        beside.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
-    beside.replace(path)
 
 
 def write_json(path: Path, value: object) -> None:

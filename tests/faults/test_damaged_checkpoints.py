@@ -12,27 +12,12 @@ from pgfl_jax.checkpoint import CheckpointError, open_checkpoints
 from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.experiment import Experiment
 from tests.faults.conftest import STEPS
-from tests.runs import assert_same_end, finish, leaves, start, steps
+from tests.runs import assert_same_end, delete, finish, flip, halve, leaves, start, steps
 
 pytestmark = pytest.mark.faults
 
 
-def _delete(path):
-    path.unlink()
-
-
-def _halve(path):
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-
-
-def _flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0x10
-    path.write_bytes(content)
-
-
-HARMS = [_delete, _halve, _flip]
+HARMS = [delete, halve, flip]
 
 
 def _copy(workdir, target):
@@ -101,7 +86,7 @@ def test_training_falls_back_and_saves_the_same_step_again(drive, undisturbed, t
     workdir = _copy(undisturbed, tmp_path / "run")
     for _ in range(2):  # the second time there is something aside already
         newest = workdir / "checkpoints" / str(STEPS)
-        _halve(max(newest.rglob("d/*"), key=lambda path: path.stat().st_size))
+        halve(max(newest.rglob("d/*"), key=lambda path: path.stat().st_size))
         code, out, err = finish(drive(workdir))
         assert code == 0 and err.startswith(f"warning: checkpoint {STEPS} is damaged (state/")
         assert err.count("\n") == 1 and f"resuming from step 20 of {STEPS}" in out
@@ -114,7 +99,7 @@ def test_when_all_are_damaged_nothing_is_moved(drive, undisturbed, tmp_path):
     workdir = _copy(undisturbed, tmp_path / "run")
     there = steps(workdir)
     for step in there:
-        _delete(workdir / "checkpoints" / str(step) / "state" / "manifest.ocdbt")
+        delete(workdir / "checkpoints" / str(step) / "state" / "manifest.ocdbt")
     code, _, err = finish(drive(workdir))
     assert code == 1 and err.count("\n") == 1
     assert err.startswith(f"error: {workdir}/checkpoints: no checkpoint is intact: {there[0]} is d")
@@ -138,7 +123,7 @@ def test_reading_alone_reports_damage_and_moves_nothing(undisturbed, tiny_config
                 checkpoints.restore(*target, newest)
             assert int(checkpoints.restore(*target, first).step) == first
     except CheckpointError as error:  # a score that is not JSON
-        assert harm is not _delete and "cannot be opened: 40 is damaged (metrics" in str(error)
+        assert harm is not delete and "cannot be opened: 40 is damaged (metrics" in str(error)
     assert sorted(workdir.rglob("*")) == there
 
 
@@ -150,7 +135,7 @@ def test_through_the_command_line(tiny_data_dir, compiled_once, tmp_path):
     code, _, err = run()
     assert code == 0, err
     right = leaves(tmp_path, 20)
-    _delete(tmp_path / "checkpoints" / "20" / "state" / "manifest.ocdbt")
+    delete(tmp_path / "checkpoints" / "20" / "state" / "manifest.ocdbt")
     code, _, err = run("--mode=evaluate", "--config.eval.checkpoint=best")
     assert code == 1
     assert err.startswith(f"error: {tmp_path}/checkpoints: the best step cannot be determined: ")
