@@ -231,7 +231,7 @@ class Checkpoints:
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether ``workdir`` holds a checkpoint to resume from, as process 0 sees it."""
-    return bool(broadcast_from_primary(float(bool(_steps(workdir / "checkpoints")))))
+    return bool(broadcast_from_primary(float(bool(checkpoint_steps(workdir)))))
 
 
 def _unreadable(folder: Path, error: Exception) -> CheckpointError:
@@ -329,7 +329,7 @@ def open_checkpoints(workdir: Path, *, read_only: bool = False) -> Iterator[Chec
             raise
         # Orbax began to write more files than it then awaited, and drops them when Python ends.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        steps = _steps(workdir / "checkpoints")
+        steps = checkpoint_steps(workdir)
         kept = f"the checkpoint of step {steps[-1]} is intact" if steps else "nothing was saved yet"
         raise DiskFullError(
             f"{workdir}: {reason}; {kept}; free space, then the same command goes on"

@@ -14,13 +14,14 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped, UInt8
 from tqdm import tqdm
 
 from pgfl_jax import preprocessing
 from pgfl_jax.checkpoint import read_main_branch
 from pgfl_jax.config import Config
+from pgfl_jax.distributed.sharding import batch_sharding, make_mesh, replicated
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import make_model
 from pgfl_jax.models import PGFL, unit_length
@@ -166,20 +167,20 @@ class Embedder:
         return unit_length(outputs.main.neck)
 
     @functools.cached_property
-    def _sharding(self) -> NamedSharding:
-        """Pictures split over all devices of this process."""
-        return NamedSharding(Mesh(np.asarray(jax.local_devices()), "batch"), PartitionSpec("batch"))
+    def _mesh(self) -> Mesh:
+        """All devices of this process."""
+        return make_mesh(jax.local_devices())
 
     @functools.cached_property
     def _compiled(self) -> Callable[[Array], Array]:
-        whole = NamedSharding(self._sharding.mesh, PartitionSpec())
+        split, whole = batch_sharding(self._mesh), replicated(self._mesh)
         variables = jax.device_put(self.variables, whole)
-        function = jax.jit(self.apply, in_shardings=(whole, self._sharding), out_shardings=whole)
+        function = jax.jit(self.apply, in_shardings=(whole, split), out_shardings=whole)
         return functools.partial(function, variables)
 
     def _batch_size(self, wanted: int | None) -> int:
         """A multiple of the number of devices."""
-        devices = self._sharding.mesh.size
+        devices = self._mesh.size
         if wanted is not None and wanted < 1:
             raise UserError(f"batch_size = {wanted}: must be above 0")
         return math.ceil((wanted or _PER_DEVICE * devices) / devices) * devices
@@ -220,11 +221,13 @@ class Embedder:
         A batch below ``size`` is padded to a power of two per device, so that few shapes compile.
         """
         indices, images = zip(*batch, strict=True)
-        devices, count = self._sharding.mesh.size, len(images)
+        devices, count = self._mesh.size, len(images)
         per_device = 2 ** math.ceil(math.log2(math.ceil(count / devices)))
         rows = np.zeros((min(size, per_device * devices), *images[0].shape), np.uint8)
         rows[:count] = images
-        return _Batch(list(indices), self._compiled(jax.device_put(rows, self._sharding)))
+        return _Batch(
+            list(indices), self._compiled(jax.device_put(rows, batch_sharding(self._mesh)))
+        )
 
 
 class _Batch(NamedTuple):
