@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from input_pipeline.errors import DataError
-from input_pipeline.keypoints import NUM_JOINTS
+from input_pipeline.keypoints import JOINTS, NUM_JOINTS
+from input_pipeline.poses.joints import LIMB_JOINTS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,11 +101,14 @@ def read_person(
 
     Args:
         numbers: K·3 numbers x, y, confidence, flat or as K lists of three.
-        orders: for each allowed K, which of the K joints are COCO's 17.
+        orders: for each allowed K, which of the K joints are COCO's 17; -1: none of them.
         file: for the error.
 
     Returns:
-        (17, 3) float32; confidences outside [0, 1] are clipped.
+        (17, 3) float32; confidences outside [0, 1] are clipped; zeros where the order has -1.
+
+    Raises:
+        DataError: other than K·3 finite numbers.
     """
     try:
         points = np.array(numbers)
@@ -118,12 +122,38 @@ def read_person(
         points = points.reshape(-1, 3).astype(np.float32)
     if len(points) not in orders:
         counts = " or ".join(map(str, orders))
-        raise file.error(f"a person has {len(points)} joints; this format has {counts}")
+        raise file.error(f"a person has {len(points)} joints instead of {counts}")
     if not np.isfinite(points).all():
         raise file.error("keypoints must be finite numbers")
-    points = points[orders[len(points)]]
+    order = orders[len(points)]
+    points = np.where(order[:, None] < 0, np.float32(0), points[order])
     points[:, 2] = points[:, 2].clip(0, 1)
     return points
+
+
+def orders_by_name(names: list[Any], file: PoseFile) -> dict[int, np.ndarray]:
+    """The ``orders`` of :func:`read_person` for joints with these names.
+
+    Joints of the face may be absent (PoseTrack, CrowdPose); the limbs may not, since a list without
+    them most likely spells them differently.
+
+    Args:
+        names: of the K joints; spaces, hyphens and capitals do not count.
+        file: for the error.
+
+    Raises:
+        DataError: a joint of the limbs is missing, or a joint of COCO is named twice.
+    """
+    spelled = [str(name).lower().replace(" ", "_").replace("-", "_") for name in names]
+    for joint in JOINTS:
+        count = spelled.count(joint)
+        if count > 1:
+            raise file.error(f"its joints are named {joint!r} {count} times")
+        if count == 0 and joint in LIMB_JOINTS:
+            remedy = "name the joints as COCO does, or delete the names of COCO's own 17"
+            raise file.error(f"none of its {len(names)} joints is named {joint!r}; {remedy}")
+    order = [spelled.index(joint) if joint in spelled else -1 for joint in JOINTS]
+    return {len(names): np.array(order)}
 
 
 def stack_people(people: list[np.ndarray]) -> Float32[np.ndarray, "people 17 3"]:

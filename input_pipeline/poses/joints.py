@@ -36,6 +36,7 @@ COCO_FROM = {
 # AlphaPose's larger sets (Halpe-26, Halpe-136, COCO whole body) begin with COCO's joints.
 COCO_FIRST = {count: np.arange(len(JOINTS)) for count in (17, 26, 133, 136)}
 COCO_ONLY = {17: COCO_FROM[17]}
+LIMB_JOINTS = JOINTS[5:]  # shoulders to ankles
 
 # The parts that joints outside COCO belong to.
 _FURTHER_PARTS = {

@@ -1,6 +1,7 @@
 """COCO: results (MMPose, ViTPose, HRNet) and ground-truth annotations."""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from input_pipeline.poses.annotation import (
     PoseFile,
     field,
     group_by_image,
+    orders_by_name,
     pose_files,
     read_person,
 )
@@ -27,60 +29,119 @@ def read_coco(path: Path, annotations: Path | None = None) -> Iterator[Annotatio
     Annotations are ``{"images": [{"id", "file_name"}], "annotations": [{"image_id",
     "keypoints"}]}`` with flags as confidences: 2 (labelled and visible) counts as 1, others as 0.
 
+    If ``categories`` name their ``keypoints``, the joints are mapped by name; otherwise they are
+    COCO's 17. Numbers may be written as text.
+
     Args:
         path: a file or a folder.
-        annotations: a file whose ``images`` name the image numbers of results.
+        annotations: a file whose ``images`` name the image numbers of results, and whose
+            ``categories`` name their joints.
 
     Raises:
-        DataError: malformed, or an image number without a name.
+        DataError: malformed, an image number without a name or with two, or unknown joints.
     """
-    names = {}
+    legend = _Legend()
     if annotations is not None:
         file = PoseFile(annotations, annotations.name)
-        names = _image_names(file.read_json(), file)
+        legend = _Legend.read(file.read_json(), file)
     for file in progress(pose_files(path, (".json",)), "reading"):
         value = file.read_json()
         if isinstance(value, list):
-            yield from group_by_image(list(_results(value, names, file)), file)
+            yield from group_by_image(list(_results(value, legend, file)), file)
         else:
             yield from group_by_image(list(_ground_truth(value, file)), file)
 
 
-def _image_names(value: Any, file: PoseFile) -> dict[Any, str]:
-    """Number → file name."""
-    return {
-        field(image, "id", int | str, file): field(image, "file_name", str, file)
-        for image in field(value, "images", list, file)
-    }
+@dataclasses.dataclass(frozen=True)
+class _Legend:
+    """What the numbers in COCO files mean. The keys are numbers as text.
+
+    Attributes:
+        names: image → file name.
+        orders: category → which of its joints are COCO's, as in :func:`read_person`.
+        path: the file that says so; None if none does.
+    """
+
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    orders: Mapping[str, Mapping[int, np.ndarray]] = dataclasses.field(default_factory=dict)
+    path: Path | None = None
+
+    @classmethod
+    def read(cls, value: Any, file: PoseFile) -> "_Legend":
+        """From ``images`` and, if there are any, ``categories``."""
+        images = field(value, "images", list, file)
+        categories = field(value, "categories", list, file) if "categories" in value else []
+        names = _by_id("image", images, lambda image: field(image, "file_name", str, file), file)
+        joint_names = _by_id("category", categories, lambda one: _joint_names(one, file), file)
+        orders = {
+            category: orders_by_name(one, file) if one else joints.COCO_ONLY
+            for category, one in joint_names.items()
+        }
+        return cls(names, orders, file.path)
+
+    def name(self, entry: Any, file: PoseFile) -> str:
+        """The file name of the image that an entry belongs to."""
+        image = field(entry, "image_id", int | str, file)
+        if str(image) in self.names:
+            return self.names[str(image)]
+        if isinstance(image, str):
+            return image
+        if self.path is None:
+            remedy = "give the file that numbers the images as --annotations"
+            raise file.error(f"image_id {image} has no file name; {remedy}")
+        raise file.error(f"image_id {image} is not among the images of {self.path}")
+
+    def person(self, entry: Any, numbers: list[Any], file: PoseFile) -> np.ndarray:
+        """(17, 3) keypoints of an entry with these numbers, by the joints of its category."""
+        if not self.orders:
+            return read_person(numbers, joints.COCO_ONLY, file)
+        category = entry.get("category_id")
+        if category is None and len(self.orders) == 1:
+            (category,) = self.orders
+        if category is None:
+            count = len(self.orders)
+            raise file.error(f"a category_id is missing; {self.path} has {count} categories")
+        if str(category) not in self.orders:
+            raise file.error(f"category_id {category} is not among the categories of {self.path}")
+        return read_person(numbers, self.orders[str(category)], file)
+
+
+def _joint_names(category: Any, file: PoseFile) -> list[Any]:
+    """The names of a category's joints; none if it does not give them."""
+    return field(category, "keypoints", list, file) if category.get("keypoints") else []
+
+
+def _by_id(
+    kind: str, entries: list[Any], value: Callable[[Any], Any], file: PoseFile
+) -> dict[str, Any]:
+    """Number as text → value; DataError if a number has two."""
+    found: dict[str, Any] = {}
+    for entry in entries:
+        number = str(field(entry, "id", int | str, file))
+        one = value(entry)
+        if found.setdefault(number, one) != one:
+            both = f"{found[number]} and {one}"
+            raise file.error(f"{kind} id {number} is both {both}; give each an id of its own")
+    return found
 
 
 def _results(
-    entries: list[Any], names: dict[Any, str], file: PoseFile
+    entries: list[Any], legend: _Legend, file: PoseFile
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Image name and person of each result."""
     for entry in entries:
-        image = field(entry, "image_id", int | str, file)
-        numbers = field(entry, "keypoints", list, file)
-        yield _name(image, names, file), read_person(numbers, joints.COCO_ONLY, file)
+        name = legend.name(entry, file)
+        yield name, legend.person(entry, field(entry, "keypoints", list, file), file)
 
 
 def _ground_truth(value: Any, file: PoseFile) -> Iterator[tuple[str, np.ndarray]]:
     """Image name and person of each annotation."""
-    names = _image_names(value, file)
+    legend = _Legend.read(value, file)
     for entry in field(value, "annotations", list, file):
-        image = field(entry, "image_id", int | str, file)
-        numbers = field(entry, "keypoints", list, file)
+        name = legend.name(entry, file)
+        numbers = list(field(entry, "keypoints", list, file))
         flags = numbers[2::3]
         if not all(flag in (0, 1, _VISIBLE) for flag in flags):
             raise file.error("annotations flag each joint with 0, 1 or 2; scores belong in results")
-        person = read_person(numbers, joints.COCO_ONLY, file)
-        person[:, 2] = np.array(flags) == _VISIBLE
-        yield _name(image, names, file), person
-
-
-def _name(image: int | str, names: dict[Any, str], file: PoseFile) -> str:
-    """The image's file name."""
-    if image not in names and isinstance(image, int):
-        remedy = "give the file that numbers the images as --annotations"
-        raise file.error(f"image_id {image} has no file name; {remedy}")
-    return names.get(image, str(image))
+        numbers[2::3] = [float(flag == _VISIBLE) for flag in flags]
+        yield name, legend.person(entry, numbers, file)

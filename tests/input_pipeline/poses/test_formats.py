@@ -93,6 +93,124 @@ def test_coco_annotations_carry_flags(write_json, make_person, as_numbers):
     assert_people(annotation, person)
 
 
+def coco_value(*annotations, categories=None, images=((1, "a.jpg"),)):
+    """A file of annotations, each of (category, numbers), all of image 1."""
+    value = {
+        "images": [{"id": number, "file_name": name} for number, name in images],
+        "annotations": [
+            {"image_id": 1, "keypoints": numbers} | ({} if one is None else {"category_id": one})
+            for one, numbers in annotations
+        ],
+    }
+    return value if categories is None else value | {"categories": categories}
+
+
+@pytest.mark.parametrize("numbered", [7, "7"])
+@pytest.mark.parametrize("mentioned", [7, "7"])
+def test_coco_image_numbers_may_be_text(numbered, mentioned, write_json, make_person, as_numbers):
+    results = [{"image_id": mentioned, "keypoints": as_numbers(make_person())}]
+    folder = write_json("results.json", results)
+    write_json("names.json", {"images": [{"id": numbered, "file_name": "query/a.jpg"}]})
+    annotation = one(read_coco(folder / "results.json", folder / "names.json"))
+    assert annotation.image == "query/a.jpg"
+
+
+def test_a_coco_image_number_with_two_files_is_named(write_json):
+    images = [{"id": 7, "file_name": "a.jpg"}, {"id": "7", "file_name": "b.jpg"}]
+    folder = write_json("names.json", {"images": images, "annotations": []})
+    write_json("results.json", [])
+    message = r"names\.json: image id 7 is both a\.jpg and b\.jpg; give each an id of its own"
+    with pytest.raises(DataError, match=message):
+        list(read_coco(folder / "names.json"))
+    with pytest.raises(DataError, match=message):
+        list(read_coco(folder / "results.json", folder / "names.json"))
+    images[1]["file_name"] = "a.jpg"  # the same image twice
+    write_json("names.json", {"images": images, "annotations": []})
+    assert not list(read_coco(folder / "names.json"))
+
+
+def test_a_coco_image_number_without_a_name_is_looked_for_where_the_names_are(write_json):
+    folder = write_json("names.json", coco_value((None, GOOD), images=[(2, "a.jpg")]))
+    write_json("results.json", [{"image_id": 1, "keypoints": GOOD}])
+    for arguments in (["names.json"], ["results.json", "names.json"]):
+        with pytest.raises(DataError, match=r"image_id 1 is not among the images of .*names\.json"):
+            list(read_coco(*(folder / name for name in arguments)))
+
+
+# PoseTrack's joints, as its files name them.
+POSETRACK_WORDS = (
+    "nose head_bottom head_top left_ear right_ear left_shoulder right_shoulder left_elbow "
+    "right_elbow left_wrist right_wrist left_hip right_hip left_knee right_knee left_ankle "
+    "right_ankle"
+)
+POSETRACK = POSETRACK_WORDS.split()
+
+
+def test_coco_joints_are_mapped_by_the_names_of_their_category(write_json):
+    # Joint i of PoseTrack is at (i, 100 + i); CrowdPose-like joints at (50 + i, 150 + i).
+    other = ["Left Shoulder", *POSETRACK[6:], "top-head"]
+    tracked = [n for i in range(17) for n in (i, 100 + i, 2)]
+    crowd = [n for i in range(13) for n in (50 + i, 150 + i, 2)]
+    categories = [
+        {"id": 1, "name": "person", "keypoints": POSETRACK},
+        {"id": 2, "name": "crowd", "keypoints": other},
+        {"id": 3, "name": "plain"},
+    ]
+    value = coco_value((1, tracked), (2, crowd), ("3", tracked), categories=categories)
+    people = one(read_coco(write_json("a.json", value))).people
+    expected = np.array([[i, 100 + i, 1] for i in range(17)], np.float32)
+    np.testing.assert_array_equal(people[2], expected)
+    expected[1:3] = 0  # PoseTrack has no eyes
+    np.testing.assert_array_equal(people[0], expected)
+    expected[:5] = 0  # and the other no face
+    expected[5:] = [[50 + i, 150 + i, 1] for i in range(12)]
+    np.testing.assert_array_equal(people[1], expected)
+
+
+def test_coco_results_take_the_joints_of_the_annotations(write_json):
+    numbers = [n for i in range(17) for n in (i, 100 + i, 0.5)]
+    folder = write_json("results.json", [{"image_id": 7, "category_id": 1, "keypoints": numbers}])
+    names = {"images": [{"id": 7, "file_name": "a.jpg"}]}
+    names["categories"] = [{"id": 1, "name": "person", "keypoints": POSETRACK}]
+    write_json("names.json", names)
+    (person,) = one(read_coco(folder / "results.json", folder / "names.json")).people
+    assert not person[1:3].any()
+    np.testing.assert_array_equal(person[3:], [[i, 100 + i, 0.5] for i in range(3, 17)])
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        ([{"id": 1, "keypoints": POSETRACK[:15]}], "none of its 15 joints is named 'left_ankle'; "),
+        ([{"id": 1, "keypoints": [str(i) for i in range(17)]}], "is named 'left_shoulder'; name"),
+        ([{"id": 1, "keypoints": [*POSETRACK, "Nose"]}], "its joints are named 'nose' 2 times"),
+        ([{"id": 1, "keypoints": [*POSETRACK, "tail"]}], "17 joints instead of 18"),
+        ([{"id": 1, "keypoints": 17}], "'keypoints' is missing or of the wrong kind"),
+        ([{"id": 2}], r"category_id 1 is not among the categories of .*a\.json"),
+        (
+            [{"id": 1}, {"id": "1", "keypoints": POSETRACK}],
+            r"category id 1 is both \[\] and \['nose",
+        ),
+        ({"id": 1}, "'categories' is missing or of the wrong kind"),
+    ],
+)
+def test_coco_joints_that_cannot_be_mapped_are_named(categories, message, write_json):
+    folder = write_json("a.json", coco_value((1, [1, 2, 2] * 17), categories=categories))
+    with pytest.raises(DataError, match=message) as error:
+        list(read_coco(folder))
+    assert str(error.value).startswith(str(folder / "a.json")) and "\n" not in str(error.value)
+
+
+def test_a_coco_category_is_needed_where_there_are_two(write_json):
+    categories = [{"id": 1, "keypoints": POSETRACK}]
+    numbers = [1, 2, 2] * 17
+    write_json("a.json", coco_value((None, numbers), categories=categories))
+    folder = write_json("b.json", coco_value((None, numbers), categories=[*categories, {"id": 2}]))
+    assert not one(read_coco(folder / "a.json")).people[0, 1].any()  # the only category's joints
+    with pytest.raises(DataError, match=r"a category_id is missing; .*b\.json has 2 categories"):
+        list(read_coco(folder / "b.json"))
+
+
 # --- AlphaPose -----------------------------------------------------------------------------------
 
 
@@ -281,7 +399,7 @@ GOOD = [1.0, 2.0, 0.5] * 17
         (
             "openpose",
             {"people": [{"pose_keypoints_2d": GOOD[:45]}]},
-            "a person has 15 joints; this",
+            "a person has 15 joints instead of",
         ),
         ("openpose", '{"people": [{"pose_keypoints_2d": [NaN' + ",1" * 50 + "]}]}", "finite"),
         ("openpose", {"people": [{"pose_keypoints_2d": [1e300] * 51}]}, "finite"),
@@ -299,7 +417,7 @@ GOOD = [1.0, 2.0, 0.5] * 17
             [{"image_id": 3, "keypoints": GOOD}],
             "image_id 3 has no file name; .*--annotations",
         ),
-        ("coco", [{"image_id": "a", "keypoints": GOOD * 2}], "34 joints; this format has 17"),
+        ("coco", [{"image_id": "a", "keypoints": GOOD * 2}], "34 joints instead of 17"),
         ("coco", {"images": []}, "'annotations' is missing"),
         (
             "coco",
@@ -311,7 +429,7 @@ GOOD = [1.0, 2.0, 0.5] * 17
             [{"image_id": 3, "keypoints": GOOD}],
             "'image_id' is missing or of the wrong",
         ),
-        ("alphapose", [{"image_id": "a", "keypoints": GOOD[:48]}], "16 joints; this format has 17"),
+        ("alphapose", [{"image_id": "a", "keypoints": GOOD[:48]}], "16 joints instead of 17"),
         ("alphapose", {"a.jpg": []}, 'no "people" at the top'),
         ("alphapose", {}, 'no "people" at the top'),
         ("kpr", {"keypoints": GOOD}, "a list of people"),
