@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from input_pipeline.keypoints import NUM_JOINTS
 from input_pipeline.poses import joints
 from input_pipeline.poses.annotation import (
     Annotation,
@@ -20,6 +21,7 @@ from input_pipeline.poses.annotation import (
 from input_pipeline.progress import progress
 
 _VISIBLE = 2  # the flag of a joint that is labelled and visible; 1: labelled only, 0: neither
+_LABELLED = 1
 
 
 def read_coco(path: Path, annotations: Path | None = None) -> Iterator[Annotation]:
@@ -28,6 +30,8 @@ def read_coco(path: Path, annotations: Path | None = None) -> Iterator[Annotatio
     Results are a list of ``{"image_id", "category_id", "keypoints": [51 numbers], "score"}``.
     Annotations are ``{"images": [{"id", "file_name"}], "annotations": [{"image_id",
     "keypoints"}]}`` with flags as confidences: 2 (labelled and visible) counts as 1, others as 0.
+    If no file flags any joint with 2, as in PoseTrack, which knows 0 and 1 only, 1 counts as 1. An
+    annotation without keypoints is a person without a pose.
 
     If ``categories`` name their ``keypoints``, the joints are mapped by name; otherwise they are
     COCO's 17. Numbers may be written as text.
@@ -44,12 +48,14 @@ def read_coco(path: Path, annotations: Path | None = None) -> Iterator[Annotatio
     if annotations is not None:
         file = PoseFile(annotations, annotations.name)
         legend = _Legend.read(file.read_json(), file)
+    flagged: list[Annotation] = []
     for file in progress(pose_files(path, (".json",)), "reading"):
         value = file.read_json()
         if isinstance(value, list):
             yield from group_by_image(list(_results(value, legend, file)), file)
         else:
-            yield from group_by_image(list(_ground_truth(value, file)), file)
+            flagged += group_by_image(list(_ground_truth(value, file)), file)
+    yield from _flags_to_confidences(flagged)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,13 +141,25 @@ def _results(
 
 
 def _ground_truth(value: Any, file: PoseFile) -> Iterator[tuple[str, np.ndarray]]:
-    """Image name and person of each annotation."""
+    """Image name and person of each annotation, with half its flag in place of a confidence."""
     legend = _Legend.read(value, file)
     for entry in field(value, "annotations", list, file):
         name = legend.name(entry, file)
+        if not entry.get("keypoints") or entry.get("num_keypoints") == 0:  # a box alone
+            yield name, np.zeros((NUM_JOINTS, 3), np.float32)
+            continue
         numbers = list(field(entry, "keypoints", list, file))
         flags = numbers[2::3]
-        if not all(flag in (0, 1, _VISIBLE) for flag in flags):
+        if not all(flag in (0, _LABELLED, _VISIBLE) for flag in flags):
             raise file.error("annotations flag each joint with 0, 1 or 2; scores belong in results")
-        numbers[2::3] = [float(flag == _VISIBLE) for flag in flags]
+        numbers[2::3] = [flag / _VISIBLE for flag in flags]
         yield name, legend.person(entry, numbers, file)
+
+
+def _flags_to_confidences(annotations: list[Annotation]) -> Iterator[Annotation]:
+    """1 where half the flag has the highest value that occurs in any annotation, else 0."""
+    highest = max((one.people[..., 2].max() for one in annotations), default=0)
+    for annotation in annotations:
+        people = annotation.people.copy()
+        people[..., 2] = (people[..., 2] == highest) & (highest > 0)
+        yield dataclasses.replace(annotation, people=people)

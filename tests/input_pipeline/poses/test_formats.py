@@ -211,6 +211,39 @@ def test_a_coco_category_is_needed_where_there_are_two(write_json):
         list(read_coco(folder / "b.json"))
 
 
+def flagged(flags):
+    return [n for flag in np.resize(flags, 17).tolist() for n in (10, 20, flag)]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "visible"), [([0, 1], [1, 0], 1), ([0, 1], [1, 2], 2), ([0, 0], [0, 0], 2)]
+)
+def test_without_any_coco_flag_2_the_flag_1_is_visible(first, second, visible, write_json):
+    # PoseTrack flags with 0 and 1. Whether a data set does shows in all of its files together.
+    write_json("a.json", coco_value((None, flagged(first))))
+    folder = write_json("b.json", coco_value((None, flagged(second))))
+    for annotation, flags in zip(read_coco(folder), (first, second), strict=True):
+        expected = [float(flag == visible) for flag in np.resize(flags, 17)]
+        np.testing.assert_array_equal(annotation.people[0, :, 2], expected)
+    assert not list(read_coco(write_json("c/none.json", {"images": [], "annotations": []}) / "c"))
+
+
+@pytest.mark.parametrize(
+    "box", [{}, {"keypoints": None}, {"keypoints": []}, {"keypoints": [0], "num_keypoints": 0}]
+)
+def test_a_coco_annotation_with_a_box_alone_is_a_person_without_a_pose(
+    box, write_json, make_person, as_numbers
+):
+    numbers = as_numbers(make_person())
+    numbers[2::3] = [2] * 17
+    value = coco_value((None, numbers))
+    value["annotations"].insert(0, {"image_id": 1, "bbox": [1, 2, 3, 4]} | box)
+    people = one(read_coco(write_json("a.json", value))).people
+    assert people.shape == (2, 17, 3) and not people[0].any()
+    np.testing.assert_array_equal(people[1, :, :2], make_person()[:, :2])
+    assert (people[1, :, 2] == 1).all()
+
+
 # --- AlphaPose -----------------------------------------------------------------------------------
 
 
