@@ -94,6 +94,15 @@ def field(value: Any, name: str, kind: type | types.UnionType, file: PoseFile) -
     return value[name]
 
 
+def people_in(value: Any, file: PoseFile) -> list[Any]:
+    """A list of people as it is, none for ``null``; DataError for anything else."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise file.error("not the format expected: a list of people")
+    return value
+
+
 def read_person(
     numbers: Any, orders: Mapping[int, np.ndarray], file: PoseFile
 ) -> Float32[np.ndarray, "17 3"]:

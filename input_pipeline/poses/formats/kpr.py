@@ -1,6 +1,6 @@
 """KPR: one JSON per image, a list of people with the target flagged."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from input_pipeline.poses import joints
@@ -8,6 +8,7 @@ from input_pipeline.poses.annotation import (
     Annotation,
     PoseFile,
     field,
+    people_in,
     pose_files,
     read_person,
     stack_people,
@@ -19,7 +20,8 @@ def read_kpr(path: Path) -> Iterator[Annotation]:
     """Read ``[{"keypoints": 17 × [x, y, c] or 51 numbers, "is_target": bool}]``.
 
     The first flagged person is the target; without any flags, the first person is. If all flags
-    are false, the image has no pose of its target.
+    are false, the image has no pose of its target. A person without a list around it is the only
+    one; ``null`` means nobody.
 
     Raises:
         DataError: malformed.
@@ -30,9 +32,8 @@ def read_kpr(path: Path) -> Iterator[Annotation]:
 
 def _read_file(file: PoseFile) -> Annotation:
     """The one annotation of a file."""
-    persons = file.read_json()
-    if not isinstance(persons, list):
-        raise file.error("not the format expected: a list of people")
+    value = file.read_json()
+    persons = people_in([value] if isinstance(value, Mapping) else value, file)
     people = [
         read_person(field(person, "keypoints", list, file), joints.COCO_ONLY, file)
         for person in persons

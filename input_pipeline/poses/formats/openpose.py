@@ -23,16 +23,24 @@ _SPELLINGS = (("people", "pose_keypoints_2d"), ("bodies", "joints"))
 
 
 def read_openpose(path: Path) -> Iterator[Annotation]:
-    """Read ``{"people": [{"pose_keypoints_2d": [...]}]}`` from every JSON file of a folder."""
+    """Read ``{"people": [{"pose_keypoints_2d": [...]}]}`` from every JSON file of a folder.
+
+    ``null`` in place of the people, or of the whole, means nobody.
+
+    Raises:
+        DataError: malformed.
+    """
     for file in progress(pose_files(path, (".json",)), "reading"):
         yield Annotation(file.source, file.source, read_people(file.read_json(), file))
 
 
 def read_people(value: Any, file: PoseFile) -> Float32[np.ndarray, "people 17 3"]:
-    """The people of one image in either spelling."""
+    """The people of one image in either spelling; ``null`` means nobody."""
+    if value is None:
+        return stack_people([])
     for people, numbers in _SPELLINGS:
         if isinstance(value, Mapping) and people in value:
-            persons = field(value, people, list, file)
+            persons = field(value, people, list | None, file) or []
             found = [field(person, numbers, list, file) for person in persons]
             return stack_people([read_person(one, joints.COCO_FROM, file) for one in found])
     raise file.error('not the format expected: no "people" at the top')

@@ -22,11 +22,16 @@ _FAR_OUTSIDE = (-0.5, 1.5)
 def read_pgfa(path: Path) -> Iterator[Annotation]:
     """Read ``sep-json/STEM.json`` and ``heatmaps/18heatmap_SPLIT/STEM.npy``, as far as they exist.
 
+    A JSON file beside a folder ``sep-json`` is not read: AlphaPose writes the same people there
+    once more, all images in one file. Dense maps of ones throughout mean nobody.
+
     Raises:
         DataError: malformed, or dense maps of different sizes.
     """
     first: tuple[Path, tuple[int, ...]] | None = None
     for file in progress(pose_files(path, (".json", ".npy")), "reading"):
+        if _is_summary(file):
+            continue
         if file.path.suffix.lower() == ".json":
             yield Annotation(file.source, file.source, read_people(file.read_json(), file))
             continue
@@ -35,7 +40,14 @@ def read_pgfa(path: Path) -> Iterator[Annotation]:
         if maps.shape != first[1]:
             sizes = "{}×{} cells, but {} has {}×{}".format(*maps.shape[:2], first[0], *first[1])
             raise file.error(f"{sizes}; import maps of one size")
-        yield Annotation(file.source, file.source, stack_people([]), part_maps=maps)
+        nobody = (maps == 255).all()  # how PGFA marks an image without a person
+        part_maps = None if nobody else maps
+        yield Annotation(file.source, file.source, stack_people([]), part_maps=part_maps)
+
+
+def _is_summary(file: PoseFile) -> bool:
+    """Whether a file is AlphaPose's summary of a folder ``sep-json`` beside it."""
+    return file.path.suffix.lower() == ".json" and (file.path.parent / "sep-json").is_dir()
 
 
 def read_part_maps(file: PoseFile) -> UInt8[np.ndarray, "rows columns 8"]:

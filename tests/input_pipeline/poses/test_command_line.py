@@ -78,6 +78,13 @@ def write_kpr(people, write_json, as_numbers):
     return ["--input", folder, "--keep-distractors"]
 
 
+def write_openpifpaf(people, write_json, as_numbers):
+    for _, name, person in people:
+        entry = {"keypoints": as_numbers(person), "bbox": [0, 0, 9, 9], "score": 0.9}
+        folder = write_json(f"{Path(name).name}.predictions.json", [{**entry, "category_id": 1}])
+    return ["--input", folder]
+
+
 def write_pgfa(people, write_json, as_numbers):
     for stem, _, person in people:
         body = {"joints": as_numbers(person, 18)}
@@ -91,6 +98,7 @@ WRITERS = {
     "coco": write_coco,
     "openpose": write_openpose,
     "alphapose": write_alphapose,
+    "openpifpaf": write_openpifpaf,
     "kpr": write_kpr,
     "pgfa": write_pgfa,
 }

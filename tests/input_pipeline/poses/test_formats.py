@@ -42,6 +42,21 @@ def test_openpose_without_people(write_json):
     assert one(FORMATS["openpose"](folder)).people.shape == (0, 17, 3)
 
 
+@pytest.mark.parametrize("name", ["openpose", "alphapose", "pgfa", "kpr", "openpifpaf"])
+def test_null_is_nobody(name, write_json):
+    folder = write_json("1.json", "null")
+    if name in ("openpose", "alphapose", "pgfa"):
+        write_json("2.json", {"people": None})
+    for annotation in FORMATS[name](folder):
+        assert annotation.people.shape == (0, 17, 3) and annotation.target is None
+
+
+def test_null_is_nobody_in_alphaposes_one_file(write_json):
+    folder = write_json("all.json", {"1.jpg": None, "2.jpg": {"people": []}})
+    shapes = {one.image: one.people.shape for one in FORMATS["alphapose"](folder)}
+    assert shapes == {"1.jpg": (0, 17, 3), "2.jpg": (0, 17, 3)}
+
+
 def test_files_are_read_in_order_and_foreign_ones_ignored(write_json):
     for name in ("b.json", "a/2.JSON", "a/10.json", ".hidden.json", "__MACOSX/a/2.json", "a/x.txt"):
         folder = write_json(name, {"people": []})
@@ -307,6 +322,37 @@ def test_kpr_without_a_target(write_json, as_numbers, make_person):
         assert annotation.people.shape == (0, 17, 3) and annotation.target is None
 
 
+@pytest.mark.parametrize(("flag", "target"), [(None, 0), (True, 0), (False, None)])
+def test_kpr_reads_one_person_without_a_list(flag, target, write_json, make_person, as_numbers):
+    person = {"keypoints": as_numbers(make_person()), "is_target": flag}
+    annotation = one(FORMATS["kpr"](write_json("a.jpg_keypoints.json", person)))
+    assert annotation.target == target
+    if flag is False:
+        assert annotation.people.shape == (0, 17, 3)
+    else:
+        assert_people(annotation, make_person())
+
+
+# --- OpenPifPaf ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("further", [0, 116])
+def test_openpifpaf(further, write_json, make_person, as_numbers):
+    people = [make_person(), make_person(3, 4)]
+    entries = [
+        {
+            "keypoints": as_numbers(person) + [77.0] * 3 * further,
+            "bbox": [1, 2, 3, 4],
+            "score": 0.9,
+            "category_id": 1,
+        }
+        for person in people
+    ]
+    annotation = one(FORMATS["openpifpaf"](write_json("a.jpg.predictions.json", entries)))
+    assert annotation.image == "a.jpg.predictions.json" and annotation.target is None
+    assert_people(annotation, *people)
+
+
 # --- PGFA ----------------------------------------------------------------------------------------
 
 
@@ -321,6 +367,31 @@ def test_pgfa_json(write_json, make_person, as_numbers):
     body = {"joints": as_numbers(make_person(), 18)}
     folder = write_json("sep-json/a.json", {"version": "AlphaPose v0.2", "bodies": [body]})
     assert_people(one(FORMATS["pgfa"](folder)), make_person())
+
+
+def test_pgfa_does_not_read_alphaposes_summaries(write_json, make_person, as_numbers):
+    def image(person):
+        return {"version": "AlphaPose v0.2", "bodies": [{"joints": as_numbers(person, 18)}]}
+
+    for split, person in (("query", make_person()), ("gallery", make_person(3, 4))):
+        write_json(f"{split}/sep-json/a.json", image(person))
+        write_json(f"{split}/alphapose-results.json", {"a.jpg": image(person)})
+    folder = write_json("train/a.json", image(make_person(5, 6)))
+    gallery, query, train = FORMATS["pgfa"](folder)
+    assert [gallery.source, query.source] == ["gallery/sep-json/a.json", "query/sep-json/a.json"]
+    assert_people(gallery, make_person(3, 4))
+    assert_people(query, make_person())
+    assert_people(train, make_person(5, 6))
+
+
+def test_dense_maps_of_ones_are_nobody(tmp_path):
+    # PGFA saves np.ones for an image in which AlphaPose found nobody.
+    save_maps(tmp_path, "a.npy", np.ones((18, 24, 8)))
+    maps = np.ones((18, 24, 8))
+    maps[3:, 23, 7] = 0  # in one cell, only nose, neck and right shoulder remain
+    nobody, somebody = FORMATS["pgfa"](save_maps(tmp_path, "b.npy", maps))
+    assert nobody.part_maps is None and nobody.people.shape == (0, 17, 3)
+    assert somebody.part_maps[23, 7].tolist() == [255, 255, 0, 255, 0, 0, 0, 0]
 
 
 # Which of the tools' joints make each part, head to right foot, written out by hand.
@@ -465,7 +536,11 @@ GOOD = [1.0, 2.0, 0.5] * 17
         ("alphapose", [{"image_id": "a", "keypoints": GOOD[:48]}], "16 joints instead of 17"),
         ("alphapose", {"a.jpg": []}, 'no "people" at the top'),
         ("alphapose", {}, 'no "people" at the top'),
-        ("kpr", {"keypoints": GOOD}, "a list of people"),
+        ("kpr", 3, "a list of people"),
+        ("kpr", {}, "'keypoints' is missing"),
+        ("openpifpaf", {"keypoints": GOOD}, "a list of people"),
+        ("openpifpaf", [{"bbox": [1, 2, 3, 4]}], "'keypoints' is missing"),
+        ("openpifpaf", [{"keypoints": GOOD[:48]}], "16 joints instead of 17"),
         ("kpr", [[]], "'keypoints' is missing"),
         ("kpr", [{"keypoints": GOOD, "is_target": "yes"}], "is_target must be true or false"),
         ("pgfa", {"persons": []}, 'no "people" at the top'),
