@@ -78,6 +78,14 @@ def write_kpr(people, write_json, as_numbers):
     return ["--input", folder, "--keep-distractors"]
 
 
+def write_mmpose(people, write_json, as_numbers):
+    for stem, _, person in people:
+        points = np.reshape(as_numbers(person), (17, 3))
+        entry = {"keypoints": points[:, :2].tolist(), "keypoint_scores": points[:, 2].tolist()}
+        folder = write_json(f"{stem}.json", [entry])
+    return ["--input", folder]
+
+
 def write_openpifpaf(people, write_json, as_numbers):
     for _, name, person in people:
         entry = {"keypoints": as_numbers(person), "bbox": [0, 0, 9, 9], "score": 0.9}
@@ -98,6 +106,7 @@ WRITERS = {
     "coco": write_coco,
     "openpose": write_openpose,
     "alphapose": write_alphapose,
+    "mmpose": write_mmpose,
     "openpifpaf": write_openpifpaf,
     "kpr": write_kpr,
     "pgfa": write_pgfa,

@@ -259,6 +259,58 @@ def test_a_coco_annotation_with_a_box_alone_is_a_person_without_a_pose(
     assert (people[1, :, 2] == 1).all()
 
 
+# --- MMPose --------------------------------------------------------------------------------------
+
+
+def instance(points):
+    """A person as MMPose 1.x writes one, from rows of x, y, score."""
+    positions, scores = [point[:2] for point in points], [point[2] for point in points]
+    box = {"bbox": [[0.0, 0.0, 64.0, 128.0]], "bbox_score": 0.99}
+    return {"keypoints": positions, "keypoint_scores": scores} | box
+
+
+@pytest.mark.parametrize("further", [0, 9, 116])
+@pytest.mark.parametrize("nested", [False, True])
+def test_mmpose_inferencer(further, nested, write_json, make_person, as_points):
+    first, second = make_person(), make_person(3, 4)
+    sure = as_points(first, 17)
+    sure[2][2] = 1.04  # SimCC scores exceed 1
+    first[2, 2] = 1
+    people = [instance(p + [[7.0, 7.0, 0.7]] * further) for p in (sure, as_points(second, 17))]
+    folder = write_json("query/1.json", [people] if nested else people)
+    annotation = one(FORMATS["mmpose"](folder))
+    assert annotation.image == annotation.source == "query/1.json" and annotation.target is None
+    assert_people(annotation, first, second)
+
+
+@pytest.mark.parametrize("frame", [False, True])
+def test_mmpose_demo_names_its_joints(frame, write_json):
+    # The limbs of CrowdPose, then its crown and neck; joint i at (i, 100 + i), score i / 20.
+    names = [*POSETRACK[5:], "top_head", "neck"]
+    meta = {"dataset_name": "crowdpose", "keypoint_id2name": dict(enumerate(names))}
+    people = [instance([[i, 100 + i, i / 20] for i in range(14)])]
+    info = [{"frame_id": 1, "instances": people}] if frame else people
+    folder = write_json("query/results_1.json", {"meta_info": meta, "instance_info": info})
+    annotation = one(FORMATS["mmpose"](folder))
+    assert (annotation.image, annotation.source) == ("query/1.json", "query/results_1.json")
+    face, limbs = np.zeros((5, 3)), [[i, 100 + i, i / 20] for i in range(12)]
+    assert_people(annotation, np.concatenate([face, limbs]).astype(np.float32))
+
+
+@pytest.mark.parametrize("meta", [{}, {"meta_info": {"dataset_name": "coco"}}])
+def test_mmpose_demo_without_names_has_cocos_joints(meta, write_json, make_person, as_points):
+    value = meta | {"instance_info": [instance(as_points(make_person(), 17))]}
+    assert_people(one(FORMATS["mmpose"](write_json("results_a.json", value))), make_person())
+
+
+@pytest.mark.parametrize(
+    "value", [[], [[]], None, {"instance_info": []}, [{"frame_id": 0, "instances": []}]]
+)
+def test_mmpose_may_find_nobody(value, write_json):
+    folder = write_json("a.json", "null" if value is None else value)
+    assert one(FORMATS["mmpose"](folder)).people.shape == (0, 17, 3)
+
+
 # --- AlphaPose -----------------------------------------------------------------------------------
 
 
@@ -488,6 +540,11 @@ def test_dense_maps_have_one_size(tmp_path):
 # --- errors --------------------------------------------------------------------------------------
 
 GOOD = [1.0, 2.0, 0.5] * 17
+PLANAR = {"keypoints": [[1.0, 2.0]] * 17, "keypoint_scores": [0.5] * 17}
+
+
+def numbered_names(names):
+    return {"instance_info": [PLANAR], "meta_info": {"keypoint_id2name": names}}
 
 
 @pytest.mark.parametrize(
@@ -544,6 +601,18 @@ GOOD = [1.0, 2.0, 0.5] * 17
         ("kpr", [[]], "'keypoints' is missing"),
         ("kpr", [{"keypoints": GOOD, "is_target": "yes"}], "is_target must be true or false"),
         ("pgfa", {"persons": []}, 'no "people" at the top'),
+        ("mmpose", 3, "a list of people"),
+        ("mmpose", [3], "'keypoints' is missing"),
+        ("mmpose", {"instances": []}, "'instance_info' is missing"),
+        ("mmpose", [{"keypoints": [[1, 2]] * 17}], "'keypoint_scores' is missing"),
+        ("mmpose", [PLANAR | {"keypoint_scores": [1] * 16}], "x, y for each of the keypoint_sco"),
+        ("mmpose", [PLANAR | {"keypoints": [[1, 2, 3]] * 17}], "x, y for each of the keypoint_sc"),
+        ("mmpose", [PLANAR | {"keypoints": GOOD}], "x, y for each of the keypoint_scores"),
+        ("mmpose", [[PLANAR], [PLANAR]], "2 frames of a video; run MMPose on the images"),
+        ("mmpose", [{"frame_id": i, "instances": []} for i in range(3)], "3 frames of a video"),
+        ("mmpose", {"instance_info": [], "meta_info": {"keypoint_id2name": []}}, "of the wrong k"),
+        ("mmpose", numbered_names({1: "nose"}), "must number the joints from 0"),
+        ("mmpose", numbered_names(dict(enumerate(POSETRACK[:9]))), "is named 'left_wrist'; name"),
     ],
 )
 def test_malformed_files_are_named_in_one_line(name, value, message, write_json):
