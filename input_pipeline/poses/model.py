@@ -10,6 +10,12 @@ from input_pipeline.keypoints import NUM_JOINTS
 from input_pipeline.poses.decode import decode_heatmaps, decode_simcc
 from pgfl_jax.errors import UserError
 
+# Suffix of a model in another format → the format, and what converts it.
+_CONVERTERS = {
+    ".tflite": ("TensorFlow Lite", "tf2onnx (--tflite, --inputs-as-nchw, --outputs-as-nchw)"),
+    ".pt": ("PyTorch", "torch.onnx.export"),
+    ".pth": ("PyTorch", "torch.onnx.export"),
+}
 _INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -107,7 +113,7 @@ class PoseModel:
             given = ", ".join(f"{name} {shape}" for name, shape in zip(names, shapes, strict=True))
             raise UserError(
                 f"{self.path}: needs heat maps (N, 17, h, w), or SimCC scores (N, 17, Lx) and "
-                f"(N, 17, Ly), but puts out {given}"
+                f"(N, 17, Ly), but puts out {given}{_remedy(shapes)}"
             )
         return outputs
 
@@ -119,6 +125,20 @@ class PoseModel:
                 return x, y
         lengths = " and ".join(str(output.shape[-1]) for output in outputs)
         raise UserError(f"{self.path}: SimCC scores of {lengths} bins do not suit its input size")
+
+
+def _remedy(shapes: list[tuple[int, ...]]) -> str:
+    """What to do about outputs of these shapes, as the end of a sentence; empty if unknown."""
+    if len(shapes) != 1:
+        return ""
+    (shape,) = shapes
+    if len(shape) == 4 and shape[3] == NUM_JOINTS:
+        return ": heat maps with channels last; export them with channels first"
+    if len(shape) == 3 and shape[1] == NUM_JOINTS:
+        if shape[2] <= 3:
+            return ": coordinates; export the model without its decoder"
+        return ": SimCC scores of one axis; export the model with both outputs"
+    return ""
 
 
 def _load(path: Path):
@@ -139,5 +159,9 @@ def _load(path: Path):
     try:
         return onnxruntime.InferenceSession(path, options, providers)
     except Exception as error:  # onnxruntime's errors share no class of their own
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--model={path}: not a model that can be run: {reason}") from None
+        if path.suffix.lower() in _CONVERTERS:
+            kind, converter = _CONVERTERS[path.suffix.lower()]
+            problem = f"a {kind} file, not ONNX: convert it with {converter}"
+        else:
+            problem = f"not a model that can be run: {str(error).splitlines()[0]}"
+        raise UserError(f"--model={path}: {problem}") from None

@@ -74,7 +74,16 @@ def outputs(**shapes):
     ("arrays", "message"),
     [
         (outputs(maps=(1, 18, 8, 6)), r"but puts out maps \(2, 18, 8, 6\)"),
-        (outputs(x=(1, 17, 96)), r"needs heat maps .* but puts out x \(2, 17, 96\)"),
+        (outputs(maps=(1, 8, 6, 18)), r"but puts out maps \(2, 8, 6, 18\)$"),
+        (
+            outputs(maps=(1, 8, 6, 17)),
+            r"maps \(2, 8, 6, 17\): heat maps with channels last; export them with channels first",
+        ),
+        (
+            outputs(x=(1, 17, 96)),
+            r"needs heat maps .* but puts out x \(2, 17, 96\): SimCC scores of one axis; export",
+        ),
+        (outputs(xyc=(1, 17, 3)), r"xyc \(2, 17, 3\): coordinates; export the model without its d"),
         (outputs(x=(1, 17, 96), y=(1, 16, 128)), r"x \(2, 17, 96\), y \(2, 16, 128\)"),
         (outputs(maps=(1, 17, 8, 6), x=(1, 17, 96)), r"maps \(2, 17, 8, 6\), x \(2, 17, 96\)"),
         (outputs(x=(1, 17, 96), y=(1, 17, 100)), "SimCC scores of 96 and 100 bins do not suit"),
@@ -119,6 +128,22 @@ def test_a_file_that_is_not_a_model_is_named(tmp_path):
         PoseModel(tmp_path / "text.onnx")
     with pytest.raises(UserError, match=r"--model=.*no\.onnx: no such file"):
         PoseModel(tmp_path / "no.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pose.tflite", r"a TensorFlow Lite file, not ONNX: convert it with tf2onnx \(--tflite"),
+        ("pose.TFLITE", r"a TensorFlow Lite file, not ONNX"),
+        ("pose.pth", r"a PyTorch file, not ONNX: convert it with torch\.onnx\.export"),
+    ],
+)
+def test_a_model_of_another_format_is_named(name, message, tmp_path):
+    (tmp_path / name).write_bytes(b"\x1c\x00\x00\x00TFL3" + bytes(99))
+    with pytest.raises(UserError, match=message) as error:
+        PoseModel(tmp_path / name)
+    assert str(error.value).startswith(f"--model={tmp_path / name}: ")
+    assert "\n" not in str(error.value)
 
 
 def test_without_onnxruntime_the_extra_is_named(tmp_path, monkeypatch):
