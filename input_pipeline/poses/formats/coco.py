@@ -30,8 +30,8 @@ def read_coco(path: Path, annotations: Path | None = None) -> Iterator[Annotatio
     Results are a list of ``{"image_id", "category_id", "keypoints": [51 numbers], "score"}``.
     Annotations are ``{"images": [{"id", "file_name"}], "annotations": [{"image_id",
     "keypoints"}]}`` with flags as confidences: 2 (labelled and visible) counts as 1, others as 0.
-    If no file flags any joint with 2, as in PoseTrack, which knows 0 and 1 only, 1 counts as 1. An
-    annotation without keypoints is a person without a pose.
+    If no file flags any joint with 2, 1 counts as 1: PoseTrack knows only 0 and 1. An annotation
+    without keypoints is a person without a pose.
 
     If ``categories`` name their ``keypoints``, the joints are mapped by name; otherwise they are
     COCO's 17. Numbers may be written as text.
@@ -120,7 +120,7 @@ def _joint_names(category: Any, file: PoseFile) -> list[Any]:
 def _by_id(
     kind: str, entries: list[Any], value: Callable[[Any], Any], file: PoseFile
 ) -> dict[str, Any]:
-    """Number as text → value; DataError if a number has two."""
+    """Number as text → value; DataError if a number has two values."""
     found: dict[str, Any] = {}
     for entry in entries:
         number = str(field(entry, "id", int | str, file))
@@ -157,7 +157,7 @@ def _ground_truth(value: Any, file: PoseFile) -> Iterator[tuple[str, np.ndarray]
 
 
 def _flags_to_confidences(annotations: list[Annotation]) -> Iterator[Annotation]:
-    """1 where half the flag has the highest value that occurs in any annotation, else 0."""
+    """Confidence 1 for joints with the highest flag of all annotations together, 0 for others."""
     highest = max((one.people[..., 2].max() for one in annotations), default=0)
     for annotation in annotations:
         people = annotation.people.copy()
