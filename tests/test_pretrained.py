@@ -550,10 +550,10 @@ def test_a_run_needs_the_file_only_to_start(tiny_data_dir, tmp_path):
     assert len(json.loads((workdir / "manifest.json").read_text())["pretrained_sha256"]) == 64
     stored = leaves(workdir, 1)
     theirs = variables["batch_stats"]["trunk"]["bn1"]["var"]
-    ours = stored[".batch_stats['trunk']['bn1']['var']"]
+    ours = stored["batch_stats/trunk/bn1/var"]
     # One step moves a running statistic by a tenth of the way.
     assert (ours >= 0.9 * theirs).all()
-    kernel = stored[".params['trunk']['layer1_0']['conv1']['kernel']"]
+    kernel = stored["params/trunk/layer1_0/conv1/kernel"]
     theirs = variables["params"]["trunk"]["layer1_0"]["conv1"]["kernel"]
     assert 0 < abs(kernel - theirs).max() < 1e-2
     path.unlink()

@@ -5,6 +5,8 @@ import pytest
 from tests.runs import finish, launch, shared_by_workers
 
 STEPS = 40
+# Without the teachers a run starts sooner.
+NETWORK = {"model.pose_branches": False}
 
 
 @pytest.fixture(scope="session")
@@ -20,13 +22,12 @@ def compiled_once(tmp_path_factory):
 @pytest.fixture(scope="session")
 def drive(compiled_once):
     """Starts the small training that needs no TensorFlow: 40 steps, a save every 20."""
+    values = {"train.epochs": 5.0, "train.checkpoint_every": 20} | NETWORK
+    usual = [f"--config.{name}={value}" for name, value in values.items()]
 
     def start(workdir, *options, env=None, **how):
-        return launch(
-            "-m", "tests.faults.driver", f"--workdir={workdir}", "--config.train.epochs=5.0",
-            "--config.train.checkpoint_every=20", *options,
-            env=compiled_once | (env or {}), **how,
-        )  # fmt: skip
+        command = "-m", "tests.faults.driver", f"--workdir={workdir}", *usual, *options
+        return launch(*command, env=compiled_once | (env or {}), **how)
 
     return start
 

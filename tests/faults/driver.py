@@ -1,4 +1,4 @@
-"""Training without TensorFlow and without image files: it starts in a few seconds.
+"""Training a small network without TensorFlow and image files: it starts in a few seconds.
 
 ``python -m tests.faults.driver --workdir=DIR [--config.option=value …]``. Everything else is as in
 ``main.py``. The batches are noise, a pure function of the step.
@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from configs import synthetic_tiny
 from pgfl_jax.command_line import run
+from tests.runs import one_block
 
 IMAGES, IDENTITIES = 128, 16
 
@@ -129,10 +130,10 @@ def main(argv):
     from pgfl_jax.train import train
 
     logging.set_verbosity(logging.FATAL)
-    config = parse_config(FLAGS.config)
     workdir = Path(FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    with joined(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id):
+    with one_block(), joined(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id):
+        config = parse_config(FLAGS.config)
         train(config, workdir, training_data(config), evaluation_data(config))
 
 

@@ -10,7 +10,7 @@ import pytest
 from configs import synthetic_tiny
 from pgfl_jax.config import ConfigError, parse_config
 from pgfl_jax.report.manifest import read_run
-from tests.faults.conftest import STEPS
+from tests.faults.conftest import NETWORK, STEPS
 from tests.runs import assert_same_end, finish, history, leaves, steps
 
 pytestmark = pytest.mark.faults
@@ -61,7 +61,7 @@ def test_on_other_devices_it_goes_on(drive, tmp_path):
 REFUSED = {
     "data.identities_per_batch": (2, 4),
     "model.backbone": ("resnet18", "resnet8"),
-    "model.pose_branches": (False, True),
+    "model.pose_branches": (True, False),
 }
 
 
@@ -76,7 +76,7 @@ def _refusal(workdir, name):
 @pytest.mark.parametrize("name", REFUSED)
 def test_another_batch_or_network_is_refused(undisturbed, name):
     values = synthetic_tiny.get_config()
-    values.update_from_flattened_dict({name: REFUSED[name][0]})
+    values.update_from_flattened_dict(NETWORK | {name: REFUSED[name][0]})
     with pytest.raises(ConfigError) as error:
         read_run(undisturbed, parse_config(values))
     assert str(error.value) == _refusal(undisturbed, name)
@@ -97,8 +97,8 @@ def test_a_nan_leaves_the_checkpoint_before_it(drive, undisturbed, tmp_path):
     code, _, err = finish(drive(tmp_path, "--nan=26"))
     assert code == 1 and err.count("\n") == 1
     assert err.startswith("error: step 27: ")
-    terms = err.removeprefix("error: step 27: ").split(" not finite")[0].split(", ")
-    assert {"id_main", "triplet_main", "total", "gradient_norm"} <= set(terms)
+    # XLA may turn NaN into 0 on CPUs, in a ReLU or a maximum: the losses can be finite.
+    assert "gradient_norm" in err.partition(" not finite")[0]
     assert "the last checkpoint is intact" in err
     files = err.rstrip().split("the images of the batch: ")[1].split(", ")
     # A step uses 16 of the 128 names. The 26 steps before step 27 used 416: three rounds and 32.

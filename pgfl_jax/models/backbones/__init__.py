@@ -1,7 +1,6 @@
 """Backbones by name. Each maps images (B, H, W, 3) to a feature map (B, h, w, C)."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from jaxtyping import Array, Float
@@ -42,13 +41,11 @@ class Backbone(Protocol):
         ...
 
 
-BACKBONES: Mapping[str, Backbone] = MappingProxyType(
-    {
-        # For small images on CPUs: at 128x64 its map is 16x8, as ResNet-50's is at 256x128.
-        "resnet8": ResNet(BasicBlock, (1, 1, 1), (48, 96, 192), (1, 2, 1), patch_stem=True),
-        "resnet18": ResNet(BasicBlock, (2, 2, 2, 2)),
-        "resnet34": ResNet(BasicBlock, (3, 4, 6, 3)),
-        "resnet50": ResNet(Bottleneck, (3, 4, 6, 3)),
-        "resnet50_ibn_a": ResNet(Bottleneck, (3, 4, 6, 3), ibn_stages=3),
-    }
-)
+BACKBONES: Mapping[str, Backbone] = {
+    # For small images on CPUs: at 128x64 its map is 16x8, as ResNet-50's is at 256x128.
+    "resnet8": ResNet(BasicBlock, (1, 1, 1), (48, 96, 192), (1, 2, 1), patch_stem=True),
+    "resnet18": ResNet(BasicBlock, (2, 2, 2, 2)),
+    "resnet34": ResNet(BasicBlock, (3, 4, 6, 3)),
+    "resnet50": ResNet(Bottleneck, (3, 4, 6, 3)),
+    "resnet50_ibn_a": ResNet(Bottleneck, (3, 4, 6, 3), ibn_stages=3),
+}
