@@ -17,6 +17,7 @@ from input_pipeline.poses.cache import PoseCache, join_poses, read_poses
 from input_pipeline.validation import (
     Findings,
     check_images,
+    check_keypoints,
     check_poses,
     check_protocol,
     check_training,
@@ -70,6 +71,7 @@ def training_data(config: Config) -> TrainingData:
     findings = check_training(label, catalog)
     if config.trains_with_poses:
         findings.add(check_poses(label, catalog, config.data.pose.files))
+        findings.add(check_keypoints(label, catalog))
     if config.data.dataset not in evaluated_sets(config):  # else the evaluation warns
         findings.warnings += stored_warnings(builder)
     _report(findings)
@@ -114,7 +116,7 @@ def evaluation_data(config: Config) -> EvaluationData:
     dry_run = EvaluationData(splits={}, protocols=[])
     data = EvaluationData(splits={}, protocols=[], dry_run=dry_run)
     findings = Findings()
-    poses = [] if config.eval.embeddings == ("main",) else read_pose_files(config)
+    poses = read_pose_files(config) if config.scores_with_poses else []
     for name in evaluated_sets(config):
         builder = open_builder(config, name)
         full_name = builder.info.full_name
@@ -126,6 +128,8 @@ def evaluation_data(config: Config) -> EvaluationData:
         }
         for split, catalog in catalogs.items():
             findings.add(check_images(f"{full_name} {split}", catalog))
+            if config.scores_with_poses:
+                findings.add(check_keypoints(f"{full_name} {split}", catalog))
             data.splits[f"{name}/{split}"] = evaluation_split(catalog, config)
         for protocol, query in queries.items():
             label = f"{full_name} {protocol}"

@@ -94,8 +94,7 @@ def _open_split(
     used: bool,
 ) -> Split:
     """Read a split, decode all its images and join the poses."""
-    # Evaluation joins poses only if a teacher is evaluated.
-    joined = used and (name == "train" or config.eval.embeddings != ("main",))
+    joined = used and (name == "train" or config.scores_with_poses)
     failed = findings.errors if joined else findings.warnings
     catalog = open_catalog(builder, name)
     label = f"{builder.info.full_name} {name}"

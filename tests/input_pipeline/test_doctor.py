@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -551,6 +552,53 @@ def test_training_is_refused_where_the_doctor_sees_a_problem(
     with pytest.raises(DataError, match="part maps on different grids") as refused:
         training_data(config)
     assert f"  - {refused.value}\n" in text
+
+
+def write_table(folder, rows):
+    """The table mine.jsonl of (image, identity, camera, split, further columns) rows."""
+    folder.mkdir()
+    lines = []
+    for i, (image, identity, camera, split, columns) in enumerate(rows):
+        (folder / f"{i}.png").write_bytes(image)
+        names = {"path": f"{i}.png", "identity": identity, "camera": camera, "split": split}
+        lines.append(json.dumps(names | columns))
+    (folder / "mine.jsonl").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "problem"),
+    [
+        (0.5, 0.25, "all keypoints lie between -1 and 1"),
+        (-1, -1, "all keypoints lie between -1 and 1"),
+        (870, 440, "100% of the confident keypoints lie outside their images"),
+        (20, 30, None),
+    ],
+)
+def test_keypoints_of_a_table_must_be_pixels_of_its_images(
+    x, y, problem, tiny_config, tmp_path, capsys
+):
+    pose = {"keypoints": [[x, y, 1.0]] * 17}
+    rows = [(encode(i, 64, 32), f"p{i // 2}", f"c{i % 2}", "train", pose) for i in range(16)]
+    rows += [(encode(100 + i, 64, 32), "q", f"c{i}", name, pose)
+             for i, name in enumerate(("query", "gallery"))]  # fmt: skip
+    write_table(tmp_path / "in", rows)
+    folders = {"data.data_dir": str(tmp_path / "data"), "data.manual_dir": str(tmp_path / "in")}
+    config = tiny_config(**{"data.dataset": "table/mine", **folders})
+    teachers = tiny_config(
+        **{"data.dataset": "table/mine", "eval.embeddings": ("main", "parts"), **folders}
+    )
+    status, text, _ = run(config, tmp_path, capsys)
+    if problem is None:
+        assert status == 0 and "\nready: " in text
+        training_data(config), evaluation_data(teachers)
+        return
+    assert status == 1 and "\n1 problem:\n" in text and f" train: {problem}" in text
+    with pytest.raises(DataError, match=f" train: {problem}") as refused:
+        training_data(config)
+    assert f"  - {refused.value}\n" in text
+    evaluation_data(config)  # the main branch is scored without poses
+    with pytest.raises(DataError, match=f" query: {problem}"):
+        evaluation_data(teachers)
 
 
 def test_a_clash_of_poses_that_evaluation_does_not_read_is_a_warning(
