@@ -20,6 +20,7 @@ from input_pipeline.validation import (
     check_keypoints,
     check_poses,
     check_protocol,
+    check_separate,
     check_training,
     queries_without_match,
 )
@@ -101,17 +102,23 @@ def training_data(config: Config) -> TrainingData:
             "dataset": builder.info.full_name,
             "pose_files": _describe_pose_files(config, poses),
         },
+        image_sha256=catalog.image_sha256,
     )
 
 
-def evaluation_data(config: Config) -> EvaluationData:
+def evaluation_data(config: Config, training: TrainingData | None = None) -> EvaluationData:
     """The splits and protocols of ``config.eval.datasets``, or else of the training set.
 
     Results are named by data set and protocol, or by the protocol alone for the training set. Pose
     files are joined only if a teacher is evaluated, because only teachers read poses.
 
+    Args:
+        config: the configuration.
+        training: the data that the run trains on; None if it only evaluates.
+
     Raises:
-        DataError: a data set cannot be scored.
+        DataError: a data set cannot be scored, or its queries or gallery hold training images of
+            the same set.
     """
     dry_run = EvaluationData(splits={}, protocols=[])
     data = EvaluationData(splits={}, protocols=[], dry_run=dry_run)
@@ -130,6 +137,11 @@ def evaluation_data(config: Config) -> EvaluationData:
             findings.add(check_images(f"{full_name} {split}", catalog))
             if config.scores_with_poses:
                 findings.add(check_keypoints(f"{full_name} {split}", catalog))
+            if training and name == config.data.dataset:
+                train = f"{full_name} train"
+                findings.add(
+                    check_separate(train, training.image_sha256, f"{full_name} {split}", catalog)
+                )
             data.splits[f"{name}/{split}"] = evaluation_split(catalog, config)
         for protocol, query in queries.items():
             label = f"{full_name} {protocol}"

@@ -123,6 +123,32 @@ def check_keypoints(name: str, catalog: Catalog) -> Findings:
     )
 
 
+def check_separate(
+    train: str,
+    train_sha256: Shaped[np.ndarray, " images"] | Sequence[str],
+    name: str,
+    test: Catalog,
+) -> Findings:
+    """Find test images that are also training images, by content: their scores mean nothing.
+
+    Args:
+        train: the data set and split trained on, for the messages.
+        train_sha256: hex digests of its images.
+        name: of the test data set and split, for the messages.
+        test: a query split or a gallery.
+    """
+    shared = np.flatnonzero(np.isin(test.image_sha256, train_sha256))
+    if not shared.size:
+        return Findings()
+    return Findings(
+        errors=[
+            f"test images in training: {shared.size:,} images of {name} are also in {train}: "
+            f"{some(test.filenames[shared])}; remove them from one of the two, and prepare that "
+            "data set again"
+        ]
+    )
+
+
 def queries_without_match(query: Catalog, gallery: Catalog) -> Int[np.ndarray, " matchless"]:
     """Indices of the queries whose identity does not occur in the gallery under another camera."""
     _, seen = np.unique(

@@ -9,7 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from absl.testing.flagsaver import flagsaver
 
+import main
 from input_pipeline import builders, validation
 from input_pipeline.catalog import Catalog
 from input_pipeline.doctor import diagnosis, duplicates
@@ -599,6 +601,41 @@ def test_keypoints_of_a_table_must_be_pixels_of_its_images(
     evaluation_data(config)  # the main branch is scored without poses
     with pytest.raises(DataError, match=f" query: {problem}"):
         evaluation_data(teachers)
+
+
+@pytest.mark.parametrize("split", ["query", "gallery"])
+def test_training_on_test_images_is_refused(split, add_builder, tiny_config, tmp_path, capsys):
+    records = {"train": TRAIN, "query": QUERY, "gallery": GALLERY}
+    clean, leaky = f"clean_{split}_reid", f"leaky_{split}_reid"
+    add_builder(clean, records)
+    train = [*TRAIN, (records[split][2][0], 7, 0)]
+    add_builder(leaky, records | {"train": train})
+    changes = {"data.dataset": leaky, "data.data_dir": str(tmp_path / "data")}
+    config = tiny_config(**changes)
+    message = (
+        f"test images in training: 1 images of {leaky}/1.0.0 {split} are also in "
+        f"{leaky}/1.0.0 train: {split}_002.png; remove them"
+    )
+    training = training_data(config)
+    with pytest.raises(DataError, match=f"^{message}") as refused:
+        evaluation_data(config, training)
+    status, text, _ = run(config, tmp_path, capsys)
+    assert status == 1 and f"  - {refused.value}\n" in text
+    main.FLAGS.mark_as_parsed()
+    workdir = str(tmp_path / "run")
+    with flagsaver(workdir=workdir), pytest.raises(DataError, match=f"^{message}"):
+        main.work(config)
+    evaluation_data(config)  # without training, for the score of another run's weights
+    crossed = tiny_config(**changes, **{"eval.datasets": (clean,)})
+    assert len(evaluation_data(crossed, training).protocols) == 1
+
+
+def test_a_query_may_also_be_in_the_gallery(add_builder, tiny_config, tmp_path):
+    gallery = [*GALLERY, *QUERY]
+    add_builder("copied_reid", {"train": TRAIN, "query": QUERY, "gallery": gallery})
+    changes = {"data.dataset": "copied_reid", "data.data_dir": str(tmp_path / "data")}
+    config = tiny_config(**changes)
+    assert len(evaluation_data(config, training_data(config)).protocols) == 1
 
 
 def test_a_clash_of_poses_that_evaluation_does_not_read_is_a_warning(
