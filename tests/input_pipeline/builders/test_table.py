@@ -265,6 +265,12 @@ def test_text_in_another_encoding(folder):
         prepare(folder)
 
 
+def test_a_pointer_in_the_place_of_a_table_is_named(folder):
+    (folder / "mine.csv").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(DataError, match=r"mine\.csv: a Git LFS pointer, not the file itself; run"):
+        prepare(folder)
+
+
 def test_the_longest_name_of_a_split(folder):
     split = "query" + "ä-_Z9" * 8
     (folder / "mine.csv").write_text(CSV.replace("query", split), encoding="utf-8")
