@@ -96,10 +96,12 @@ def shared_identities(survey: Survey) -> Found:
         for test in dataset.test_splits:
             shared = np.intersect1d(train.catalog.identities, test.catalog.identities)
             if shared.size:
+                names = np.array([test.identity(number) for number in shared])
+                meaning = "names" if test.identities else "numbers"
                 found = Findings(
                     warnings=[
                         f"{test.label}: {shared.size:,} of {test.catalog.num_identities:,} "
-                        f"identities are also in train: {some(shared)}; if the numbers mean the "
+                        f"identities are also in train: {some(names)}; if the {meaning} mean the "
                         "same people, the scores do not measure unseen people"
                     ]
                 )

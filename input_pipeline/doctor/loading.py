@@ -100,7 +100,7 @@ def _open_split(
     label = f"{builder.info.full_name} {name}"
     cut_off = np.flatnonzero(~catalog.image_sizes.all(axis=1))
     unreadable = np.union1d(undecodable(catalog, label), cut_off)
-    digests = catalog.image_sha256
+    digests, metadata = catalog.image_sha256, builder.info.metadata or {}
     for _, cache in poses:
         catalog = _attempt(failed, join_poses, catalog, cache) or catalog
     return Split(
@@ -110,6 +110,8 @@ def _open_split(
         unreadable=unreadable,
         matches=tuple(int((cache.lookup(digests) >= 0).sum()) for _, cache in poses),
         used=used,
+        identities=metadata.get("identities", ()),
+        cameras=metadata.get("cameras", ()),
     )
 
 

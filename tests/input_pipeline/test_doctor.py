@@ -638,6 +638,22 @@ def test_a_query_may_also_be_in_the_gallery(add_builder, tiny_config, tmp_path):
     assert len(evaluation_data(config, training_data(config)).protocols) == 1
 
 
+def test_the_names_of_a_table_are_shown(tiny_config, tmp_path, capsys):
+    rows = [(encode(i), f"p{i // 2}", f"c{i % 2}", "train", {}) for i in range(16)]
+    rows += [(encode(100), "zoe", "north", "query", {}), (encode(101), "p1", "south", "query", {}),
+             (encode(102), "p1", "north", "gallery", {})]  # fmt: skip
+    write_table(tmp_path / "in", rows)
+    changes = {"data.data_dir": str(tmp_path / "data"), "data.manual_dir": str(tmp_path / "in")}
+    status, text, page = run(
+        tiny_config(**{"data.dataset": "table/mine", **changes}), tmp_path, capsys
+    )
+    assert status == 0
+    assert " query: 1 of 2 identities are also in train: p1; if the names mean the same" in text
+    for shown in (text, page):
+        assert "16.png (identity zoe, camera north)" in shown
+    assert "0.png (identity p0, camera c0)" in page and "(identity 0" not in page
+
+
 def test_a_clash_of_poses_that_evaluation_does_not_read_is_a_warning(
     add_builder, tiny_config, tmp_path, capsys
 ):

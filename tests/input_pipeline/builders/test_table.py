@@ -188,6 +188,16 @@ def row(**changes):
         ("csv", CSV.replace("split\n", "split,path\n", 1), "line 1: a column occurs twice"),
         ("csv", CSV.replace(",south,", ",,"), "line 3: camera is empty"),
         ("csv", CSV.replace(",10,s", ",,s"), "line 3: identity is empty"),
+        (
+            "csv",
+            CSV.replace("anna", "nan"),
+            "line 2: identity is 'nan', as pandas writes a missing",
+        ),
+        ("csv", CSV.replace("south", "NaN"), "line 3: camera is 'NaN', as pandas writes a missing"),
+        ("csv", CSV.replace("query", "<NA>"), "line 4: split is '<NA>', as pandas writes a missin"),
+        ("csv", CSV.replace("b/4.bmp", "None"), "line 5: path is 'None', as pandas writes a missi"),
+        ("jsonl", row(identity="NAN"), "line 1: identity is 'NAN', as pandas writes a missing val"),
+        ("jsonl", row(identity=float("nan")), "line 1: identity must be a string or a whole numb"),
         ("csv", CSV.replace(",south,", ",a,b,"), "line 3: 5 cells, but 4 columns"),
         (
             "csv",
@@ -257,6 +267,11 @@ def test_errors_name_file_and_line(suffix, text, message, folder):
     with pytest.raises(DataError, match=rf"^{file}(: |, ).*(?:{message})") as caught:
         prepare(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_names_that_only_contain_nan_are_names(folder):
+    (folder / "mine.csv").write_text(CSV.replace("anna", "nana").replace("north", "nan 1"))
+    assert prepare(folder).info.metadata["identities"] == ["10", "9", "nana"]
 
 
 def test_text_in_another_encoding(folder):
