@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import lzma
 import os
+import re
 import shutil
 import tempfile
 import zipfile
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from input_pipeline.errors import DataError
+from pgfl_jax.files import stand_in
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
 # Archives without random access, or that Python cannot read: the user has to unpack them.
@@ -37,6 +39,11 @@ _ZIP_ERRORS = (
     ValueError,
 )
 
+# Compressions of zip archives that Python cannot undo.
+_METHODS = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
+# Google Drive splits a download into complete archives NAME-001.zip, NAME-002.zip …
+_PART = re.compile(r"-\d{3}(?=\.zip$)", re.IGNORECASE)
+
 # The place of a file: a path on disk, then the member's name within each archive along the way.
 Location = tuple[str, ...]
 
@@ -48,7 +55,8 @@ class FileTree:
     Attributes:
         source: the folder or archive.
         files: relative posix path of each file → its location, sorted by path. An archive is a
-            folder, as in ``sets.zip/Market-1501.zip/query/a.jpg``.
+            folder, as in ``sets.zip/Market-1501.zip/query/a.jpg``. The parts NAME-001.zip,
+            NAME-002.zip … of one download are one folder, named for the first.
         folders: relative posix paths of all folders, including archives; "" is the source.
         problems: path of each archive or folder that could not be opened → the reason in one line.
     """
@@ -77,6 +85,8 @@ class FileTree:
             raise DataError(f"config.data.manual_dir: no folder or zip archive {source}")
         elif zipfile.is_zipfile(source) or source.suffix.lower() == ".zip":
             listing.add_archive("", (str(source),))
+            for part in _other_parts(source):
+                listing.add_part("", (str(part),))
         elif source.name.lower().endswith(_OTHER_ARCHIVES):
             raise DataError(f"{source}: only zip archives can be read; unpack it, give the folder")
         else:
@@ -147,7 +157,8 @@ def read_file(location: Location) -> bytes:
         return _archive(location[:-1]).read(location[-1])
     except _ZIP_ERRORS as error:
         raise DataError(
-            f"{_describe(location)}: cannot be read ({_one_line(error)}); get the archive again"
+            _unsupported(location, error)
+            or f"{_describe(location)}: cannot be read ({_one_line(error)}); get the archive again"
         ) from error
 
 
@@ -173,6 +184,7 @@ class _Listing:
         self.files: dict[str, Location] = {}
         self.folders: set[str] = {""}
         self.problems: dict[str, str] = {}
+        self.first_parts: dict[str, str] = {}
 
     def add_folder(self, folder: Path, path: str = "", above: frozenset[str] = frozenset()) -> None:
         """Add everything below a folder on disk; links are followed, except to a folder above.
@@ -206,29 +218,74 @@ class _Listing:
         self.files[path] = location
         is_zip = path.lower().endswith(".zip")
         if is_zip and len(location) <= _MAX_NESTING and self.opens(path):
-            self.add_archive(path, location)
+            first = path
+            if _PART.search(path):
+                first = self.first_parts.setdefault(_PART.sub("", path), path)
+            if first == path or not self.add_part(first, location):
+                self.add_archive(path, location)
+
+    def add_part(self, path: str, location: Location) -> bool:
+        """Add the members of an archive to the folder of another part of the same download.
+
+        Returns:
+            Whether it is one: it can be opened, and both have no file in common.
+        """
+        try:
+            members = _members(location)
+        except DataError:
+            return False
+        if any(join(path, name) in self.files for name in members):
+            return False
+        self.add_members(path, location, members)
+        return True
 
     def add_archive(self, path: str, location: Location) -> None:
         """Add the members of an archive; if it cannot be opened, note the reason."""
         try:
-            members = _archive(location).infolist()
-            if any(member.flag_bits & 1 for member in members):
-                raise DataError(f"{_describe(location)}: encrypted; unpack it and give the folder")
+            members = _members(location)
         except DataError as error:
             self.problems[path] = str(error)
-            return
+        else:
+            self.add_members(path, location, members)
+
+    def add_members(
+        self, path: str, location: Location, members: Mapping[str, zipfile.ZipInfo]
+    ) -> None:
+        """Add the members of an archive, by their names, to a folder."""
         self.folders.add(path)
-        for member in members:
-            # Some Windows programs write backslashes, contrary to the standard.
-            name = member.filename.replace("\\", "/").strip("/")
-            if not name or any(map(_is_junk, name.split("/"))):
-                continue
+        for name, member in members.items():
             name = join(path, name)
             if member.is_dir():
                 self.folders.update(_with_ancestors(name))
             else:
                 self.folders.update(_with_ancestors(name.rpartition("/")[0]))
                 self.add_file(name, (*location, member.filename))
+
+
+def _members(location: Location) -> dict[str, zipfile.ZipInfo]:
+    """The members of an archive by their posix paths; DataError if they cannot be read."""
+    members = _archive(location).infolist()
+    if any(member.flag_bits & 1 for member in members):
+        raise DataError(f"{_describe(location)}: encrypted; unpack it and give the folder")
+    # Some Windows programs write backslashes, contrary to the standard.
+    named = [(member.filename.replace("\\", "/").strip("/"), member) for member in members]
+    return {
+        name: member for name, member in named if name and not any(map(_is_junk, name.split("/")))
+    }
+
+
+def _other_parts(source: Path) -> list[Path]:
+    """The other parts of the download that an archive is part of, sorted."""
+    if not _PART.search(source.name):
+        return []
+    whole = _PART.sub("", source.name)
+    return [
+        path
+        for path in sorted(source.parent.iterdir())
+        if path.name != source.name
+        and _PART.search(path.name)
+        and _PART.sub("", path.name) == whole
+    ]
 
 
 def _with_ancestors(folder: str) -> Iterator[str]:
@@ -247,11 +304,7 @@ class _Archive(zipfile.ZipFile):
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
-        try:
-            super().__init__(stream)
-        except BaseException:
-            stream.close()
-            raise
+        super().__init__(stream)
 
     def close(self) -> None:
         super().close()
@@ -265,20 +318,47 @@ def _archive(location: Location) -> _Archive:
     Archives are cached per process, so that other processes can read locations, too.
     """
     try:
-        if len(location) == 1:
-            return _Archive(open(location[0], "rb"))
-        stream = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the archive)
+        stream = _stream(location)
         try:
-            with _archive(location[:-1]).open(location[-1]) as packed:
-                shutil.copyfileobj(packed, stream, 1 << 20)
+            if found := stand_in(stream.read(512)):
+                raise DataError(f"{_describe(location)}: {found}")
+            return _Archive(stream)
         except BaseException:
             stream.close()
             raise
-        return _Archive(stream)
     except _ZIP_ERRORS as error:
         raise DataError(
-            f"{_describe(location)}: not a readable zip archive ({_one_line(error)}); get it again"
+            _unsupported(location, error)
+            or f"{_describe(location)}: not a readable zip archive ({_one_line(error)}); "
+            "get it again"
         ) from error
+
+
+def _stream(location: Location) -> IO[bytes]:
+    """The bytes of an archive, from their start."""
+    if len(location) == 1:
+        return open(location[0], "rb")
+    stream = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the archive)
+    try:
+        with _archive(location[:-1]).open(location[-1]) as packed:
+            shutil.copyfileobj(packed, stream, 1 << 20)
+    except BaseException:
+        stream.close()
+        raise
+    stream.seek(0)
+    return stream
+
+
+def _unsupported(location: Location, error: BaseException) -> str:
+    """What to do about a member in a compression that Python lacks; else empty."""
+    if not isinstance(error, NotImplementedError) or len(location) == 1:
+        return ""
+    method = _archive(location[:-1]).getinfo(location[-1]).compress_type
+    return (
+        f"{_describe(location)}: compressed by {_METHODS.get(method, f'method {method}')}, which "
+        f"Python cannot read; unpack {_describe(location[:-1])} with 7-Zip or unzip, and give the "
+        "folder"
+    )
 
 
 def _describe(location: Location) -> str:

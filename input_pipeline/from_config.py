@@ -17,8 +17,10 @@ from input_pipeline.poses.cache import PoseCache, join_poses, read_poses
 from input_pipeline.validation import (
     Findings,
     check_images,
+    check_keypoints,
     check_poses,
     check_protocol,
+    check_separate,
     check_training,
     queries_without_match,
 )
@@ -70,6 +72,7 @@ def training_data(config: Config) -> TrainingData:
     findings = check_training(label, catalog)
     if config.trains_with_poses:
         findings.add(check_poses(label, catalog, config.data.pose.files))
+        findings.add(check_keypoints(label, catalog))
     if config.data.dataset not in evaluated_sets(config):  # else the evaluation warns
         findings.warnings += stored_warnings(builder)
     _report(findings)
@@ -99,22 +102,28 @@ def training_data(config: Config) -> TrainingData:
             "dataset": builder.info.full_name,
             "pose_files": _describe_pose_files(config, poses),
         },
+        image_sha256=catalog.image_sha256,
     )
 
 
-def evaluation_data(config: Config) -> EvaluationData:
+def evaluation_data(config: Config, training: TrainingData | None = None) -> EvaluationData:
     """The splits and protocols of ``config.eval.datasets``, or else of the training set.
 
     Results are named by data set and protocol, or by the protocol alone for the training set. Pose
     files are joined only if a teacher is evaluated, because only teachers read poses.
 
+    Args:
+        config: the configuration.
+        training: the data that the run trains on; None if it only evaluates.
+
     Raises:
-        DataError: a data set cannot be scored.
+        DataError: a data set cannot be scored, or its queries or gallery hold training images of
+            the same set.
     """
     dry_run = EvaluationData(splits={}, protocols=[])
     data = EvaluationData(splits={}, protocols=[], dry_run=dry_run)
     findings = Findings()
-    poses = [] if config.eval.embeddings == ("main",) else read_pose_files(config)
+    poses = read_pose_files(config) if config.scores_with_poses else []
     for name in evaluated_sets(config):
         builder = open_builder(config, name)
         full_name = builder.info.full_name
@@ -126,6 +135,13 @@ def evaluation_data(config: Config) -> EvaluationData:
         }
         for split, catalog in catalogs.items():
             findings.add(check_images(f"{full_name} {split}", catalog))
+            if config.scores_with_poses:
+                findings.add(check_keypoints(f"{full_name} {split}", catalog))
+            if training and name == config.data.dataset:
+                train = f"{full_name} train"
+                findings.add(
+                    check_separate(train, training.image_sha256, f"{full_name} {split}", catalog)
+                )
             data.splits[f"{name}/{split}"] = evaluation_split(catalog, config)
         for protocol, query in queries.items():
             label = f"{full_name} {protocol}"

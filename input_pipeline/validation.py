@@ -8,6 +8,7 @@ from jaxtyping import Int, Shaped
 
 from input_pipeline.catalog import Catalog
 from input_pipeline.errors import DataError
+from input_pipeline.poses.coordinates import coordinate_fault, poses_outside
 
 _NAMED = 5  # number of files that a message names
 
@@ -95,6 +96,55 @@ def check_poses(name: str, catalog: Catalog, pose_files: Sequence[str]) -> Findi
         warnings=[
             f"{name}: no image has a pose, so the main branch alone is trained; give "
             "config.data.pose.files (docs/poses.md), or set config.model.pose_branches=False"
+        ]
+    )
+
+
+def check_keypoints(name: str, catalog: Catalog) -> Findings:
+    """Check that keypoints are pixels of their images; an error if most are not.
+
+    Args:
+        name: of the data set and split, for the messages.
+        catalog: the split, with its poses joined.
+    """
+    known = np.flatnonzero(catalog.image_sizes.all(axis=1))
+    keypoints, sizes = catalog.keypoints[known], catalog.image_sizes[known]
+    remedy = "give x, y in pixels of the image file, not of the frame that it was cut from"
+    if fault := coordinate_fault(keypoints, sizes, remedy):
+        return Findings(errors=[f"{name}: {fault}"])
+    astray = known[poses_outside(keypoints, sizes)]
+    if not astray.size:
+        return Findings()
+    return Findings(
+        warnings=[
+            f"{name}: the poses of {astray.size} images are wholly outside them: "
+            f"{some(catalog.filenames[astray])}; {remedy}"
+        ]
+    )
+
+
+def check_separate(
+    train: str,
+    train_sha256: Shaped[np.ndarray, " images"] | Sequence[str],
+    name: str,
+    test: Catalog,
+) -> Findings:
+    """Find test images that are also training images, by content: their scores mean nothing.
+
+    Args:
+        train: the data set and split trained on, for the messages.
+        train_sha256: hex digests of its images.
+        name: of the test data set and split, for the messages.
+        test: a query split or a gallery.
+    """
+    shared = np.flatnonzero(np.isin(test.image_sha256, train_sha256))
+    if not shared.size:
+        return Findings()
+    return Findings(
+        errors=[
+            f"test images in training: {shared.size:,} images of {name} are also in {train}: "
+            f"{some(test.filenames[shared])}; remove them from one of the two, and prepare that "
+            "data set again"
         ]
     )
 

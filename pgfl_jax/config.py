@@ -286,6 +286,11 @@ class Config:
         """Whether there are teachers, and poses to train them with."""
         return self.model.pose_branches and self.data.pose.source != "none"
 
+    @property
+    def scores_with_poses(self) -> bool:
+        """Whether a teacher is scored; only teachers read poses."""
+        return self.eval.embeddings != ("main",)
+
     def check_devices(self, count: int) -> None:
         """Raise a ConfigError if ``count`` devices cannot form the mesh or share a batch evenly."""
         data, model = self.mesh.data, self.mesh.model

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and files that are not what they seem."""
 
 import contextlib
 import os
@@ -19,3 +19,19 @@ def replacing(path: Path) -> Iterator[Path]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def stand_in(head: bytes) -> str:
+    """What a file is and what to do, if a download left something else in its place; or empty.
+
+    Args:
+        head: the first bytes of the file; 512 suffice.
+
+    >>> stand_in(b"<!DOCTYPE html><html>").partition(",")[0]
+    'a saved web page'
+    """
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "a Git LFS pointer, not the file itself; run `git lfs pull` in its repository"
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+        return "a saved web page, not the file itself; use the page's download button or link"
+    return ""

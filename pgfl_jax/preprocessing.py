@@ -4,6 +4,7 @@ This is the definition. The training pipeline does the same in TensorFlow's oper
 one grey level (tests/test_preprocessing.py). Nothing is cropped: the whole picture is the person.
 """
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
-from PIL import Image
+from PIL import ExifTags, Image
 
 from pgfl_jax.errors import UserError
 
@@ -21,6 +22,10 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 class PictureError(UserError):
     """A picture that cannot be read; the message names it."""
+
+
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What :func:`read_pixels` raises for a file that is damaged or not a picture."""
 
 
 def preprocess(picture: Any, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
@@ -48,14 +53,21 @@ def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
         PictureError: there is no such file, or it is damaged or not a picture.
     """
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I;16"):
-                return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-            return np.asarray(image.convert("RGB"))
+        return read_pixels(path)
     # What Pillow raises depends on the format and on where the file is damaged.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         reason = getattr(error, "strerror", None) or "damaged, or not a picture"
         raise PictureError(f"{os.fspath(path)}: {reason}") from error
+
+
+def read_pixels(file: str | os.PathLike | io.BytesIO) -> UInt8[np.ndarray, "height width 3"]:
+    """As :func:`decode`, also for a file in memory; raises one of ``UNREADABLE``."""
+    with Image.open(file) as image:
+        if image.format == "TIFF":  # the only format that Pillow turns by its orientation
+            image.getexif()[ExifTags.Base.Orientation] = 1
+        if image.mode.startswith("I;16"):
+            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        return np.asarray(image.convert("RGB"))
 
 
 def resize(

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 
 from pgfl_jax.errors import UserError
-from pgfl_jax.files import replacing
+from pgfl_jax.files import replacing, stand_in
 from pgfl_jax.models.classifier import CLASS_MULTIPLE
 
 Shape = tuple[int, ...]
@@ -40,6 +40,10 @@ _SCHEMES = (
     {"base.": "trunk.", "bottleneck.": "main_neck."},  # strong-baseline
     {"": "trunk."},  # torchvision, timm, torchreid
 )
+_FIRST_BLOCK = "layer1.0.conv1.weight"
+# A trunk under such a name only averages the weights of another, which is the trained one: MoCo's
+# encoder_k and momentum_encoder, BYOL's target_encoder.
+_FOLLOWER = re.compile(r"(?:^|[._])(?:k|momentum|target)[._]")
 # The layers that make up a trunk. A file with a layer that ours lacks computes other features.
 _TRUNK_LAYER = re.compile(r"trunk\.(conv1|bn1|layer\d+|NL_\d+)\.")
 _COUNTER = "num_batches_tracked"
@@ -198,11 +202,13 @@ def read_state_dict(path: Path | str) -> StateDict:
 
     Raises:
         PretrainedError: the file does not exist, cannot be read, is damaged, holds no state dict,
-            holds an array that NumPy cannot represent, or holds one twice.
+            holds an array that NumPy cannot represent, or holds one twice; or it is a Git LFS
+            pointer or a web page.
     """
     path = Path(path)
     if not path.is_file():
         raise PretrainedError(f"{path}: no such file")
+    _check_download(path)
     if path.suffix == ".safetensors":
         try:
             tensors = safetensors.numpy.load_file(path)
@@ -224,6 +230,17 @@ def read_state_dict(path: Path | str) -> StateDict:
             raise PretrainedError(f"{path}: holds {plain} twice, once as {name}")
         arrays[plain] = tensor.astype(np.float32) if half else tensor
     return arrays
+
+
+def _check_download(path: Path) -> None:
+    """PretrainedError if a download left something else than weights."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise PretrainedError(f"{path}: {error.strerror or error}") from error
+    if found := stand_in(head):
+        raise PretrainedError(f"{path}: {found}")
 
 
 def _read_torch(path: Path) -> StateDict:
@@ -283,35 +300,64 @@ def _is_dict(content: Any) -> bool:
 
 
 def _unwrapped(content: Any, tensor: type) -> dict[str, Any]:
-    """The tensors of the state dict in ``content``; empty if there is none."""
+    """The tensors of the state dict in ``content``; empty if there is none.
+
+    Of state dicts side by side, as a student's and a teacher's, each keeps its key as a prefix.
+    """
     if not _is_dict(content):
         return {}
     for name in _WRAPPERS:
         if _is_dict(content.get(name)):
             return _unwrapped(content[name], tensor)
-    return {str(name): value for name, value in content.items() if isinstance(value, tensor)}
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, tensor)}
+    return tensors or {
+        f"{key}.{name}": value
+        for key, inner in content.items()
+        for name, value in _unwrapped(inner, tensor).items()
+    }
 
 
 def _our_names(tensors: Iterable[str], source: str) -> dict[str, str]:
     """Our name of each array that belongs to a backbone, by its name in the file."""
     names = list(tensors)
+    prefix = _trunk_prefix(names, source)
     for scheme in _SCHEMES:
-        if f"{next(iter(scheme))}layer1.0.conv1.weight" in names:
-            ours = {
-                name: our + name.removeprefix(their)
-                for their, our in scheme.items()
-                for name in names
-                if name.startswith(their)
-            }
-            return {
-                name: our
-                for name, our in ours.items()
-                if not our.startswith("trunk.") or _TRUNK_LAYER.match(our)
-            }
-    raise PretrainedError(
-        f"{source}: not a ResNet in a known naming scheme (docs/pretrained.md); its first arrays "
-        f"are {', '.join(names[:3])}"
-    )
+        trunk = next(iter(scheme))
+        if f".{prefix}".endswith(f".{trunk}"):
+            break
+    outer = prefix.removesuffix(trunk)
+    ours = {
+        name: our + name.removeprefix(outer + their)
+        for their, our in scheme.items()
+        for name in names
+        if name.startswith(outer + their)
+    }
+    return {
+        name: our
+        for name, our in ours.items()
+        if not our.startswith("trunk.") or _TRUNK_LAYER.match(our)
+    }
+
+
+def _trunk_prefix(names: Sequence[str], source: str) -> str:
+    """What precedes the names of the trunk's layers; PretrainedError unless there is one trunk."""
+    prefixes = [
+        name.removesuffix(_FIRST_BLOCK) for name in names if f".{name}".endswith(f".{_FIRST_BLOCK}")
+    ]
+    if not prefixes:
+        raise PretrainedError(
+            f"{source}: not a ResNet in a known naming scheme (docs/pretrained.md); its first "
+            f"arrays are {', '.join(names[:3])}"
+        )
+    complete = [prefix for prefix in prefixes if f"{prefix}conv1.weight" in names]
+    trained = [prefix for prefix in complete if not _FOLLOWER.search(prefix)]
+    choices = trained or complete or prefixes
+    if len(choices) > 1:
+        raise PretrainedError(
+            f"{source}: holds {len(choices)} trunks, under {', '.join(map(repr, choices))}; save "
+            "the one you want alone (docs/pretrained.md)"
+        )
+    return choices[0]
 
 
 def _fill(

@@ -39,6 +39,7 @@ class TrainingData:
         description: for the manifest: fingerprints of images, identities and poses, which must be
             the same when the run is resumed.
         origin: for the manifest: where images and poses come from, which may change.
+        image_sha256: (N,) hex digests of the images, which must not be among the images scored.
     """
 
     num_identities: int
@@ -46,6 +47,7 @@ class TrainingData:
     batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]]
     description: Mapping[str, Any]
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    image_sha256: Sequence[str] | np.ndarray = ()
 
     def facts(self) -> dict[str, Any]:
         """What the manifest says about the training set."""

@@ -269,6 +269,75 @@ def test_every_naming_scheme_fills_the_backbone(scheme, wrapper, tmp_path):
         assert loaded["params"]["main_pooling"]["power"] == 1.0
 
 
+def other_resnet18():
+    """The constants of ``constant_resnet18``, each 1000 more."""
+    return {name: x + 1000 for name, x in constant_resnet18().items()}
+
+
+def side_by_side(ours, theirs):
+    return lambda: prefixed(ours, constant_resnet18()) | prefixed(theirs, other_resnet18())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda: {"state_dict": side_by_side("module.encoder_q.", "module.encoder_k.")()},
+        lambda: {"state_dict": side_by_side("module.base_encoder.", "module.momentum_encoder.")()},
+        side_by_side("online_encoder.net.", "target_encoder.net."),
+        side_by_side("backbone.", "backbone_momentum."),
+        lambda: prefixed("backbone_appearance_feature_extractor.", constant_resnet18()),
+        lambda: prefixed("module.encoder_k.", constant_resnet18()),
+        lambda: {"teacher": prefixed("module.backbone.", constant_resnet18()), "epoch": 100},
+        lambda: (
+            prefixed("a.", constant_resnet18())
+            | {"b.layer1.0.conv1.weight": torch.zeros(64, 64, 3, 3)}
+        ),
+    ],
+    ids=["MoCo v2", "MoCo v3", "BYOL", "momentum", "long", "one", "nested", "incomplete"],
+)
+def test_the_trunk_is_found_under_any_prefix(content, tmp_path):
+    torch.save(content(), tmp_path / "net.pth")
+    loaded, report = load_backbone(tmp_path / "net.pth", abstract("resnet18"))
+    arrays = [name for name in constant_resnet18() if not name.endswith("num_batches_tracked")]
+    assert report.missing == {} and len(report.used) == len(arrays)
+    value = float(constant_resnet18()["layer4.1.bn2.weight"][0])
+    assert (loaded["params"]["trunk"]["layer4_1"]["bn2"]["scale"] == value).all()
+    value = float(constant_resnet18()["conv1.weight"].flatten()[0])
+    assert (loaded["params"]["trunk"]["conv1"]["kernel"] == value).all()
+
+
+def test_a_neck_beside_a_prefixed_trunk_is_taken(tmp_path):
+    content = prefixed("backbone.", constant_resnet18()) | neck("heads.bottleneck.0.", 512)
+    torch.save({"net": prefixed("student.", content)}, tmp_path / "net.pth")
+    loaded, report = load_backbone(tmp_path / "net.pth", abstract("resnet18"))
+    assert report.missing == report.left_over == {}
+    scale = content["heads.bottleneck.0.weight"]
+    np.testing.assert_array_equal(loaded["params"]["main_neck"]["scale"], scale)
+
+
+@pytest.mark.parametrize(
+    ("content", "choices"),
+    [
+        (side_by_side("student.", "teacher."), "'student.', 'teacher.'"),
+        (
+            lambda: {
+                "student": prefixed("module.backbone.", constant_resnet18()),
+                "teacher": prefixed("backbone.", other_resnet18()),
+            },
+            "'student.module.backbone.', 'teacher.backbone.'",
+        ),
+    ],
+)
+def test_two_trunks_are_refused_by_name(content, choices, tmp_path):
+    torch.save(content(), tmp_path / "net.pth")
+    with pytest.raises(PretrainedError) as error:
+        load_backbone(tmp_path / "net.pth", abstract("resnet18"))
+    assert str(error.value) == (
+        f"{tmp_path / 'net.pth'}: holds 2 trunks, under {choices}; save the one you want alone "
+        "(docs/pretrained.md)"
+    )
+
+
 def test_a_neck_bias_that_cannot_be_kept_is_reported(tmp_path):
     content = prefixed("base.", constant_resnet18()) | neck("bottleneck.", 512, bias=0.5)
     torch.save(content, tmp_path / "net.pth")
@@ -390,6 +459,10 @@ class Thing:
     pass
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 102530333\n"
+PAGE = "\ufeff\n<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title>"
+
+
 def _truncated(path):
     torch.save(dict(itertools.islice(resnet18().items(), 12)), path)
     path.write_bytes(path.read_bytes()[:-100_000])
@@ -419,6 +492,14 @@ def _pickled(content):
         ("a.safetensors", lambda path: path.write_text("no"), "damaged, or not a safetensors file"),
         ("a.pth", lambda path: path.write_text("not found"), "damaged, or not written by torch.s"),
         ("a.pth", lambda path: path.write_bytes(b""), "damaged, or not written by torch.save"),
+        (
+            "a.pth",
+            lambda path: path.write_text(POINTER),
+            "a Git LFS pointer, not the file itself; ",
+        ),
+        ("a.safetensors", lambda path: path.write_text(POINTER), "run `git lfs pull` in its repo"),
+        ("a.pth", lambda path: path.write_text(PAGE), "a saved web page, not the file itself; use"),
+        ("a.safetensors", lambda path: path.write_text("<html>"), "a saved web page, not the fil"),
         ("a.pth", _pickled(os.system), "damaged, or not written by torch.save"),
         ("a.pth", lambda path: torch.save(Thing(), path), "holds more than arrays ("),
         (

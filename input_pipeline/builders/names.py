@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from input_pipeline.errors import DataError
-from input_pipeline.file_tree import FileTree
+from input_pipeline.file_tree import FileTree, join
 
 # The first match decides, so longer names come before the names that they contain.
 _PATTERNS = {
@@ -90,7 +90,7 @@ def explain_missing(
         near = [root for root in roots if named_root(tree, root) == named]
         near.sort(key=lambda root: len(roots[root]))
         lines = [
-            f"{tree.display(root)}: lacks {', '.join(roots[root])}; "
+            f"{tree.display(root)}: {_fault(tree, root, roots[root])}; "
             f"--config.data.manual_dir must hold {wanted}"
             for root in near
         ]
@@ -103,6 +103,16 @@ def explain_missing(
     unnamed = [line for path, line in unread.items() if named_root(tree, path) is None]
     unseen = f" ({len(unnamed)} not looked into; {unnamed[0]})" if unnamed else ""
     return MissingSetError(f"{tree.source}: no {name} in it{found}; it must hold {wanted}{unseen}")
+
+
+def _fault(tree: FileTree, root: str, missing: list[str]) -> str:
+    """Why a folder is not the data set's."""
+    if {join(root, "train_all"), join(root, "gallery")} <= tree.folders:
+        return (
+            "a copy with a folder for each person (train_all/0002/…), as a baseline's prepare.py "
+            "makes it; give the original, which is usually the folder above"
+        )
+    return f"lacks {', '.join(missing)}"
 
 
 def named_root(tree: FileTree, root: str) -> str | None:

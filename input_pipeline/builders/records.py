@@ -1,14 +1,17 @@
 """One image of a data set: its file, identity and camera, and its bytes as they are stored."""
 
+import contextlib
 import dataclasses
+import io
 from pathlib import PurePosixPath
 from typing import Any
 
 import cv2
-import numpy as np
 
 from input_pipeline.errors import DataError
 from input_pipeline.file_tree import Location, read_file
+from pgfl_jax.files import stand_in
+from pgfl_jax.preprocessing import UNREADABLE, read_pixels
 
 _STORED_UNCHANGED = (b"\xff\xd8", b"\x89PNG")  # how a JPEG and a PNG begin
 
@@ -50,25 +53,26 @@ def read_record(record: Record) -> tuple[str, dict[str, Any]]:
 def to_jpeg_or_png(encoded: bytes, name: str) -> bytes:
     """JPEG and PNG files unchanged; any other image as a PNG with the same pixels.
 
-    Images that TensorFlow cannot read (TIFF) or that waste space (BMP) become PNGs with three
-    channels of 8 bits: 16 bits are scaled to 8, an alpha channel is dropped.
+    Images that TensorFlow cannot read (TIFF, WebP) or that waste space (BMP) become PNGs with three
+    channels of 8 bits: 16 bits are cut to 8, an alpha channel is dropped. No image is turned by its
+    EXIF orientation, as JPEG and PNG are not.
 
     Args:
         encoded: the file's contents.
         name: the file's name, for its suffix and for messages.
 
     Raises:
-        DataError: the image cannot be decoded. A broken file with a suffix of JPEG or PNG is stored
-            nevertheless: a later check names all of these at once.
+        DataError: the image cannot be decoded, or is a Git LFS pointer or a web page. Any other
+            broken file with a suffix of JPEG or PNG is stored nevertheless: a later check names all
+            of these at once.
     """
     if encoded.startswith(_STORED_UNCHANGED):
         return encoded
-    try:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:  # an empty file, or a header that claims an absurd size
-        image = None
-    if image is not None:
-        return cv2.imencode(".png", image)[1].tobytes()
+    if found := stand_in(encoded[:512]):
+        raise DataError(f"{name}: {found}")
+    with contextlib.suppress(*UNREADABLE):
+        pixels = read_pixels(io.BytesIO(encoded))
+        return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
     if PurePosixPath(name).suffix.lower() in (".jpg", ".jpeg", ".png"):
         return encoded
     raise DataError(f"{name}: the image cannot be decoded; replace or remove the file")

@@ -2,10 +2,17 @@
 
 from input_pipeline.errors import DataError
 from input_pipeline.file_tree import FileTree
+from pgfl_jax.files import stand_in
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """Decode UTF-8, with or without a byte-order mark; otherwise a DataError names the line."""
+    """Decode UTF-8, with or without a byte-order mark.
+
+    Raises:
+        DataError: another encoding (with the line), a Git LFS pointer or a web page.
+    """
+    if found := stand_in(data[:512]):
+        raise DataError(f"{name}: {found}")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

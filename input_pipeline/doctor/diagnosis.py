@@ -70,6 +70,15 @@ def training(survey: Survey) -> Found:
             yield Findings(errors=_batch_problems(config, split))
 
 
+def keypoints(survey: Survey) -> Found:
+    """Keypoints that are not pixels of their images."""
+    config = survey.config
+    for split in survey.splits:
+        read = config.trains_with_poses if split.name == "train" else config.scores_with_poses
+        found = validation.check_keypoints(split.label, split.catalog)
+        yield unless_used(found, split.used and read)
+
+
 def _batch_problems(config: Config, split: Split) -> list[str]:
     """The sampler's error, if it cannot make batches."""
     try:
@@ -132,6 +141,7 @@ _CHECKS = (
     preparation,
     images,
     training,
+    keypoints,
     protocols,
     pose_files,
     duplicates.within_splits,

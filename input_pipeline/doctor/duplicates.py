@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
+from input_pipeline import validation
 from input_pipeline.doctor.statistics import Found, Listing, Protocol, Split, Survey, unless_used
 from input_pipeline.validation import Findings, some
 
@@ -35,17 +36,12 @@ def within_splits(survey: Survey) -> Found:
 def test_images_in_training(survey: Survey) -> Found:
     """Test images that are also in a training split: their scores would be meaningless."""
     for train, test in _train_and_test(survey):
-        originals = first_rows(train.catalog.image_sha256, test.catalog.image_sha256)
+        digests = train.catalog.image_sha256
+        found = validation.check_separate(train.label, digests, test.label, test.catalog)
+        yield unless_used(found, train.used and test.used)
+        originals = first_rows(digests, test.catalog.image_sha256)
         rows = np.flatnonzero(originals >= 0)
         if rows.size:
-            found = Findings(
-                errors=[
-                    f"test images in training: {rows.size:,} images of {test.label} are also in "
-                    f"{train.label}: {some(test.catalog.filenames[rows])}; remove them from "
-                    "one of the two, and prepare that data set again"
-                ]
-            )
-            yield unless_used(found, train.used and test.used)
             title = f"{test.label}: images that are also in {train.label}"
             yield Listing(title, _pairs(test, rows, train, originals[rows]))
 
@@ -100,10 +96,12 @@ def shared_identities(survey: Survey) -> Found:
         for test in dataset.test_splits:
             shared = np.intersect1d(train.catalog.identities, test.catalog.identities)
             if shared.size:
+                names = np.array([test.identity(number) for number in shared])
+                meaning = "names" if test.identities else "numbers"
                 found = Findings(
                     warnings=[
                         f"{test.label}: {shared.size:,} of {test.catalog.num_identities:,} "
-                        f"identities are also in train: {some(shared)}; if the numbers mean the "
+                        f"identities are also in train: {some(names)}; if the {meaning} mean the "
                         "same people, the scores do not measure unseen people"
                     ]
                 )

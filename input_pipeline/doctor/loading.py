@@ -94,14 +94,13 @@ def _open_split(
     used: bool,
 ) -> Split:
     """Read a split, decode all its images and join the poses."""
-    # Evaluation joins poses only if a teacher is evaluated.
-    joined = used and (name == "train" or config.eval.embeddings != ("main",))
+    joined = used and (name == "train" or config.scores_with_poses)
     failed = findings.errors if joined else findings.warnings
     catalog = open_catalog(builder, name)
     label = f"{builder.info.full_name} {name}"
     cut_off = np.flatnonzero(~catalog.image_sizes.all(axis=1))
     unreadable = np.union1d(undecodable(catalog, label), cut_off)
-    digests = catalog.image_sha256
+    digests, metadata = catalog.image_sha256, builder.info.metadata or {}
     for _, cache in poses:
         catalog = _attempt(failed, join_poses, catalog, cache) or catalog
     return Split(
@@ -111,6 +110,8 @@ def _open_split(
         unreadable=unreadable,
         matches=tuple(int((cache.lookup(digests) >= 0).sum()) for _, cache in poses),
         used=used,
+        identities=metadata.get("identities", ()),
+        cameras=metadata.get("cameras", ()),
     )
 
 

@@ -25,6 +25,8 @@ class Split:
         unreadable: (U,) rows of the images that are truncated or cannot be decoded, in order.
         matches: for each pose file, the number of images that it has a pose for.
         used: whether the configuration trains on it or scores it.
+        identities: names of the identities by their numbers; empty where these are the names.
+        cameras: likewise.
     """
 
     dataset: str
@@ -33,6 +35,8 @@ class Split:
     unreadable: Int[np.ndarray, " unreadable"]
     matches: tuple[int, ...]
     used: bool
+    identities: Sequence[str] = ()
+    cameras: Sequence[str] = ()
 
     @property
     def label(self) -> str:
@@ -42,10 +46,15 @@ class Split:
     def describe(self, row: int | np.integer) -> str:
         """File name, identity and camera of an image."""
         catalog = self.catalog
+        camera = catalog.cameras[row]
         return (
-            f"{catalog.filenames[row]} (identity {catalog.identities[row]}, "
-            f"camera {catalog.cameras[row]})"
+            f"{catalog.filenames[row]} (identity {self.identity(catalog.identities[row])}, "
+            f"camera {self.cameras[camera] if self.cameras else camera})"
         )
+
+    def identity(self, number: int | np.integer) -> str:
+        """The name of an identity."""
+        return self.identities[int(number)] if self.identities else str(number)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int, Shaped, UInt8
 from input_pipeline.catalog import Catalog
 from input_pipeline.errors import DataError
 from input_pipeline.keypoints import NUM_JOINTS, NUM_PARTS
-from pgfl_jax.files import replacing
+from pgfl_jax.files import replacing, stand_in
 
 FORMAT_VERSION = 1
 # name → axes, kind of dtype. M rows, D distractors; "U" is text of any length.
@@ -137,9 +137,11 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz without pickles; DataError for anything else."""
     if not path.is_file():
         raise DataError(f"{path}: no such pose file")
-    content = io.BytesIO(path.read_bytes())
+    content = path.read_bytes()
+    if found := stand_in(content[:512]):
+        raise DataError(f"{path}: {found}")
     try:
-        with np.load(content, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except Exception:  # zipfile and NumPy raise almost anything for a damaged archive
         raise DataError(f"{path}: not a pose file, or a damaged one; make it again") from None

@@ -10,9 +10,10 @@ from input_pipeline.errors import DataError
 from input_pipeline.keypoints import NUM_JOINTS
 from input_pipeline.poses.annotation import Annotation
 from input_pipeline.poses.cache import PoseCache
+from input_pipeline.poses.coordinates import coordinate_fault
 from input_pipeline.poses.images import Images
 from input_pipeline.poses.join import AMBIGUOUS, UNMATCHED, ImageIndex
-from input_pipeline.poses.target import CONFIDENT, choose_target
+from input_pipeline.poses.target import choose_target
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -188,23 +189,11 @@ def _check_coordinates(
     keypoints: np.ndarray, sizes: np.ndarray, seen_size: tuple[int, int] | None
 ) -> None:
     """Raise DataError if most confident keypoints miss their images, or are not pixels at all."""
-    confident = keypoints[..., 2] >= CONFIDENT
-    if not confident.any():
-        return
-    position = keypoints[..., :2]
-    if np.abs(position[confident]).max() <= 1 and np.median(sizes) > 8:
-        raise DataError(
-            "--input: all keypoints lie between -1 and 1: they are fractions, but must be pixels "
-            "(OpenPose: --keypoint_scale 0)"
-        )
-    inside = np.logical_and(position >= -0.5, position <= sizes[:, None, ::-1] - 0.5)
-    share = 1 - np.logical_and.reduce(inside, axis=-1)[confident].mean()
-    if share > 0.5:
+    remedy = "check --seen-size"
+    if not seen_size:
         remedy = (
             "give the size at which the estimator saw the images as --seen-size HEIGHT WIDTH, or "
             "correct x and y if they are swapped"
         )
-        raise DataError(
-            f"--input: {share:.0%} of the confident keypoints lie outside their images; "
-            f"{'check --seen-size' if seen_size else remedy}"
-        )
+    if fault := coordinate_fault(keypoints, sizes, remedy):
+        raise DataError(f"--input: {fault}")

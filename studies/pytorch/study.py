@@ -132,7 +132,8 @@ def measure(config: Config, name: str) -> dict[str, Any]:
     from input_pipeline.from_config import evaluation_data, training_data  # TensorFlow
     from input_pipeline.progress import progress
 
-    training, evaluation = training_data(config), evaluation_data(config)
+    training = training_data(config)
+    evaluation = evaluation_data(config, training)
     images = len(training.filenames)
     experiment = Experiment.create(
         config, num_identities=training.num_identities, num_images=images

@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -8,7 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from absl.testing.flagsaver import flagsaver
 
+import main
 from input_pipeline import builders, validation
 from input_pipeline.catalog import Catalog
 from input_pipeline.doctor import diagnosis, duplicates
@@ -551,6 +554,104 @@ def test_training_is_refused_where_the_doctor_sees_a_problem(
     with pytest.raises(DataError, match="part maps on different grids") as refused:
         training_data(config)
     assert f"  - {refused.value}\n" in text
+
+
+def write_table(folder, rows):
+    """The table mine.jsonl of (image, identity, camera, split, further columns) rows."""
+    folder.mkdir()
+    lines = []
+    for i, (image, identity, camera, split, columns) in enumerate(rows):
+        (folder / f"{i}.png").write_bytes(image)
+        names = {"path": f"{i}.png", "identity": identity, "camera": camera, "split": split}
+        lines.append(json.dumps(names | columns))
+    (folder / "mine.jsonl").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "problem"),
+    [
+        (0.5, 0.25, "all keypoints lie between -1 and 1"),
+        (-1, -1, "all keypoints lie between -1 and 1"),
+        (870, 440, "100% of the confident keypoints lie outside their images"),
+        (20, 30, None),
+    ],
+)
+def test_keypoints_of_a_table_must_be_pixels_of_its_images(
+    x, y, problem, tiny_config, tmp_path, capsys
+):
+    pose = {"keypoints": [[x, y, 1.0]] * 17}
+    rows = [(encode(i, 64, 32), f"p{i // 2}", f"c{i % 2}", "train", pose) for i in range(16)]
+    rows += [(encode(100 + i, 64, 32), "q", f"c{i}", name, pose)
+             for i, name in enumerate(("query", "gallery"))]  # fmt: skip
+    write_table(tmp_path / "in", rows)
+    folders = {"data.data_dir": str(tmp_path / "data"), "data.manual_dir": str(tmp_path / "in")}
+    config = tiny_config(**{"data.dataset": "table/mine", **folders})
+    teachers = tiny_config(
+        **{"data.dataset": "table/mine", "eval.embeddings": ("main", "parts"), **folders}
+    )
+    status, text, _ = run(config, tmp_path, capsys)
+    if problem is None:
+        assert status == 0 and "\nready: " in text
+        training_data(config), evaluation_data(teachers)
+        return
+    assert status == 1 and "\n1 problem:\n" in text and f" train: {problem}" in text
+    with pytest.raises(DataError, match=f" train: {problem}") as refused:
+        training_data(config)
+    assert f"  - {refused.value}\n" in text
+    evaluation_data(config)  # the main branch is scored without poses
+    with pytest.raises(DataError, match=f" query: {problem}"):
+        evaluation_data(teachers)
+
+
+@pytest.mark.parametrize("split", ["query", "gallery"])
+def test_training_on_test_images_is_refused(split, add_builder, tiny_config, tmp_path, capsys):
+    records = {"train": TRAIN, "query": QUERY, "gallery": GALLERY}
+    clean, leaky = f"clean_{split}_reid", f"leaky_{split}_reid"
+    add_builder(clean, records)
+    train = [*TRAIN, (records[split][2][0], 7, 0)]
+    add_builder(leaky, records | {"train": train})
+    changes = {"data.dataset": leaky, "data.data_dir": str(tmp_path / "data")}
+    config = tiny_config(**changes)
+    message = (
+        f"test images in training: 1 images of {leaky}/1.0.0 {split} are also in "
+        f"{leaky}/1.0.0 train: {split}_002.png; remove them"
+    )
+    training = training_data(config)
+    with pytest.raises(DataError, match=f"^{message}") as refused:
+        evaluation_data(config, training)
+    status, text, _ = run(config, tmp_path, capsys)
+    assert status == 1 and f"  - {refused.value}\n" in text
+    main.FLAGS.mark_as_parsed()
+    workdir = str(tmp_path / "run")
+    with flagsaver(workdir=workdir), pytest.raises(DataError, match=f"^{message}"):
+        main.work(config)
+    evaluation_data(config)  # without training, for the score of another run's weights
+    crossed = tiny_config(**changes, **{"eval.datasets": (clean,)})
+    assert len(evaluation_data(crossed, training).protocols) == 1
+
+
+def test_a_query_may_also_be_in_the_gallery(add_builder, tiny_config, tmp_path):
+    gallery = [*GALLERY, *QUERY]
+    add_builder("copied_reid", {"train": TRAIN, "query": QUERY, "gallery": gallery})
+    changes = {"data.dataset": "copied_reid", "data.data_dir": str(tmp_path / "data")}
+    config = tiny_config(**changes)
+    assert len(evaluation_data(config, training_data(config)).protocols) == 1
+
+
+def test_the_names_of_a_table_are_shown(tiny_config, tmp_path, capsys):
+    rows = [(encode(i), f"p{i // 2}", f"c{i % 2}", "train", {}) for i in range(16)]
+    rows += [(encode(100), "zoe", "north", "query", {}), (encode(101), "p1", "south", "query", {}),
+             (encode(102), "p1", "north", "gallery", {})]  # fmt: skip
+    write_table(tmp_path / "in", rows)
+    changes = {"data.data_dir": str(tmp_path / "data"), "data.manual_dir": str(tmp_path / "in")}
+    status, text, page = run(
+        tiny_config(**{"data.dataset": "table/mine", **changes}), tmp_path, capsys
+    )
+    assert status == 0
+    assert " query: 1 of 2 identities are also in train: p1; if the names mean the same" in text
+    for shown in (text, page):
+        assert "16.png (identity zoe, camera north)" in shown
+    assert "0.png (identity p0, camera c0)" in page and "(identity 0" not in page
 
 
 def test_a_clash_of_poses_that_evaluation_does_not_read_is_a_warning(

@@ -1,5 +1,6 @@
 import io
 import pickle
+import re
 import zipfile
 
 import pytest
@@ -76,6 +77,65 @@ def test_locations_can_be_read_by_another_process(tmp_path):
     assert location == (str(tmp_path / "o.zip"), "i.zip", "f")
     file_tree.close_archives()  # another process has none open
     assert file_tree.read_file(pickle.loads(pickle.dumps(location))) == b"data"
+
+
+def test_the_parts_of_a_download_are_one_tree(tmp_path):
+    first, second = dict(list(FILES.items())[:2]), dict(list(FILES.items())[2:])
+    write_bytes(tmp_path / "in/set-001.zip", archive(first))
+    write_bytes(tmp_path / "in/set-002.ZIP", archive(second))
+    write_bytes(tmp_path / "in/sets-003.zip", archive({"a/other.txt": b"4"}))
+    packed = archive({"set-002.zip": archive(second), "set-001.zip": archive(first)})
+    write_bytes(tmp_path / "out.zip", packed)
+    unpacked = {
+        path: data
+        for path, data in contents(FileTree.scan(tmp_path / "in")).items()
+        if not path.lower().endswith(".zip")
+    }
+    # The suffix's case differs between parts, and sets-003.zip is no part.
+    assert unpacked == {
+        **{f"set-001.zip/{path}": data for path, data in first.items()},
+        **{f"set-002.ZIP/{path}": data for path, data in second.items()},
+        "sets-003.zip/a/other.txt": b"4",
+    }
+    (tmp_path / "in/set-002.ZIP").rename(tmp_path / "in/set-002.zip")
+    tree = FileTree.scan(tmp_path / "in")
+    assert tree.files_in("set-001.zip") == sorted(FILES)
+    assert {path: tree.read(f"set-001.zip/{path}") for path in FILES} == FILES
+    assert tree.files_in("set-002.zip") == []
+    for part in ("set-001.zip", "set-002.zip"):  # one part given stands for all
+        assert contents(FileTree.scan(tmp_path / "in" / part)) == FILES
+    nested = FileTree.scan(tmp_path / "out.zip")
+    assert nested.files_in("set-002.zip") == sorted(FILES)  # the first in the archive's order
+
+
+def test_archives_with_a_file_in_common_are_not_parts(tmp_path):
+    for number, text in ((1, b"old"), (2, b"new")):
+        write_bytes(tmp_path / f"set-00{number}.zip", archive({"a.txt": text, f"{number}": b""}))
+    write_bytes(tmp_path / "set-003.zip", b"no zip")
+    tree = FileTree.scan(tmp_path)
+    assert tree.read("set-001.zip/a.txt") == b"old" and tree.read("set-002.zip/a.txt") == b"new"
+    assert list(tree.problems) == ["set-003.zip"]
+    assert list(FileTree.scan(tmp_path / "set-002.zip").files) == ["2", "a.txt"]
+
+
+def compressed_by(method, name, data):
+    """An archive of one file that claims a compression."""
+    packed = bytearray(archive({name: data}))
+    for place in (8, packed.rindex(b"PK\1\2") + 10):
+        packed[place : place + 2] = method.to_bytes(2, "little")
+    return bytes(packed)
+
+
+@pytest.mark.parametrize(("method", "name"), [(9, "Deflate64"), (98, "PPMd"), (6, "method 6")])
+def test_a_compression_that_python_lacks_is_named(method, name, tmp_path):
+    write_bytes(tmp_path / "set.zip", compressed_by(method, "a.jpg", b"pixels"))
+    remedy = f"which Python cannot read; unpack {tmp_path}/set.zip with 7-Zip or unzip, and give"
+    expected = f"{tmp_path}/set.zip/a.jpg: compressed by {name}, {remedy}"
+    with pytest.raises(DataError, match=f"^{re.escape(expected)} the folder$"):
+        FileTree.scan(tmp_path / "set.zip").read("a.jpg")
+    write_bytes(tmp_path / "out.zip", compressed_by(method, "in.zip", archive(FILES)))
+    problem = FileTree.scan(tmp_path / "out.zip").problems["in.zip"]
+    assert problem.startswith(expected.replace("set.zip", "out.zip").replace("a.jpg", "in.zip"))
 
 
 def test_unwanted_archives_stay_closed(tmp_path):
@@ -158,6 +218,11 @@ def encrypted():
         (archive({"f": b"1" * 99})[:-30], r"bad\.zip: not a readable zip archive"),
         (encrypted(), r"bad\.zip: encrypted; unpack it and give the folder"),
         (b"", r"bad\.zip: not a readable zip archive"),
+        (
+            b"<!DOCTYPE html><html>",
+            r"bad\.zip: a saved web page, not the file itself; use the page",
+        ),
+        (b"version https://git-lfs.github.com/spec/v1\n", r"bad\.zip: a Git LFS pointer, not the"),
     ],
 )
 def test_archives_that_cannot_be_opened(data, message, tmp_path):

@@ -72,6 +72,40 @@ def test_a_split_without_poses_is_a_warning_and_an_error_if_files_were_given():
     assert validation.check_poses("X", posed, ("a.npz",)) == validation.Findings()
 
 
+def posed_at(*positions, size=(128, 64), confidence=1.0):
+    """Images a, b, … whose joints are all at one position each."""
+    train = catalog([1] * len(positions), [0] * len(positions), [size] * len(positions))
+    train.keypoints[..., :2] = np.float32(positions)[:, None]
+    train.keypoints[..., 2] = confidence
+    return train
+
+
+@pytest.mark.parametrize(
+    "positions", [[(0.5, 0.25), (1, 0)], [(-1, -1), (-1, -1)]], ids=["fractions", "marks"]
+)
+def test_keypoints_that_are_not_pixels_are_an_error(positions):
+    (error,) = validation.check_keypoints("X train", posed_at(*positions)).errors
+    assert error.startswith("X train: all keypoints lie between -1 and 1: they are fractions")
+    assert "must be pixels" in error
+    doubtful = posed_at(*positions, confidence=0.1)
+    assert validation.check_keypoints("X", doubtful) == validation.Findings()
+    tiny = posed_at((0.5, 0.25), size=(4, 2))  # here these can be pixels
+    assert validation.check_keypoints("X", tiny) == validation.Findings()
+
+
+def test_keypoints_of_the_whole_frame_are_an_error_if_they_are_the_most():
+    frame, inside, corner = (900, 400), (20, 30), (63.5, 127.5)
+    (error,) = validation.check_keypoints("X train", posed_at(frame, frame, inside)).errors
+    assert error.startswith("X train: 67% of the confident keypoints lie outside their images; ")
+    assert "not of the frame" in error
+    found = validation.check_keypoints("X train", posed_at(frame, inside, corner))
+    assert not found.errors and len(found.warnings) == 1
+    assert found.warnings[0].startswith("X train: the poses of 1 images are wholly outside them: a")
+    assert validation.check_keypoints("X", posed_at(inside, corner)) == validation.Findings()
+    unknown = posed_at(frame, inside, size=(0, 0))  # damaged files, which another check names
+    assert validation.check_keypoints("X", unknown) == validation.Findings()
+
+
 def test_queries_without_match_are_a_warning_and_an_error_if_there_are_no_others():
     gallery = catalog([1, 2], [0, 0])
     found = validation.check_protocol("X query", catalog([1, 1, 3], [0, 1, 1]), gallery)

@@ -25,6 +25,8 @@ REQUIRED = ("path", "identity", "camera", "split")
 OPTIONAL = ("keypoints", "occlusion")
 # Splits become parts of file names that TFDS parses.
 _SPLIT = r"train|gallery|query[\w-]{0,40}"
+# What pandas writes for a missing value that became text, in lower case.
+_MISSING = frozenset({"nan", "none", "<na>", "nat"})
 _MANY_IMAGES = 10_000  # more than these take seconds to read
 
 
@@ -177,6 +179,11 @@ def _text(place: str, name: str, value: Any) -> str:
     text = str(value).strip()
     if not text:
         raise DataError(f"{place}: {name} is empty")
+    if text.lower() in _MISSING:
+        raise DataError(
+            f"{place}: {name} is {text!r}, as pandas writes a missing value; give its value, or "
+            "leave the line out"
+        )
     return text
 
 

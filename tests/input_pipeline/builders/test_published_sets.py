@@ -264,6 +264,29 @@ def test_a_truncated_archive_is_named(tmp_path):
     assert line.startswith(f"{whole}: not a readable zip archive")
 
 
+def test_the_parts_of_a_download_are_read_together(tmp_path):
+    write_tree("market1501", tmp_path / "in")
+    root = tmp_path / "in" / TREES["market1501"].root
+    parts = tmp_path / "parts"
+    name = "Market-1501-v15.09.15-20240131T101112Z"
+    for number, folder in enumerate(("query", "bounding_box_train", "bounding_box_test"), 1):
+        zip_folder(root / folder, parts / f"{name}-{number:03}.zip", f"Market-1501/{folder}/")
+    for source in (parts, parts / f"{name}-002.zip"):
+        builder = prepare("market1501", tmp_path / source.name, source)
+        assert read(builder) == expected("market1501")
+
+
+@pytest.mark.parametrize("name", ["market1501", "dukemtmc_reid", "msmt17/v1"])
+def test_a_copy_with_a_folder_for_each_person_is_named(name, tmp_path):
+    for path in ("train/0002", "train_all/0002", "val/0002", "query/0001", "gallery/0001"):
+        write_bytes(tmp_path / f"in/pytorch/{path}/{path[-4:]}_c1s1_000451_03.jpg", b"")
+    line = refused(name, tmp_path, tmp_path / "in")
+    assert line.startswith(
+        f"{tmp_path}/in/pytorch: a copy with a folder for each person (train_all/0002/…), as a "
+        "baseline's prepare.py makes it; give the original, which is usually the folder above; "
+    )
+
+
 def test_a_folder_of_the_set_is_reported_before_an_unnamed_archive(tmp_path):
     write_tree("market1501", tmp_path / "in")
     shutil.rmtree(tmp_path / "in" / TREES["market1501"].root / "query")

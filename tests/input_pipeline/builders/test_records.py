@@ -1,11 +1,14 @@
+import io
 import struct
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from input_pipeline.builders.records import to_jpeg_or_png
 from input_pipeline.errors import DataError
+from pgfl_jax import preprocessing
 from tests.input_pipeline.trees import picture
 
 IMAGE = picture("x")
@@ -44,6 +47,32 @@ def test_deep_and_transparent_and_grey_tiffs_become_eight_bits_of_three_channels
     np.testing.assert_array_equal(decoded(to_jpeg_or_png(grey, "x.tif")), three)
 
 
+@pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {"lossless": True})],
+)
+def test_no_image_is_turned_by_its_exif_orientation(format, options, orientation, tmp_path):
+    assert IMAGE.shape[0] != IMAGE.shape[1]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    Image.fromarray(IMAGE[..., ::-1]).save(stream, format, exif=exif.tobytes(), **options)
+    stored = to_jpeg_or_png(stream.getvalue(), "x")
+    np.testing.assert_array_equal(decoded(stored), IMAGE)
+    (tmp_path / "x").write_bytes(stream.getvalue())
+    np.testing.assert_array_equal(preprocessing.decode(tmp_path / "x"), IMAGE[..., ::-1])
+
+
+@pytest.mark.parametrize("name", ["a/x.jpg", "a/x.tif"])
+def test_what_a_download_left_in_the_place_of_an_image_is_named(name):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1025\n"
+    with pytest.raises(DataError, match=rf"^{name}: a Git LFS pointer, not the file itself; run"):
+        to_jpeg_or_png(pointer, name)
+    with pytest.raises(DataError, match=rf"^{name}: a saved web page, not the file itself; use"):
+        to_jpeg_or_png(b"\n<!DOCTYPE html>\n<html>", name)
+
+
 def absurd(data):
     """The picture with a header that claims 200,000 x 200,000 pixels."""
     data = bytearray(data)
@@ -58,6 +87,7 @@ def absurd(data):
     return bytes(data)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")  # Pillow's, then its error
 @pytest.mark.parametrize(
     "data",
     [

@@ -188,6 +188,16 @@ def row(**changes):
         ("csv", CSV.replace("split\n", "split,path\n", 1), "line 1: a column occurs twice"),
         ("csv", CSV.replace(",south,", ",,"), "line 3: camera is empty"),
         ("csv", CSV.replace(",10,s", ",,s"), "line 3: identity is empty"),
+        (
+            "csv",
+            CSV.replace("anna", "nan"),
+            "line 2: identity is 'nan', as pandas writes a missing",
+        ),
+        ("csv", CSV.replace("south", "NaN"), "line 3: camera is 'NaN', as pandas writes a missing"),
+        ("csv", CSV.replace("query", "<NA>"), "line 4: split is '<NA>', as pandas writes a missin"),
+        ("csv", CSV.replace("b/4.bmp", "None"), "line 5: path is 'None', as pandas writes a missi"),
+        ("jsonl", row(identity="NAN"), "line 1: identity is 'NAN', as pandas writes a missing val"),
+        ("jsonl", row(identity=float("nan")), "line 1: identity must be a string or a whole numb"),
         ("csv", CSV.replace(",south,", ",a,b,"), "line 3: 5 cells, but 4 columns"),
         (
             "csv",
@@ -259,9 +269,20 @@ def test_errors_name_file_and_line(suffix, text, message, folder):
     assert "\n" not in str(caught.value)
 
 
+def test_names_that_only_contain_nan_are_names(folder):
+    (folder / "mine.csv").write_text(CSV.replace("anna", "nana").replace("north", "nan 1"))
+    assert prepare(folder).info.metadata["identities"] == ["10", "9", "nana"]
+
+
 def test_text_in_another_encoding(folder):
     (folder / "mine.csv").write_bytes(CSV.replace("anna", "änne").encode("latin-1"))
     with pytest.raises(DataError, match=r"mine\.csv, line 2: not UTF-8; save the file as UTF-8"):
+        prepare(folder)
+
+
+def test_a_pointer_in_the_place_of_a_table_is_named(folder):
+    (folder / "mine.csv").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(DataError, match=r"mine\.csv: a Git LFS pointer, not the file itself; run"):
         prepare(folder)
 
 

@@ -174,6 +174,12 @@ def test_every_truncation_is_one_line(tmp_path):
             read_poses(tmp_path / "cut.npz")
 
 
+def test_a_pointer_in_the_place_of_a_pose_file_is_named(tmp_path):
+    (tmp_path / "p.npz").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(DataError, match=r"p\.npz: a Git LFS pointer, not the file itself; run"):
+        read_poses(tmp_path / "p.npz")
+
+
 def test_damaged_bytes_are_one_line_or_without_effect(tmp_path):
     write_poses(tmp_path / "poses.npz", made())
     whole = (tmp_path / "poses.npz").read_bytes()
