@@ -81,6 +81,16 @@ def shared_by_workers(tmp_path_factory, name):
         yield root / name
 
 
+def own_rows(batch):
+    """This process's rows of a global batch."""
+
+    def own(rows):
+        size = len(rows) // jax.process_count()
+        return rows[jax.process_index() * size :][:size]
+
+    return {name: own(rows) for name, rows in batch.items()}
+
+
 def history(workdir):
     """metrics.jsonl without the timings."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

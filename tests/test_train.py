@@ -27,10 +27,17 @@ from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
 from pgfl_jax.retrieval.protocols import EvaluationError
 from pgfl_jax.train import train
 from pgfl_jax.train_step import make_train_step
-from tests.runs import finish, history, launch, start
+from tests.runs import finish, history, launch, one_block, start
 
 STEPS = 40
 ONE = jax.devices()[:1]  # eight virtual devices on two cores would only be slow
+
+
+@pytest.fixture
+def small_network():
+    """For tests of what does not depend on the network."""
+    with one_block():
+        yield
 
 
 def _data(config):
@@ -96,7 +103,7 @@ def test_the_pose_terms_move_the_channel_groups_onto_their_parts(tiny_config):
         experiment, mesh = _run(config), make_mesh(ONE)
         state, train_step = experiment.init_state(mesh), make_train_step(experiment, mesh)
         before = _energy_on_parts(experiment, state, evaluation)
-        for batch in itertools.islice(training.batches(0), 100):
+        for batch in itertools.islice(training.batches(0), 60):
             inputs = {name: value for name, value in batch.items() if name != "indices"}
             state, _ = train_step(state, shard_batch(inputs, mesh))
         moved[weight] = _energy_on_parts(experiment, state, evaluation) / before
@@ -167,11 +174,12 @@ def ten_steps(tiny_config, tmp_path_factory):
     """A short run that has finished."""
     workdir = tmp_path_factory.mktemp("ten_steps")
     config = tiny_config(**{"train.epochs": 1.25})
-    train(config, workdir, *_data(config), devices=ONE)
+    with one_block():
+        train(config, workdir, *_data(config), devices=ONE)
     return workdir
 
 
-def test_another_configuration_does_not_continue_a_run(ten_steps, tiny_config):
+def test_another_configuration_does_not_continue_a_run(ten_steps, tiny_config, small_network):
     other = tiny_config(**{"train.epochs": 1.25, "optim.learning_rate": 0.5})
     with pytest.raises(ConfigError, match=r"optim\.learning_rate = 0\.5: .* holds a run with 0\.0"):
         train(other, ten_steps, *_data(other), devices=ONE)
@@ -179,6 +187,7 @@ def test_another_configuration_does_not_continue_a_run(ten_steps, tiny_config):
     assert int(train(allowed, ten_steps, *_data(allowed), devices=ONE).step) == 10
 
 
+@pytest.mark.usefixtures("small_network")
 def test_a_nan_stops_with_step_term_and_files(tiny_config, tmp_path):
     config = tiny_config()
     training, evaluation = _data(config)
@@ -206,6 +215,7 @@ def test_a_nan_stops_with_step_term_and_files(tiny_config, tmp_path):
         assert checkpoints.newest == 10  # the one before the NaN
 
 
+@pytest.mark.usefixtures("small_network")
 def test_a_run_stopped_before_its_second_checkpoint_goes_on(tiny_config, tmp_path):
     config = tiny_config(**{"train.epochs": 1.25})  # 10 steps
     training, evaluation = _data(config)
@@ -223,7 +233,7 @@ def test_a_run_stopped_before_its_second_checkpoint_goes_on(tiny_config, tmp_pat
     assert history(tmp_path / "stopped") == history(tmp_path / "straight")
 
 
-def test_other_data_does_not_continue_a_run(ten_steps, tiny_config):
+def test_other_data_does_not_continue_a_run(ten_steps, tiny_config, small_network):
     config = tiny_config(**{"train.epochs": 1.25})
     training, evaluation = _data(config)
     changed = dict(training.description, poses_sha256="0" * 64)
@@ -232,7 +242,7 @@ def test_other_data_does_not_continue_a_run(ten_steps, tiny_config):
         train(config, ten_steps, other, evaluation, devices=ONE)
 
 
-def test_a_run_goes_on_with_what_chose_its_best_step(ten_steps, tiny_config):
+def test_a_run_goes_on_with_what_chose_its_best_step(ten_steps, tiny_config, small_network):
     crossed = tiny_config(
         **{"train.epochs": 1.25, "eval.datasets": ("synthetic_occluded_reid/tiny_noisy",)}
     )
@@ -250,6 +260,7 @@ def test_a_run_goes_on_with_what_chose_its_best_step(ten_steps, tiny_config):
     assert int(train(first, ten_steps, *_data(first), devices=ONE).step) == 10
 
 
+@pytest.mark.usefixtures("small_network")
 def test_what_cannot_be_evaluated_is_found_out_before_step_1(tiny_config, tmp_path):
     config = tiny_config(**{"train.epochs": 1.25})
     training, evaluation = _data(config)
@@ -261,6 +272,7 @@ def test_what_cannot_be_evaluated_is_found_out_before_step_1(tiny_config, tmp_pa
         train(config, tmp_path, training, evaluation, devices=ONE)
 
 
+@pytest.mark.usefixtures("small_network")
 def test_pretrained_weights_are_read_and_hashed_once(tiny_config, tmp_path):
     mesh = make_mesh(ONE)
     drawn = _run(tiny_config(seed=1)).init_state(mesh)
@@ -287,6 +299,7 @@ def test_pretrained_weights_are_read_and_hashed_once(tiny_config, tmp_path):
         _run(config).init_state(mesh)
 
 
+@pytest.mark.usefixtures("small_network")
 def test_a_start_that_failed_leaves_the_workdir_free(tiny_config, tmp_path):
     too_many = tiny_config(**{"data.identities_per_batch": 100, "data.images_per_identity": 2})
     with pytest.raises(DataError, match="only 16 identities; lower it"):
@@ -357,6 +370,7 @@ def _own_config(tiny_config, tmp_path, **changes):
     )
 
 
+@pytest.mark.usefixtures("small_network")
 def test_ones_own_data_set_trains(own_builder, tiny_config, tmp_path):
     own_builder("own_reid")
     config = _own_config(tiny_config, tmp_path)

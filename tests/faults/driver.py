@@ -15,7 +15,7 @@ from ml_collections import config_flags
 
 from configs import synthetic_tiny
 from pgfl_jax.command_line import run
-from tests.runs import one_block
+from tests.runs import one_block, own_rows
 
 IMAGES, IDENTITIES = 128, 16
 
@@ -58,17 +58,6 @@ def batch(config, step):
         "visibility": rng.random((size, 8)).astype(np.float32),
         "indices": np.arange(step * size, (step + 1) * size) % IMAGES,
     }
-
-
-def own_rows(batch):
-    """This process's rows of a global batch."""
-    import jax
-
-    def own(rows):
-        size = len(rows) // jax.process_count()
-        return rows[jax.process_index() * size :][:size]
-
-    return {name: own(rows) for name, rows in batch.items()}
 
 
 def training_data(config):

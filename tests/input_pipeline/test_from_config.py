@@ -2,6 +2,7 @@
 
 import hashlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -42,6 +43,18 @@ def first_batch(training):
     batch = next(batches)
     batches.close()
     return batch
+
+
+def test_each_process_reads_its_slice_of_the_batch(tiny_config, monkeypatch):
+    config = tiny_config()
+    whole, slices = first_batch(training_data(config)), []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for process in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        slices.append(first_batch(training_data(config)))
+    assert whole["images"].shape[0] == 16
+    for name, rows in whole.items():
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in slices]), rows)
 
 
 def test_poses_of_a_file_replace_the_data_sets_own(tiny_config, catalogs, tmp_path):
