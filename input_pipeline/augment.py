@@ -114,6 +114,23 @@ def inside(
     return lines[0][:, :, None] & lines[1][:, None, :]
 
 
+def window(
+    corner: Int32[tf.Tensor, "batch 2"], pad: int, image_shape: tuple[int, int]
+) -> Int32[tf.Tensor, "batch 4"]:
+    """Where the stored images are in the network's input, after padding and cropping.
+
+    Args:
+        corner: (B, 2) row and column at which the input is cut out of the padded image.
+        pad: pixels of padding on each side.
+        image_shape: (H, W) of the input.
+
+    Returns:
+        (B, 4) int32 top, left, bottom, right in pixels.
+    """
+    shift = pad - corner
+    return tf.concat([tf.maximum(shift, 0), tf.minimum(shift, 0) + image_shape], axis=1)
+
+
 @functools.partial(tf.function, jit_compile=True, autograph=False)
 def move_maps(
     maps: Float32[tf.Tensor, "batch stored_rows stored_columns 8"],

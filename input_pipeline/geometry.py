@@ -114,8 +114,8 @@ def move_keypoints(
         config: the data options.
 
     Returns:
-        (B, 17, 3) float32 in pixels of the network's input; joints outside it or under the erased
-        rectangle have confidence 0.
+        (B, 17, 3) float32 in pixels of the network's input. What lies outside it or under the
+        erased rectangle keeps its confidence, since the limb that ends there may be seen.
     """
     limits = np.array([config.width, config.height])
     scale = limits / np.maximum(sizes[:, ::-1], 1)  # a broken image has size 0
@@ -125,9 +125,4 @@ def move_keypoints(
     position = np.where(geometry.flip[:, None, None], mirrored, position)
     confidence = np.where(geometry.flip[:, None], confidence[:, FLIP], confidence)
     position += (pad - geometry.corner)[:, None, ::-1]
-    edge = position + 0.5
-    outside = ((edge < 0) | (edge >= limits)).any(axis=2)
-    start, stop = geometry.rectangle[:, None, 1::-1], geometry.rectangle[:, None, :1:-1]
-    erased = ((edge >= start) & (edge < stop)).all(axis=2)
-    confidence = np.where(outside | erased, 0, confidence)
     return np.concatenate([position, confidence[..., None]], axis=2).astype(np.float32)

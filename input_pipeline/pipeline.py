@@ -241,6 +241,8 @@ def _dataset(
         threshold = config.pose.threshold
         maps, visibility = pose_maps.part_maps(
             batch.pop("keypoints"),
+            augment.window(moved["corner"], pad, image_shape),
+            moved["rectangle"],
             image_shape=image_shape,
             map_shape=map_shape,
             sigma=config.pose.sigma,

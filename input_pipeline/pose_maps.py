@@ -9,8 +9,9 @@ import functools
 
 import numpy as np
 import tensorflow as tf
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32, Int32
 
+from input_pipeline import augment
 from input_pipeline import keypoints as kp
 
 _SEGMENTS = np.array([segment for part in kp.PARTS for segment in part.segments])
@@ -24,6 +25,8 @@ _FRACTION = np.array([[point[2]] for point in kp.DERIVED_POINTS.values()], np.fl
 @functools.partial(tf.function, jit_compile=True, autograph=False, reduce_retracing=True)
 def part_maps(
     keypoints: Float[tf.Tensor, "batch 17 3"],
+    window: Int32[tf.Tensor, "batch 4"] | None = None,
+    erased: Int32[tf.Tensor, "batch 4"] | None = None,
     *,
     image_shape: tuple[int, int],
     map_shape: tuple[int, int],
@@ -32,14 +35,19 @@ def part_maps(
 ) -> tuple[Float32[tf.Tensor, "batch rows columns 8"], Float32[tf.Tensor, "batch 8"]]:
     """Draw the eight body parts of every image.
 
-    A part consists of spots at its joints and capsules along its limbs. Its map is the maximum of
-    ``weight · exp(-d² / 2s²)`` over them, with d the distance to the spot or segment and
-    s = sigma · H. The weight is the joint's confidence, or the lower confidence of a limb's two
-    ends; a weight below the threshold counts as 0.
+    A part consists of spots at its joints and capsules along its limbs, cut off at the border of
+    the picture. Its map is the maximum of ``weight · exp(-d² / 2s²)`` over them, with d the
+    distance to the spot or segment and s = sigma · H; it is 0 in the erased cells. The weight is
+    the joint's confidence, or the lower confidence of a limb's two ends; a weight below the
+    threshold counts as 0, and so does that of a spot or segment that passes through no cell that
+    is left.
 
     Args:
         keypoints: (B, 17, 3) x, y in pixels of the network's input and confidence in [0, 1];
             pixel centres are integers.
+        window: (B, 4) int32 top, left, bottom, right of the picture within the network's input;
+            None: all of the input.
+        erased: (B, 4) int32, likewise, of the erased rectangle; None: nothing is erased.
         image_shape: (H, W) of the network's input, pixels.
         map_shape: (h, w) of the maps, cells.
         sigma: width of spots and capsules, as a fraction of H.
@@ -49,33 +57,79 @@ def part_maps(
         Maps (B, h, w, 8) and visibilities (B, 8), float32 in [0, 1]. The visibility of a part is
         the highest weight of its spots and capsules.
     """
+    count = tf.shape(keypoints)[0]
+    if window is None:
+        window = tf.tile([[0, 0, *image_shape]], [count, 1])
+    if erased is None:
+        erased = tf.zeros((count, 4), tf.int32)
 
-    def draw_one(joints: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        maps, visibility = _draw(joints[None], image_shape, map_shape, sigma, threshold)
+    def draw_one(image: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, tf.Tensor]:
+        joints, window, erased = (values[None] for values in image)
+        left = ~augment.inside(erased, map_shape, image_shape)
+        maps, visibility = _draw(joints, window, left, image_shape, sigma, threshold)
         return maps[0], visibility[0]
 
-    keypoints = tf.cast(keypoints, tf.float32)
-    return tf.map_fn(draw_one, keypoints, fn_output_signature=(tf.float32, tf.float32))
+    images = tf.cast(keypoints, tf.float32), window, erased
+    return tf.map_fn(draw_one, images, fn_output_signature=(tf.float32, tf.float32))
 
 
 def _draw(
     joints: tf.Tensor,
+    window: tf.Tensor,
+    left: Bool[tf.Tensor, "batch rows columns"],
     image_shape: tuple[int, int],
-    map_shape: tuple[int, int],
     sigma: float,
     threshold: float,
 ) -> tuple[tf.Tensor, tf.Tensor]:
+    """Maps and visibilities; ``left`` are the cells that are not erased."""
     points = _with_derived_points(joints)
     start = tf.gather(points, _SEGMENTS[:, 0], axis=1)
     end = tf.gather(points, _SEGMENTS[:, 1], axis=1)
     weight = tf.minimum(start[..., 2], end[..., 2])
-    weight = tf.where(weight >= threshold, weight, 0.0)
-    squared = _squared_distances(start[..., :2], end[..., :2], image_shape, map_shape)
+    start, end, shown = _clip(start[..., :2], end[..., :2], window)
+    map_shape = tuple(left.shape[1:])
+    squared = _squared_distances(start, end, image_shape, map_shape)
+    # No point of the picture is farther from the centre of its cell than a corner of the cell.
+    corner = ((image_shape[0] / map_shape[0]) ** 2 + (image_shape[1] / map_shape[1]) ** 2) / 4
+    nearby = (squared <= 1.001 * corner) & left[:, None]
+    weight = tf.where(
+        (weight >= threshold) & shown & tf.reduce_any(nearby, axis=(2, 3)), weight, 0.0
+    )
     drawn = tf.exp(squared * (-0.5 / (sigma * image_shape[0]) ** 2)) * weight[..., None, None]
+    drawn = tf.where(left[:, None], drawn, 0.0)
     return (
         tf.stack(_max_per_part(drawn), axis=-1),
         tf.stack(_max_per_part(weight), axis=-1),
     )
+
+
+def _clip(
+    start: Float32[tf.Tensor, "batch segments 2"],
+    end: Float32[tf.Tensor, "batch segments 2"],
+    window: Int32[tf.Tensor, "batch 4"],
+) -> tuple[
+    Float32[tf.Tensor, "batch segments 2"],
+    Float32[tf.Tensor, "batch segments 2"],
+    Bool[tf.Tensor, "batch segments"],
+]:
+    """The part of each segment inside a window, and whether there is any (Liang and Barsky, 1984).
+
+    Args:
+        start: (B, S, 2) x, y in pixels.
+        end: (B, S, 2) x, y in pixels.
+        window: (B, 4) top, left, bottom, right in pixels.
+    """
+    edges = tf.cast(window, tf.float32)[:, None] - 0.5
+    direction = end - start
+    # Along a line that is parallel to two edges, a point outside them stays outside at any time.
+    steps = tf.where(tf.abs(direction) < 1e-6, 1e-6, direction)
+    to_low = (tf.reverse(edges[..., :2], [-1]) - start) / steps
+    to_high = (tf.reverse(edges[..., 2:], [-1]) - start) / steps
+    enters = tf.reduce_max(tf.minimum(to_low, to_high), axis=-1)
+    leaves = tf.reduce_min(tf.maximum(to_low, to_high), axis=-1)
+    first, last = tf.clip_by_value(enters, 0.0, 1.0), tf.clip_by_value(leaves, 0.0, 1.0)
+    inside = (enters <= leaves) & (enters <= 1) & (leaves >= 0)
+    return start + first[..., None] * direction, start + last[..., None] * direction, inside
 
 
 def join_given_maps(

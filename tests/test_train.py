@@ -109,7 +109,7 @@ def test_the_pose_terms_move_the_channel_groups_onto_their_parts(tiny_config):
         moved[weight] = _energy_on_parts(experiment, state, evaluation) / before
     print(moved)
     # Images of people who were not trained on: what moved is where the groups look.
-    assert moved[1.0] > 1.25
+    assert moved[1.0] > 1.2
     assert moved[1.0] > 1.5 * moved[0.0]
 
 
