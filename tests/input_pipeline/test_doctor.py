@@ -12,7 +12,7 @@ import pytest
 from input_pipeline import builders, validation
 from input_pipeline.catalog import Catalog
 from input_pipeline.doctor import diagnosis, duplicates
-from input_pipeline.doctor.__main__ import examine
+from input_pipeline.doctor.__main__ import default_page, examine
 from input_pipeline.doctor.diagnosis import Diagnosis
 from input_pipeline.doctor.html import choose_samples, draw_sample, format_page
 from input_pipeline.doctor.loading import undecodable
@@ -507,9 +507,55 @@ def test_a_set_for_training_and_another_for_testing(add_builder, tiny_config, tm
     assert "ready: 16 images of 8 people to train on, 1 protocol to score; 2 warnings" in text
     status, text, _ = run(tiny_config(**changes), tmp_path, capsys)
     assert status == 1 and "one_reid/1.0.0: needs splits query and gallery to be scored" in text
-    changes["data.dataset"] = "two_reid"
+    changes |= {"data.dataset": "two_reid", "eval.datasets": ("one_reid",)}
     status, text, _ = run(tiny_config(**changes), tmp_path, capsys)
     assert status == 1 and "two_reid/1.0.0: no split 'train'; it has gallery, query" in text
+
+
+@pytest.mark.parametrize("scored", [(), ("test_reid",)])
+def test_a_set_without_training_images_is_examined_alone(
+    add_builder, tiny_config, tmp_path, capsys, scored
+):
+    add_builder("test_reid", {"query": QUERY, "gallery": [*GALLERY, (encode(0)[:60], 9, 0)]})
+    changes = {
+        "data.dataset": "test_reid",
+        "data.data_dir": str(tmp_path / "data"),
+        "eval.datasets": scored,
+    }
+    status, text, _ = run(tiny_config(**changes), tmp_path, capsys)
+    assert status == 1 and "\n1 problem:\n" in text  # its images are examined
+    assert "gallery: 1 files are not complete JPEG or PNG images: gallery_004.png" in text
+    add_builder("sound_reid", {"query": QUERY, "gallery": GALLERY})
+    changes |= {"data.dataset": "sound_reid", "eval.datasets": scored and ("sound_reid",)}
+    status, text, page = run(tiny_config(**changes), tmp_path, capsys)
+    assert status == 0
+    assert "\nready: 1 protocol to score, no images to train on; 1 warning\n" in text
+    assert "sound_reid/1.0.0: has no split train, so it was examined for scoring alone" in text
+    assert re.search(r"\nimages +4 +4\n", text) and "no images to train on" in page
+
+
+def test_a_table_of_queries_and_gallery_is_examined_alone(tiny_config, tmp_path, capsys):
+    lines = ["path,identity,camera,split"]
+    for split, rows in (("query", QUERY), ("gallery", GALLERY)):
+        for index, (image, identity, camera) in enumerate(rows):
+            (tmp_path / f"{split}{index}.png").write_bytes(image)
+            lines.append(f"{split}{index}.png,{identity},{camera},{split}")
+    (tmp_path / "shop.csv").write_text("\n".join(lines))
+    changes = {"data.dataset": "table/shop", "data.manual_dir": str(tmp_path)}
+    config = tiny_config(**changes, **{"data.data_dir": str(tmp_path / "data")})
+    status, text, _ = run(config, tmp_path, capsys)
+    assert status == 0 and "\nready: 1 protocol to score, no images to train on\n" in text
+
+
+def test_the_page_of_a_set_is_not_that_of_others(tiny_config):
+    def page(dataset, *scored):
+        return default_page(tiny_config(**{"data.dataset": dataset, "eval.datasets": scored}))
+
+    assert page("market1501") == page("market1501", "market1501") == "runs/doctor/market1501.html"
+    assert page("msmt17/v1") == "runs/doctor/msmt17-v1.html"
+    assert page("occluded_reid") == "runs/doctor/occluded_reid.html"
+    both = page("market1501", "occluded_reid", "msmt17/v1")
+    assert both == "runs/doctor/market1501+occluded_reid+msmt17-v1.html"
 
 
 def test_poses_of_a_file_are_joined(add_builder, tiny_config, tmp_path, capsys):
