@@ -182,8 +182,8 @@ def evaluation_batch_size(images: int, largest: int, devices: int) -> int:
         devices: over all processes; each gets an equal share of the rows.
 
     Returns:
-        A multiple of ``devices``. Each batch has less than a sixteenth of ``largest``, or less than
-        one row per device, in padding.
+        A multiple of ``devices``. On average, the padding of a batch is below a sixteenth of
+        ``largest`` plus one row per device.
 
     >>> evaluation_batch_size(1138, 512, devices=1)  # three batches, 14 of 1,152 rows are padding
     384
