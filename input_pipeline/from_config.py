@@ -12,7 +12,11 @@ import numpy as np
 from input_pipeline.builders import prepared_builder
 from input_pipeline.catalog import Catalog, read_catalog
 from input_pipeline.errors import DataError
-from input_pipeline.pipeline import evaluation_batches, train_batches
+from input_pipeline.pipeline import (
+    evaluation_batch_size,
+    evaluation_batches,
+    train_batches,
+)
 from input_pipeline.poses.cache import PoseCache, join_poses, read_poses
 from input_pipeline.validation import (
     Findings,
@@ -168,8 +172,10 @@ def _add_few(
     answers = gallery.select(np.isin(gallery.identities, asked.identities))
     if len(asked):
         splits = f"{label}: query", f"{label}: gallery"
-        for name, catalog in zip(splits, (asked, answers), strict=True):
-            dry_run.splits[name] = evaluation_split(catalog, config)
+        # In the batches of the whole splits: no further program, and it needs the memory that
+        # evaluation will need.
+        for name, few, whole in zip(splits, (asked, answers), (query, gallery), strict=True):
+            dry_run.splits[name] = evaluation_split(few, config, images=len(whole))
         dry_run.protocols.append(Protocol(label, label, *splits))
 
 
@@ -219,13 +225,25 @@ def _report(findings: Findings) -> None:
     findings.raise_errors()
 
 
-def evaluation_split(catalog: Catalog, config: Config) -> EvaluationSplit:
-    """A catalog in the form that evaluation reads."""
+def evaluation_split(
+    catalog: Catalog, config: Config, *, images: int | None = None
+) -> EvaluationSplit:
+    """A catalog in the form that evaluation reads.
+
+    Args:
+        catalog: N images.
+        config: its data and evaluation options.
+        images: the batches are those of a split of so many images; None: N.
+    """
     batches = evaluation_batches(
         catalog,
         config.data,
         map_shape=config.map_shape,
-        batch_size=config.eval.batch_size,
+        batch_size=evaluation_batch_size(
+            len(catalog) if images is None else images,
+            config.eval.batch_size,
+            jax.device_count(),
+        ),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

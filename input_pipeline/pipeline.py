@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 
@@ -166,6 +167,32 @@ def evaluation_batches(
         return _dataset(rows, catalog, {"valid": tf.float32}, local, 0, config, map_shape)
 
     return lambda: Batches(catalog, dataset())
+
+
+def evaluation_batch_size(images: int, largest: int, devices: int) -> int:
+    """Rows of the batches in which a split is embedded, so that few of them are padding.
+
+    The split is cut into as few batches as possible, all of one size. Sizes are rounded up to
+    sixteenths of the largest batch: a program is compiled for each size, and splits of many batches
+    should share one.
+
+    Args:
+        images: number of images in the split, at least 1.
+        largest: rows of a batch at most; ``devices`` divides it.
+        devices: over all processes; each gets an equal share of the rows.
+
+    Returns:
+        A multiple of ``devices``. On average, the padding of a batch is below a sixteenth of
+        ``largest`` plus one row per device.
+
+    >>> evaluation_batch_size(1138, 512, devices=1)  # three batches, 14 of 1,152 rows are padding
+    384
+    >>> evaluation_batch_size(15_913, 256, devices=8), evaluation_batch_size(3, 256, devices=8)
+    (256, 16)
+    """
+    even = math.ceil(images / math.ceil(images / largest))
+    unit = math.ceil(largest / 16 / devices) * devices
+    return min(largest, math.ceil(even / unit) * unit)
 
 
 def _local_size(batch_size: int, process_count: int, option: str) -> int:

@@ -243,7 +243,7 @@ class EvalConfig:
     # What --mode=evaluate takes: newest · best (by the first protocol's mAP) · untrained (needs no
     # run)
     checkpoint: Literal["newest", "best", "untrained"] = "newest"
-    # Images per evaluation batch, over all devices.
+    # Images per evaluation batch at most, over all devices; a split is cut into even batches.
     batch_size: PositiveInt = 256
     # main (images alone) · foreground, parts (the teachers, with the test set's poses)
     embeddings: tuple[Embedding, ...] = ("main",)

@@ -23,7 +23,9 @@ def define_flags() -> None:
         "config", None, "Configuration file, e.g. configs/default.py; options as for main.py."
     )
     flags.DEFINE_string(
-        "output", None, "The page to write; by default runs/doctor/DATASET.html, with - for /."
+        "output",
+        None,
+        "The page to write; by default runs/doctor/DATASET.html, with - for / and + between sets.",
     )
 
 
@@ -41,7 +43,7 @@ def examine(config: Config, output: str | None = None) -> int:
 
     Args:
         config: what to look at.
-        output: path of the page; None for a name after the data set.
+        output: path of the page; None for a name after its data sets.
 
     Returns:
         1 if training or evaluation cannot work, else 0.
@@ -50,7 +52,7 @@ def examine(config: Config, output: str | None = None) -> int:
         UserError: ``output`` is a folder, or its folder cannot be written to.
         OSError: the page cannot be written.
     """
-    path = Path(output or f"runs/doctor/{config.data.dataset.replace('/', '-')}.html")
+    path = Path(output or default_page(config))
     if path.is_dir():
         raise UserError(f"--output={path}: is a folder; name a file")
     writable_folder(path.parent, "--output")
@@ -68,6 +70,12 @@ def examine(config: Config, output: str | None = None) -> int:
     write_page(diagnosis, path)
     print(f"page: {path}")
     return 1 if diagnosis.findings.errors else 0
+
+
+def default_page(config: Config) -> str:
+    """The page's path, after all data sets that it shows: none replaces the page of others."""
+    names = dict.fromkeys((config.data.dataset, *config.eval.datasets))
+    return f"runs/doctor/{'+'.join(names).replace('/', '-')}.html"
 
 
 if __name__ == "__main__":

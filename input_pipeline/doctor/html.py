@@ -1,24 +1,17 @@
 """The diagnosis as one HTML file with sample images: no scripts, nothing fetched."""
 
 import base64
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-import cv2
-import numpy as np
-import tensorflow as tf
-from jaxtyping import Int
-
-from input_pipeline import augment, drawing
-from input_pipeline.catalog import Catalog
+from input_pipeline.doctor.choice import choose_matches, choose_samples
+from input_pipeline.doctor.colours import Picture, suspects
 from input_pipeline.doctor.diagnosis import Diagnosis
-from input_pipeline.doctor.statistics import Dataset, Listing, Split, Survey
+from input_pipeline.doctor.pictures import draw_picture, draw_sample
+from input_pipeline.doctor.statistics import Dataset, Listing, Protocol, Split, Survey
 from input_pipeline.doctor.text import Table, protocol_table, split_table, verdict
-from pgfl_jax.config import PoseConfig
-
-_SIDE = 192  # each picture fits into a square of this many pixels
-_GAP, _GREY = 4, 128
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -40,10 +33,13 @@ table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; }}
 th:first-child, td:first-child {{ text-align: left; }}
-.strip {{ display: flex; flex-wrap: wrap; gap: .8rem; }}
-figure {{ margin: 0; width: min(100%, 300px); }}
-figure img {{ display: block; max-width: 100%; height: auto; }}
-figcaption {{ font-size: .8rem; overflow-wrap: anywhere; }}
+.strip {{ display: flex; flex-wrap: wrap; gap: .8rem; margin-bottom: 1.2rem; }}
+.rows {{ column-gap: 3rem; }}
+figure {{ margin: 0; width: min-content; min-width: 9.5rem; }}
+figure img {{ display: block; max-width: 92vw; height: auto; }}
+.first figure:first-child img {{ outline: 3px solid var(--good); }}
+figcaption {{ font-size: .8rem; width: 0; min-width: 100%; overflow: hidden;
+  text-overflow: ellipsis; }}
 summary {{ cursor: pointer; overflow-wrap: anywhere; }}
 pre {{ overflow-x: auto; font-size: .85rem; }}
 </style>
@@ -112,6 +108,9 @@ def _dataset(survey: Survey, dataset: Dataset) -> Iterator[str]:
         yield _table(protocol_table(dataset))
     for split in dataset.splits.values():
         yield _samples(survey, split)
+    for protocol in dataset.protocols:
+        yield from _matches(protocol)
+    yield from _suspects(dataset)
 
 
 def _table(table: Table) -> str:
@@ -123,89 +122,71 @@ def _table(table: Table) -> str:
 
 
 def _samples(survey: Survey, split: Split) -> str:
-    """A strip of pictures, each with image, skeleton and part maps."""
-    figures = []
+    """A strip of pictures, each with its skeleton and part maps if it has a pose."""
+    figures, has_pose = [], split.catalog.has_pose
     for row in choose_samples(split):
         jpeg = draw_sample(split.catalog, row, survey.config.data.pose)
-        data = base64.b64encode(jpeg).decode()
-        no_pose = "" if split.catalog.has_pose[row] else ", no pose"
-        text = escape(split.describe(row) + no_pose)
-        figures.append(
-            f'<figure><img src="data:image/jpeg;base64,{data}" alt="{text}">'
-            f"<figcaption>{text}</figcaption></figure>"
+        no_pose = "" if has_pose[row] else ", no pose"
+        figures.append(_figure(jpeg, split.describe(row) + no_pose))
+    return f"<h3>{escape(split.name)}</h3>\n{_strip(figures)}"
+
+
+def _matches(protocol: Protocol) -> Iterator[str]:
+    """Some queries, each in a row with its matches."""
+    rows = choose_matches(protocol)
+    if rows:
+        yield f"<h3>{escape(protocol.name)}: queries and their matches</h3>"
+        yield (
+            "<p>In each row a query, framed, and gallery images of its identity from other "
+            "cameras. Do they show the same person?</p>"
         )
-    strip = "\n".join(figures)
-    return f'<h3>{escape(split.name)}</h3>\n<div class="strip">\n{strip}\n</div>'
+    for query, matches in rows:
+        pictures = [Picture(protocol.gallery, row) for row in matches]
+        yield _row([Picture(protocol.query, query), *pictures])
+
+
+def _suspects(dataset: Dataset) -> Iterator[str]:
+    """Pictures whose labels may be wrong, each in a row with two others."""
+    train = [split for name, split in dataset.splits.items() if name == "train"]
+    found = [
+        *(one for split in train for one in suspects([split], split.catalog.identities)),
+        *suspects(dataset.test_splits, dataset.queried),
+    ]
+    if found:
+        yield "<h3>Labels to look at</h3>"
+        yield (
+            "<p>In each row a picture, framed; the picture of its own identity with the most "
+            "similar colours; and one of another identity, from the same camera, whose colours are "
+            "more similar. Occlusion, light and similar clothes have this effect, too. It is a "
+            "hint, not a verdict: most of these labels may be right.</p>"
+        )
+        yield _strip([_row([one.picture, one.own, one.other]) for one in found], "strip rows")
+
+
+def _row(pictures: Sequence[Picture]) -> str:
+    """Pictures side by side, the first one framed."""
+    figures = [
+        _figure(draw_picture(one.split.catalog, one.row), one.split.describe(one.row))
+        for one in pictures
+    ]
+    return _strip(figures, "strip first")
+
+
+def _strip(figures: Sequence[str], classes: str = "strip") -> str:
+    return "\n".join([f'<div class="{classes}">', *figures, "</div>"])
+
+
+def _figure(jpeg: bytes, text: str) -> str:
+    """A picture with its caption, which breaks after separators and is cut only if it must be."""
+    data, full = base64.b64encode(jpeg).decode(), escape(text)
+    caption = "<wbr>".join(map(escape, re.split(r"(?<=[/_-])", text)))
+    return (
+        f'<figure><img src="data:image/jpeg;base64,{data}" alt="{full}">'
+        f'<figcaption title="{full}">{caption}</figcaption></figure>'
+    )
 
 
 def _listing(listing: Listing) -> str:
     lines = escape("\n".join(listing.lines))
     title = escape(f"{listing.title}: {len(listing.lines):,}")
     return f"<details><summary>{title}</summary><pre>{lines}</pre></details>"
-
-
-def choose_samples(split: Split, count: int = 12) -> list[int]:
-    """Rows of readable images, spread over the identities and over their cameras.
-
-    Args:
-        split: the split.
-        count: maximum number of rows.
-
-    Returns:
-        Rows in the order of their identities; a function of the split only.
-    """
-    catalog = split.catalog
-    readable = np.ones(len(catalog), bool)
-    readable[split.unreadable] = False
-    identities = np.unique(catalog.identities[readable])
-    total = len(identities)
-    if not total:
-        return []
-    chosen = []
-    for turn in range(count):
-        position = turn * total // count if total >= count else turn % total
-        members = np.flatnonzero(readable & (catalog.identities == identities[position]))
-        members = members[_cameras_in_turn(catalog.cameras[members])]
-        chosen.append((position, int(members[(turn % total + turn // total) % len(members)])))
-    return [row for _, row in sorted(set(chosen))]
-
-
-def _cameras_in_turn(cameras: Int[np.ndarray, " images"]) -> Int[np.ndarray, " images"]:
-    """The order with the first image of every camera, then the second of each, and so on.
-
-    >>> _cameras_in_turn(np.array([1, 1, 1, 2, 2]))
-    array([0, 3, 1, 4, 2])
-    """
-    order = np.argsort(cameras, kind="stable")
-    rank = np.empty(len(cameras), np.int64)
-    rank[order] = np.arange(len(cameras)) - np.searchsorted(cameras[order], cameras[order])
-    return np.lexsort((cameras, rank))
-
-
-def draw_sample(catalog: Catalog, row: int, pose: PoseConfig) -> bytes:
-    """Image, skeleton and part maps side by side, as JPEG.
-
-    Args:
-        catalog: the split.
-        row: an image that can be decoded.
-        pose: how to draw the part maps.
-    """
-    # Decoded as in training: OpenCV would rotate an image by its EXIF, and the pose would not fit.
-    image = augment.decode(tf.constant(catalog.images[row])).numpy()
-    height, width = image.shape[:2]
-    image = drawing.scale_to_rows(image, max(1, min(_SIDE, round(_SIDE * height / width))))
-    scale = np.array(image.shape[1::-1]) / (width, height)
-    joints = catalog.keypoints[row].copy()
-    joints[:, :2] = (joints[:, :2] + 0.5) * scale.astype(np.float32) - 0.5
-    # A joint far outside would overflow OpenCV's coordinates.
-    joints[:, :2] = joints[:, :2].clip(-10 * _SIDE, 10 * _SIDE)
-    given = None if catalog.part_maps is None else catalog.part_maps[row]
-    if given is not None and given.any():
-        maps = given.astype(np.float32) / 255
-    else:
-        shape = image.shape[0], image.shape[1]
-        maps = drawing.keypoint_maps(joints, shape, sigma=pose.sigma, threshold=pose.threshold)
-    gap = np.full((len(image), _GAP, 3), _GREY, np.uint8)
-    skeleton = drawing.draw_skeleton(image, joints, 1.0, pose.threshold)
-    panels = np.hstack([image, gap, skeleton, gap, drawing.draw_part_maps(image, maps)])
-    return cv2.imencode(".jpg", panels[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 82))[1].tobytes()

@@ -43,17 +43,26 @@ def open_dataset(
 ) -> Dataset:
     """Every split of a data set that can be opened.
 
+    A set that has no training split and is scored needs none, even if the configuration names it to
+    train on.
+
     Args:
         config: whether and how the data set is used.
         name: as in the configuration.
         poses: the pose files.
         findings: failures are added here; as warnings for splits that are not used.
     """
-    trained = name == config.data.dataset
     scored = name in evaluated_sets(config)
     builder = _attempt(findings.errors, open_builder, config, name)
     if builder is None:
         return Dataset(name, {}, [], scored)
+    trained = name == config.data.dataset
+    if trained and scored and "train" not in builder.info.splits:
+        trained = False
+        findings.notes.append(
+            f"{builder.info.full_name}: has no split train, so it was examined for scoring alone; "
+            "to train, name another set in config.data.dataset"
+        )
     queries = _attempt(findings.errors if scored else [], protocols, builder) or {}
     needed = [*(["train"] if trained else []), *queries.values(), *(["gallery"] if queries else [])]
     splits = {}

@@ -141,6 +141,12 @@ class Dataset:
         queries = {protocol.query.name for protocol in self.protocols}
         return [split for name, split in self.splits.items() if is_test(name, queries)]
 
+    @property
+    def queried(self) -> Int[np.ndarray, " people"]:
+        """Identities that have queries; the others in the gallery are distractors."""
+        people = [protocol.query.catalog.identities for protocol in self.protocols]
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *people]))
+
 
 def is_test(split: str, queries: Collection[str]) -> bool:
     """Whether a split holds queries or the gallery, given the protocols' query splits."""

@@ -132,12 +132,14 @@ def verdict(diagnosis: Diagnosis) -> str:
     survey, findings = diagnosis.survey, diagnosis.findings
     if findings.errors:
         return f"{_count(findings, 'errors', 'problem')}:"
-    train = survey.datasets[0].splits["train"].catalog
+    train = survey.datasets[0].splits.get("train")
     scored = sum(len(dataset.protocols) for dataset in survey.datasets if dataset.scored)
-    line = (
-        f"ready: {len(train):,} images of {train.num_identities:,} people to train on, "
-        f"{scored} protocol{'s' * (scored != 1)} to score"
-    )
+    line = f"{scored} protocol{'s' * (scored != 1)} to score"
+    if train is None:
+        line = f"ready: {line}, no images to train on"
+    else:
+        images, people = len(train.catalog), train.catalog.num_identities
+        line = f"ready: {images:,} images of {people:,} people to train on, {line}"
     return f"{line}; {_count(findings, 'warnings', 'warning')}" if findings.warnings else line
 
 

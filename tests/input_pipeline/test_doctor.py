@@ -15,10 +15,13 @@ import main
 from input_pipeline import builders, validation
 from input_pipeline.catalog import Catalog
 from input_pipeline.doctor import diagnosis, duplicates
-from input_pipeline.doctor.__main__ import examine
+from input_pipeline.doctor.__main__ import default_page, examine
+from input_pipeline.doctor.choice import choose_matches, choose_samples
+from input_pipeline.doctor.colours import colour_histogram, suspects
 from input_pipeline.doctor.diagnosis import Diagnosis
-from input_pipeline.doctor.html import choose_samples, draw_sample, format_page
+from input_pipeline.doctor.html import format_page
 from input_pipeline.doctor.loading import undecodable
+from input_pipeline.doctor.pictures import draw_picture, draw_sample
 from input_pipeline.doctor.statistics import Dataset, Listing, Protocol, Split, Survey
 from input_pipeline.doctor.text import format_text, protocol_table, split_facts, split_table
 from input_pipeline.encoded_images import image_size
@@ -328,6 +331,32 @@ def test_samples_are_spread_over_identities_and_cameras(people, each):
         assert set(split.catalog.cameras[chosen]) == {0, 1, 2}
 
 
+def test_samples_with_poses_come_first():
+    rows = [(b"", person, camera) for person in range(20) for camera in range(2)]
+    keypoints = np.zeros((40, 17, 3), np.float32)
+    split = split_of("train", rows, keypoints=keypoints)
+    split = dataclasses.replace(split, unreadable=np.array([8]))
+    keypoints[[7, 8, 30, 31], 3] = 0.5
+    chosen = choose_samples(split)
+    assert chosen[:3] == [7, 30, 31] and len(set(chosen)) == 12 and 8 not in chosen
+    assert chosen[3:] == sorted(chosen[3:])
+    keypoints[1::2, 3] = 0.5  # those of a whole camera are enough
+    chosen = choose_samples(split)
+    assert len(chosen) == 12 and all(row % 2 or row == 30 for row in chosen)
+
+
+def test_queries_are_shown_with_matches_under_other_cameras():
+    # Person 1 has three matches under two other cameras, person 2 none, 3 an unreadable one.
+    query = split_of("query", [(encode(i), person, 0) for i, person in enumerate((1, 2, 3))])
+    seen = [(1, 0), (1, 1), (1, 1), (1, 2), (2, 0), (3, 1), (4, 1)]
+    gallery = split_of("gallery", [(encode(9 + i), *who) for i, who in enumerate(seen)])
+    gallery = dataclasses.replace(gallery, unreadable=np.array([5]))
+    protocol = Protocol("set query", "query", query, gallery)
+    assert choose_matches(protocol) == [(0, [1, 3, 2])]  # every camera before a second image
+    assert choose_matches(protocol, matches=2) == [(0, [1, 3])]
+    assert choose_matches(protocol, queries=0) == []
+
+
 def test_samples_of_a_split_without_a_readable_image():
     split = split_of("train", [(b"x", 0, 0)])
     assert choose_samples(split) == []
@@ -353,6 +382,105 @@ def test_a_sample_shows_image_skeleton_and_part_maps(tiny_config, height, width,
     assert abs(near.astype(int) - far.astype(int)).max() > 60
 
 
+def test_a_sample_without_a_pose_shows_the_picture_once(tiny_config):
+    """Part maps without joints make two pictures of it, 96 pixels wide, with 4 between them."""
+    maps = np.zeros((2, 4, 2, 8), np.uint8)
+    maps[1, 2, 1, 0] = 255
+    catalog = split_of("train", [(encode(i), i, 0) for i in range(2)], part_maps=maps).catalog
+    pose = tiny_config().data.pose
+    sizes = [image_size_of(draw_sample(catalog, row, pose)) for row in range(2)]
+    assert sizes == [(192, 96), (192, 196)]
+    assert draw_sample(catalog, 0, pose) == draw_picture(catalog, 0)
+
+
+def image_size_of(jpeg):
+    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).shape[:2]
+
+
+def plain(*colours, height=64, width=20):
+    """A PNG of horizontal bands in these colours (red, green, blue)."""
+    bands = np.array_split(np.zeros((height, width, 3), np.uint8), len(colours))
+    for band, colour in zip(bands, colours, strict=True):
+        band[:] = colour[::-1]
+    return cv2.imencode(".png", np.concatenate(bands))[1].tobytes()
+
+
+RED, BLUE, GREY = (200, 30, 30), (30, 30, 200), (128, 128, 128)
+
+
+def test_the_overlap_of_colours_is_their_common_share():
+    one = colour_histogram(plain(RED, BLUE), 64)
+    assert sorted(one[one > 0]) == pytest.approx([0.5**0.5] * 2)
+    for other, overlap in (
+        (plain(RED, BLUE), 1),
+        (plain(BLUE, RED), 0),  # upper and lower half count separately
+        (plain(RED, GREY), 1 / 2),
+        # A fourth of the picture differs: 1/2 + √(1/2 · 1/4).
+        (plain(RED, RED, GREY, BLUE), 0.5 + 0.125**0.5),
+    ):
+        assert one @ colour_histogram(other, 64) == pytest.approx(overlap, abs=1e-6)
+    pixels = np.full((64, 20, 3), RED[::-1], np.uint8)
+    pixels[:, :6] = pixels[:, 14:] = GREY  # beside the person
+    beside = cv2.imencode(".png", pixels)[1].tobytes()
+    assert colour_histogram(beside, 64) @ colour_histogram(plain(RED), 64) > 0.85
+    assert colour_histogram(plain(RED, height=1, width=1), 1).max() == pytest.approx(0.5**0.5)
+    assert not colour_histogram(b"no image", 64).any()
+
+
+def test_a_picture_in_the_colours_of_another_identity_is_suspect():
+    red, blue, both = plain(RED), plain(BLUE), plain(RED, BLUE)
+    #         0            1            2             3            4            5
+    rows = [(red, 1, 0), (red, 1, 1), (blue, 1, 0), (blue, 2, 0), (blue, 2, 1), (both, 3, 1)]
+    split = split_of("train", rows)
+    (found,) = suspects([split], split.catalog.identities)
+    assert (found.picture.row, found.own.row, found.other.row) == (2, 0, 3)
+    assert found.excess == pytest.approx(1, abs=1e-3)  # no colour in common, and equal ones
+    # Under another camera nobody is like it: both of identity 2 are under camera 1.
+    elsewhere = dataclasses.replace(split.catalog, cameras=np.array([0, 1, 0, 1, 1, 1]))
+    moved = dataclasses.replace(split, catalog=elsewhere)
+    assert suspects([moved], elsewhere.identities) == []
+    # A picture that cannot be read, or of an identity that is not asked for, is not compared.
+    unreadable = dataclasses.replace(split, unreadable=np.array([2]))
+    assert suspects([unreadable], split.catalog.identities) == []
+    assert suspects([split], np.array([1, 3])) == suspects([split], np.zeros(0, int)) == []
+
+
+def test_suspects_are_ordered_and_one_for_each_identity():
+    red, half, blue = plain(RED), plain(RED, BLUE), plain(BLUE)
+    train = [(red, 1, 0), (red, 1, 0), (blue, 1, 0), (half, 1, 0), (blue, 2, 0), (blue, 2, 0)]
+    more = [(GREY, 3), (GREY, 3), (RED, 3), (BLUE, 4), (RED, 4)]
+    gallery = [(plain(colour), person, 0) for colour, person in more]
+    splits = [split_of("query", train), split_of("gallery", gallery)]
+    found = suspects(splits, np.arange(9))
+    # The red one of identity 3 and both of 4 have nothing in common with their own, and equal ones
+    # elsewhere. The blue one of identity 1 shares half with the nearest of its own: √(1 − ½).
+    assert [(one.picture.split.name, one.picture.row) for one in found] == [
+        ("gallery", 2),
+        ("gallery", 3),
+        ("query", 2),
+    ]
+    assert [one.excess for one in found] == pytest.approx([1, 1, 0.5**0.5], abs=1e-3)
+    assert len(suspects(splits, np.arange(9), count=2)) == 2
+
+
+def test_captions_break_after_separators_and_keep_the_whole_name(tiny_config):
+    query, gallery = (
+        split_of("query", [(encode(0), 1, 0)]),
+        split_of("gallery", [(encode(1), 1, 3)]),
+    )
+    names = np.array(["north/anna_01-a.jpg"], object)
+    query = dataclasses.replace(query, catalog=dataclasses.replace(query.catalog, filenames=names))
+    page = format_page(Diagnosis(survey_of(tiny_config(), query, gallery), Findings(), []))
+    title = "north/anna_01-a.jpg (identity 1, camera 0)"
+    caption = "north/<wbr>anna_<wbr>01-<wbr>a.jpg (identity 1, camera 0)"
+    assert f'<figcaption title="{title}">{caption}</figcaption>' in page
+    style = re.search(r"figcaption \{([^}]*)\}", page)[1]
+    assert "text-overflow: ellipsis" in style and "overflow-wrap" not in style
+    row = page[page.index("query: queries and their matches") :]
+    shown = re.findall(r'title="([^"]*)"', row[: row.index("</div>")])
+    assert shown == [title, "gallery_a (identity 1, camera 3)"]
+
+
 def test_names_cannot_change_the_page(tiny_config):
     query = split_of("query", [(encode(0), 1, 0)])
     names = np.array(['<script>alert("x")</script>&.jpg'], object)
@@ -363,7 +491,7 @@ def test_names_cannot_change_the_page(tiny_config):
     page = format_page(Diagnosis(survey, results[0], listings))
     assert "<script" not in page and "<b>" not in page and 'alert("x")' not in page
     escaped = "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;&amp;.jpg"
-    assert page.count(escaped) == 4  # the error, alt text, caption and the list of files
+    assert page.count(escaped) == 4  # the error, alternative text, title and the list of files
     fetched = re.findall(r'(?:src|href|url)[=(]"?([^"]*)', page)
     assert len(fetched) == 2 and all(url.startswith("data:image/jpeg") for url in fetched)
 
@@ -442,7 +570,16 @@ def test_the_tiny_set_is_ready(tiny_config, tmp_path, capsys, monkeypatch):
     ]
     page = Path("runs/doctor/synthetic_occluded_reid-tiny.html").read_text()
     assert "<td>images</td><td>128</td><td>16</td><td>16</td><td>48</td>" in page
-    assert page.count("<img ") == 4 * 12 and page.count("data:image/jpeg;base64,") == 4 * 12
+    samples, occluded, holistic = page.split(": queries and their matches</h3>")
+    holistic, labels = holistic.split("<h3>Labels to look at</h3>")
+    assert samples.count("<img ") == samples.count("data:image/jpeg;base64,") == 4 * 12
+    for rows in (occluded, holistic):
+        assert rows.count('<div class="strip first">') == 4
+        people = [re.findall(r"title=[^>]*identity (\d+)", row) for row in rows.split("<div")[1:5]]
+        assert all(len(shown) > 1 and len(set(shown)) == 1 for shown in people)
+    for row in labels.split('<div class="strip first">')[1:]:
+        own, same, other = re.findall(r"title=[^>]*identity (\d+), camera", row)
+        assert own == same != other
     assert examine(config) == 0
     assert Path("runs/doctor/synthetic_occluded_reid-tiny.html").read_text() == page
     assert capsys.readouterr().out == text
@@ -510,9 +647,55 @@ def test_a_set_for_training_and_another_for_testing(add_builder, tiny_config, tm
     assert "ready: 16 images of 8 people to train on, 1 protocol to score; 2 warnings" in text
     status, text, _ = run(tiny_config(**changes), tmp_path, capsys)
     assert status == 1 and "one_reid/1.0.0: needs splits query and gallery to be scored" in text
-    changes["data.dataset"] = "two_reid"
+    changes |= {"data.dataset": "two_reid", "eval.datasets": ("one_reid",)}
     status, text, _ = run(tiny_config(**changes), tmp_path, capsys)
     assert status == 1 and "two_reid/1.0.0: no split 'train'; it has gallery, query" in text
+
+
+@pytest.mark.parametrize("scored", [(), ("test_reid",)])
+def test_a_set_without_training_images_is_examined_alone(
+    add_builder, tiny_config, tmp_path, capsys, scored
+):
+    add_builder("test_reid", {"query": QUERY, "gallery": [*GALLERY, (encode(0)[:60], 9, 0)]})
+    changes = {
+        "data.dataset": "test_reid",
+        "data.data_dir": str(tmp_path / "data"),
+        "eval.datasets": scored,
+    }
+    status, text, _ = run(tiny_config(**changes), tmp_path, capsys)
+    assert status == 1 and "\n1 problem:\n" in text  # its images are examined
+    assert "gallery: 1 files are not complete JPEG or PNG images: gallery_004.png" in text
+    add_builder("sound_reid", {"query": QUERY, "gallery": GALLERY})
+    changes |= {"data.dataset": "sound_reid", "eval.datasets": scored and ("sound_reid",)}
+    status, text, page = run(tiny_config(**changes), tmp_path, capsys)
+    assert status == 0
+    assert "\nready: 1 protocol to score, no images to train on; 1 warning\n" in text
+    assert "sound_reid/1.0.0: has no split train, so it was examined for scoring alone" in text
+    assert re.search(r"\nimages +4 +4\n", text) and "no images to train on" in page
+
+
+def test_a_table_of_queries_and_gallery_is_examined_alone(tiny_config, tmp_path, capsys):
+    lines = ["path,identity,camera,split"]
+    for split, rows in (("query", QUERY), ("gallery", GALLERY)):
+        for index, (image, identity, camera) in enumerate(rows):
+            (tmp_path / f"{split}{index}.png").write_bytes(image)
+            lines.append(f"{split}{index}.png,{identity},{camera},{split}")
+    (tmp_path / "shop.csv").write_text("\n".join(lines))
+    changes = {"data.dataset": "table/shop", "data.manual_dir": str(tmp_path)}
+    config = tiny_config(**changes, **{"data.data_dir": str(tmp_path / "data")})
+    status, text, _ = run(config, tmp_path, capsys)
+    assert status == 0 and "\nready: 1 protocol to score, no images to train on\n" in text
+
+
+def test_the_page_of_a_set_is_not_that_of_others(tiny_config):
+    def page(dataset, *scored):
+        return default_page(tiny_config(**{"data.dataset": dataset, "eval.datasets": scored}))
+
+    assert page("market1501") == page("market1501", "market1501") == "runs/doctor/market1501.html"
+    assert page("msmt17/v1") == "runs/doctor/msmt17-v1.html"
+    assert page("occluded_reid") == "runs/doctor/occluded_reid.html"
+    both = page("market1501", "occluded_reid", "msmt17/v1")
+    assert both == "runs/doctor/market1501+occluded_reid+msmt17-v1.html"
 
 
 def test_poses_of_a_file_are_joined(add_builder, tiny_config, tmp_path, capsys):

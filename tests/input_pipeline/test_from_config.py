@@ -137,6 +137,23 @@ def test_the_dry_run_is_a_few_queries_and_their_people(tiny_config, catalogs):
         assert batch["valid"].sum() == people.sum()
 
 
+def test_batches_of_a_split_and_of_its_dry_run_are_even(tiny_config):
+    # On the eight devices of the tests, rows are rounded up to multiples of 8.
+    data = evaluation_data(tiny_config(**{"eval.batch_size": 40}))
+    rows = {
+        name: [batch["valid"].tolist() for batch in split.batches()]
+        for name, split in data.splits.items()
+    }
+    assert rows[f"{TINY}/query"] == rows[f"{TINY}/query_holistic"] == [[1] * 16]
+    assert rows[f"{TINY}/gallery"] == [[1] * 24] * 2
+    for protocol in data.dry_run.protocols:
+        sizes = [
+            [len(batch["valid"]) for batch in data.dry_run.splits[name].batches()]
+            for name in (protocol.query, protocol.gallery)
+        ]
+        assert sizes == [[16], [24]]
+
+
 def test_budget_reaches_the_catalog(tiny_config):
     in_memory = training_data(tiny_config(**{"data.memory_gib": 1.0}))
     on_demand = training_data(tiny_config(**{"data.memory_gib": 0.0}))

@@ -10,7 +10,7 @@ import pytest
 
 from input_pipeline.catalog import Catalog
 from input_pipeline.errors import DataError
-from input_pipeline.pipeline import evaluation_batches, train_batches
+from input_pipeline.pipeline import evaluation_batch_size, evaluation_batches, train_batches
 from input_pipeline.pose_maps import part_maps
 from pgfl_jax.config import AugmentConfig, DataConfig, PoseConfig
 
@@ -218,6 +218,25 @@ def test_evaluation_slices_make_up_the_batch(catalog):
     assert {len(part) for part in slices} == {2}  # the last process has only padding at the end
     for batch, parts in zip(whole, zip(*slices, strict=True), strict=True):
         assert_equal(batch, {k: np.concatenate([part[k] for part in parts]) for k in batch})
+
+
+@pytest.mark.parametrize(
+    "images, largest, devices, rows",
+    [
+        (1138, 512, 1, 384),  # 3 batches of 379.3, in steps of 32
+        (1138, 512, 48, 384),  # steps of 48
+        (1138, 256, 1, 240),  # 5 batches of 227.6, in steps of 16
+        (1, 512, 1, 32),
+        (512, 512, 8, 512),
+        (513, 512, 8, 288),  # 2 batches of 256.5
+        (19_732, 256, 1, 256),  # 78 batches of 252.97
+        (5, 16, 8, 8),  # one row per device at least
+        (9, 16, 8, 16),
+        (9, 12, 8, 12),  # never above the largest
+    ],
+)
+def test_a_split_is_cut_into_even_batches(images, largest, devices, rows):
+    assert evaluation_batch_size(images, largest, devices) == rows
 
 
 def test_errors_come_before_the_first_batch(catalog):
