@@ -25,7 +25,9 @@ from input_pipeline.validation import (
     check_poses,
     check_protocol,
     check_separate,
+    check_teachers,
     check_training,
+    known,
     queries_without_match,
 )
 from pgfl_jax.config import Config
@@ -149,7 +151,10 @@ def evaluation_data(config: Config, training: TrainingData | None = None) -> Eva
             data.splits[f"{name}/{split}"] = evaluation_split(catalog, config)
         for protocol, query in queries.items():
             label = f"{full_name} {protocol}"
-            findings.add(check_protocol(label, catalogs[query], catalogs["gallery"]))
+            pair = catalogs[query], catalogs["gallery"]
+            findings.add(check_protocol(label, *pair))
+            if config.scores_with_poses:
+                findings.add(check_teachers(label, *pair))
             data.protocols.append(
                 Protocol(
                     name=_result_name(name, protocol) if config.eval.datasets else protocol,
@@ -158,7 +163,7 @@ def evaluation_data(config: Config, training: TrainingData | None = None) -> Eva
                     gallery=f"{name}/gallery",
                 )
             )
-            _add_few(dry_run, label, catalogs[query], catalogs["gallery"], config)
+            _add_few(dry_run, label, *pair, config)
     _report(findings)
     return data
 
@@ -166,10 +171,17 @@ def evaluation_data(config: Config, training: TrainingData | None = None) -> Eva
 def _add_few(
     dry_run: EvaluationData, label: str, query: Catalog, gallery: Catalog, config: Config
 ) -> None:
-    """Add a protocol of the first queries with matches, and all gallery images of their people."""
-    matched = np.setdiff1d(np.arange(len(query)), queries_without_match(query, gallery))
+    """Add a protocol of the first queries with matches, and all gallery images of their people.
+
+    If teachers are scored, of the images with poses.
+    """
+    usable = [
+        c.has_pose if config.scores_with_poses else np.ones(len(c), bool) for c in (query, gallery)
+    ]
+    images = [known(c).select(mask) for c, mask in zip((query, gallery), usable, strict=True)]
+    matched = np.delete(np.flatnonzero(usable[0]), queries_without_match(*images))
     asked = query.select(matched[:_DRY_RUN_QUERIES])
-    answers = gallery.select(np.isin(gallery.identities, asked.identities))
+    answers = gallery.select(usable[1] & np.isin(gallery.identities, asked.identities))
     if len(asked):
         splits = f"{label}: query", f"{label}: gallery"
         # In the batches of the whole splits: no further program, and it needs the memory that

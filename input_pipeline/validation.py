@@ -9,6 +9,7 @@ from jaxtyping import Int, Shaped
 from input_pipeline.catalog import Catalog
 from input_pipeline.errors import DataError
 from input_pipeline.poses.coordinates import coordinate_fault, poses_outside
+from pgfl_jax.retrieval.protocols import Images
 
 _NAMED = 5  # number of files that a message names
 
@@ -149,7 +150,14 @@ def check_separate(
     )
 
 
-def queries_without_match(query: Catalog, gallery: Catalog) -> Int[np.ndarray, " matchless"]:
+def known(catalog: Catalog) -> Images:
+    """What evaluation knows about a split's images."""
+    return Images(catalog.filenames, catalog.identities, catalog.cameras, catalog.occlusion)
+
+
+def queries_without_match(
+    query: Catalog | Images, gallery: Catalog | Images
+) -> Int[np.ndarray, " matchless"]:
     """Indices of the queries whose identity does not occur in the gallery under another camera."""
     _, seen = np.unique(
         np.stack([gallery.identities, gallery.cameras], axis=1), axis=0, return_index=True
@@ -181,6 +189,30 @@ def check_protocol(name: str, query: Catalog, gallery: Catalog) -> Findings:
     if lonely.size < len(query):
         return Findings(warnings=[f"{line}; they are left out of the scores"])
     return Findings(errors=[f"{line}; look at the identities and cameras of both splits"])
+
+
+def check_teachers(name: str, query: Catalog, gallery: Catalog) -> Findings:
+    """Check that teachers, which need poses, can be scored on a protocol.
+
+    Args:
+        name: of the data set and protocol, for the messages.
+        query: the query split, with its poses joined.
+        gallery: the gallery split, likewise.
+    """
+    counts = f"{query.has_pose.sum()} of {len(query)} queries and {gallery.has_pose.sum()} of "
+    counts += f"{len(gallery)} gallery images have a pose"
+    posed = [known(split).select(split.has_pose) for split in (query, gallery)]
+    if len(queries_without_match(*posed)) == len(posed[0]):
+        return Findings(
+            errors=[
+                f"{name}: {counts}, and no match among them, so that no teacher can be scored; "
+                "give config.data.pose.files (docs/poses.md), or score main alone with "
+                "config.eval.embeddings"
+            ]
+        )
+    if query.has_pose.all() and gallery.has_pose.all():
+        return Findings()
+    return Findings(warnings=[f"{name}: {counts}; teachers are scored on these alone"])
 
 
 def some(names: Shaped[np.ndarray, " names"]) -> str:

@@ -24,6 +24,7 @@ from pgfl_jax.distributed.collectives import (
     is_primary,
 )
 from pgfl_jax.errors import DiskFullError, UserError, full_disk
+from pgfl_jax.run_lock import locked
 from pgfl_jax.train_state import TrainState
 
 SCORE = "score"
@@ -78,6 +79,8 @@ class Checkpoints:
         self._directory = (workdir / "checkpoints").absolute()
         self._read_only = read_only
         self._saving = False
+        self._first: int | None = None  # step of the first save, to be read back
+        self._saved = False
         self._damaged: dict[int, str] = {}
         if read_only:
             self._damaged = _examine(self._directory)
@@ -150,8 +153,11 @@ class Checkpoints:
         """
         self.wait()
         self._saving = True
+        step = int(state.step)
+        if not self._saved:
+            self._first, self._saved = step, True
         self._manager.save(
-            int(state.step),
+            step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
                 **{_PENDING_METRICS: ocp.args.JsonSave(list(pending_metrics))},
@@ -168,7 +174,8 @@ class Checkpoints:
             step: the step of an existing checkpoint.
 
         Raises:
-            CheckpointError: the checkpoint holds another architecture, or is damaged.
+            CheckpointError: the checkpoint holds another architecture or a value that is not
+                finite, or is damaged.
         """
         folder = self._directory / str(step)
         if step in self._damaged:
@@ -190,9 +197,11 @@ class Checkpoints:
         )
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         try:
-            return self._manager.restore(step, args=args)["state"]
+            state = self._manager.restore(step, args=args)["state"]
         except Exception as error:
             raise _unreadable(folder, error) from error
+        _check_finite(folder, state)
+        return state
 
     def pending_metrics(self, step: int) -> list[dict[str, float]]:
         """The ``pending_metrics`` that were saved with a step."""
@@ -205,10 +214,17 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until the last save is on disk."""
+        """Wait until the last save is on disk.
+
+        Raises:
+            CheckpointError: the first save cannot be read back.
+        """
         self._saving = False
         self._manager.wait_until_finished()
         self._delete()
+        first, self._first = self._first, None
+        if first is not None and is_primary():
+            _read_back(self._directory / str(first), first)
 
     def close(self) -> None:
         """Wait for the last save and release the files."""
@@ -229,6 +245,49 @@ class Checkpoints:
         )
 
 
+def check_path(workdir: Path) -> None:
+    """Refuse a path that Orbax takes for a pattern; what it writes there could not be read again.
+
+    Raises:
+        CheckpointError: names the path and the character.
+    """
+    if found := sorted(set("*?[]") & set(str(workdir.absolute()))):
+        raise CheckpointError(
+            f"--workdir={workdir.absolute()}: checkpoints cannot be written below a folder with "
+            f"{' or '.join(found)} in its name; use another --workdir"
+        )
+
+
+def _read_back(folder: Path, step: int) -> None:
+    """Read the smallest array of a checkpoint, which fails if its files do not fit together."""
+    args = ocp.args.PyTreeRestore(
+        {"step": 0}, restore_args={"step": ocp.RestoreArgs(np.ndarray)}, partial_restore=True
+    )
+    try:
+        found = int(ocp.PyTreeCheckpointHandler().restore(folder / "state", args=args)["step"])
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder}: was just written, but cannot be read back ({_first_line(error)}); try a "
+            "--workdir on another disk"
+        ) from error
+    if found != step:
+        raise CheckpointError(f"{folder}: was just written for step {step}, but holds {found}")
+
+
+def _check_finite(folder: Path, tree: Any) -> None:
+    """CheckpointError for an array of a checkpoint with NaN or infinite values; names it."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        # Each process looks at its own part, and at one copy of what is replicated.
+        shards = leaf.addressable_shards if isinstance(leaf, jax.Array) else ()
+        parts = [shard.data for shard in shards if shard.replica_id == 0] if shards else [leaf]
+        if not all(np.isfinite(np.asarray(part)).all() for part in parts):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise CheckpointError(
+                f"{folder}: {name} has values that are not finite; take another checkpoint (to "
+                "resume from the one before, move this folder away)"
+            )
+
+
 def has_checkpoint(workdir: Path) -> bool:
     """Whether ``workdir`` holds a checkpoint to resume from, as process 0 sees it."""
     return bool(broadcast_from_primary(float(bool(checkpoint_steps(workdir)))))
@@ -236,11 +295,14 @@ def has_checkpoint(workdir: Path) -> bool:
 
 def _unreadable(folder: Path, error: Exception) -> CheckpointError:
     """The error for a checkpoint whose files are intact but which cannot be restored."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return CheckpointError(
-        f"{folder}: the checkpoint is as it was saved, but cannot be read ({reason}); use the "
-        "version of the program that wrote it, or another --workdir"
+        f"{folder}: the checkpoint is as it was saved, but cannot be read ({_first_line(error)}); "
+        "use the version of the program that wrote it, or another --workdir"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _steps(directory: Path) -> list[int]:
@@ -301,27 +363,33 @@ def _first_mismatch(stored: Mapping[str, Any], params: Any) -> str | None:
 def open_checkpoints(workdir: Path, *, read_only: bool = False) -> Iterator[Checkpoints]:
     """Open the checkpoints; at the end, and after an error, wait for the last save and close them.
 
+    Unless they are only read, the workdir is locked meanwhile.
+
     Args:
         workdir: the run's folder.
         read_only: change nothing; another process may be training there.
 
     Raises:
-        CheckpointError: every checkpoint is damaged.
+        CheckpointError: every checkpoint is damaged, or Orbax cannot write to such a path.
+        UserError: another run is training there.
         DiskFullError: the disk was full for something written in the context or by a save.
     """
+    if not read_only:
+        check_path(workdir)
     report = sys.unraisablehook
     sys.unraisablehook = _without_closed_loops(report)
     try:
-        checkpoints = Checkpoints(workdir, read_only=read_only)
-        try:
-            yield checkpoints
-        except BaseException:
-            # A save by several processes might wait for one that has ended. It is given up: the
-            # error ends this process (pgfl_jax.distributed.launch).
-            if jax.process_count() == 1:
-                checkpoints.close()
-            raise
-        checkpoints.close()
+        with contextlib.nullcontext() if read_only else locked(workdir):
+            checkpoints = Checkpoints(workdir, read_only=read_only)
+            try:
+                yield checkpoints
+            except BaseException:
+                # A save by several processes might wait for one that has ended. It is given up:
+                # the error ends this process (pgfl_jax.distributed.launch).
+                if jax.process_count() == 1:
+                    checkpoints.close()
+                raise
+            checkpoints.close()
         sys.unraisablehook = report
     except Exception as error:
         reason = full_disk(error)
@@ -394,9 +462,7 @@ def read_main_branch(
     except Exception as error:
         raise _unreadable(folder, error) from error
     variables = variables["average"] if parameters == "average" else variables
-    for name, value in sorted(flatten_dict(variables, sep="/").items()):
-        if not np.isfinite(value).all():
-            raise CheckpointError(f"{folder}: {name} has values that are not finite")
+    _check_finite(folder, variables)
     return step, variables
 
 

@@ -118,7 +118,8 @@ def load_backbone(path: Path | str, variables: Mapping[str, Any]) -> tuple[dict[
         and is empty.
 
     Raises:
-        PretrainedError: the file cannot be read, or holds another architecture.
+        PretrainedError: the file cannot be read, holds another architecture, or a value that is
+            not finite; names the array.
     """
     tensors = read_state_dict(path)
     return _fill(tensors, _our_names(tensors, str(path)), variables, str(path), None)
@@ -387,6 +388,8 @@ def _fill(
     for file_name, value in tensors.items():
         name = names.get(file_name, "")
         fits, reason = _fits(name, value, wanted)
+        if fits and not np.isfinite(value).all():
+            raise PretrainedError(f"{source}: {file_name} has values that are not finite")
         if not fits and whole and name in wanted:
             raise PretrainedError(f"{source}: {name} is {value.shape}, but {reason}")
         (used if fits else left_over)[file_name] = value.shape

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from pgfl_jax.checkpoint import Checkpoints, has_checkpoint, open_checkpoints
+from pgfl_jax.checkpoint import Checkpoints, check_path, has_checkpoint, open_checkpoints
 from pgfl_jax.config import Config, ConfigError, current_dataset_name
 from pgfl_jax.distributed.collectives import agreed_step, assert_same_everywhere, is_primary
 from pgfl_jax.distributed.preemption import StopSignal
@@ -23,6 +23,7 @@ from pgfl_jax.report.step_log import StepLog
 from pgfl_jax.report.writers import say
 from pgfl_jax.retrieval.evaluate import Evaluator
 from pgfl_jax.retrieval.protocols import EvaluationData
+from pgfl_jax.run_lock import check_unlocked
 from pgfl_jax.train_state import TrainState
 from pgfl_jax.train_step import make_train_step
 
@@ -74,10 +75,15 @@ def begin(config: Config, workdir: Path, *, evaluates: bool) -> Pretrained | Non
         The weights, if there are any to start from.
 
     Raises:
+        CheckpointError: Orbax cannot write to such a path.
         ConfigError: the workdir holds a run of another configuration.
         PretrainedError: the weights cannot be used.
-        UserError: the processes of the run have different weights.
+        UserError: another run is training there, or the processes of the run have different
+            weights.
     """
+    if not evaluates:
+        check_path(workdir)
+        check_unlocked(workdir)
     untrained = config.eval.checkpoint == "untrained" if evaluates else not has_checkpoint(workdir)
     if not untrained:
         check_same_options(workdir, config)
@@ -118,11 +124,12 @@ def train(
     Raises:
         ConfigError: the workdir holds a run of another configuration or on other data, or the
             batch cannot be split over the devices.
-        CheckpointError: the checkpoint cannot be used.
+        CheckpointError: the checkpoint cannot be used, or the first one written not be read back.
         DiskFullError: something could not be written; the last checkpoint stays.
         KeyboardInterrupt: training was stopped by Ctrl-C, and saved if this is the only process.
         NonFiniteLossError: a loss became NaN or infinite; the last checkpoint stays.
         PretrainedError: the weights to start from cannot be used.
+        UserError: another run is training in the workdir.
     """
     mesh = make_mesh(devices, model=config.mesh.model)
     config.check_devices(mesh.size)

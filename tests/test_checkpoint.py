@@ -1,6 +1,6 @@
 """Which checkpoints are kept, and that they come back as they were saved."""
 
-from pathlib import Path
+import contextlib
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +85,9 @@ class _Stop(Exception):
 
 
 @pytest.mark.parametrize(("processes", "closed"), [(1, 1), (2, 0)])
-def test_an_error_waits_for_the_save_of_a_single_process_alone(monkeypatch, processes, closed):
+def test_an_error_waits_for_the_save_of_a_single_process_alone(
+    monkeypatch, tmp_path, processes, closed
+):
     calls = []
 
     class Checkpoints:
@@ -96,7 +98,47 @@ def test_an_error_waits_for_the_save_of_a_single_process_alone(monkeypatch, proc
             calls.append("close")
 
     monkeypatch.setattr(checkpoint, "Checkpoints", Checkpoints)
+    monkeypatch.setattr(checkpoint, "locked", lambda workdir: contextlib.nullcontext())
     monkeypatch.setattr(jax, "process_count", lambda: processes)
-    with pytest.raises(_Stop), open_checkpoints(Path("run")):
+    with pytest.raises(_Stop), open_checkpoints(tmp_path):
         raise _Stop
     assert len(calls) == closed
+
+
+@pytest.mark.parametrize("name", ["run[1]", "[2024]reid/run", "a*b", "what?"])
+def test_a_path_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
+    workdir = tmp_path / name
+    workdir.mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"^--workdir=/.*: checkpoints cannot be written bel"):
+        open_checkpoints(workdir).__enter__()
+    assert not list(workdir.iterdir())
+
+
+def test_what_cannot_be_read_again_is_noticed_at_the_first_save(state, tmp_path, monkeypatch):
+    """As below a folder in brackets, whose shards Orbax never merges."""
+    workdir = tmp_path / "run[1]"
+    workdir.mkdir()
+    monkeypatch.setattr(checkpoint, "check_path", lambda workdir: None)
+    with (
+        pytest.raises(CheckpointError, match=r"checkpoints/0: was just written, but cannot be rea"),
+        open_checkpoints(workdir) as checkpoints,
+    ):
+        checkpoints.save(state, None)
+        checkpoints.wait()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_not_restored(tiny_config, state, tmp_path, value):
+    kernel = state.params["main_classifier"]["kernel"]
+    params = state.params | {"main_classifier": {"kernel": kernel.at[3, 5].set(value)}}
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state.replace(params=params), None)
+    experiment = _run(tiny_config())
+    target = experiment.abstract_state(), experiment.state_shardings(make_mesh(model=4))
+    with (
+        open_checkpoints(tmp_path, read_only=True) as checkpoints,
+        pytest.raises(CheckpointError) as error,
+    ):
+        checkpoints.restore(*target, 0)
+    name = "params/main_classifier/kernel"
+    assert str(error.value).startswith(f"{tmp_path}/checkpoints/0: {name} has values that are not ")

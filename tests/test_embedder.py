@@ -47,7 +47,7 @@ def test_it_gives_the_pipelines_embeddings(embedder, tiny_config, tmp_path):
         state = checkpoints.restore(*target, 30)
     catalog = open_catalog(open_builder(config, config.data.dataset), "gallery")
     embed = make_embed(experiment.model, mesh, ("main",))
-    expected = embed_split(embed, state, evaluation_split(catalog, config), mesh)["main"]
+    expected = embed_split(embed, state, evaluation_split(catalog, config), mesh).rows["main"]
     for index, image in enumerate(catalog.images):
         (tmp_path / f"{index:04d}.jpg").write_bytes(image)
     found = embedder(tmp_path)

@@ -3,11 +3,16 @@
 Reference for all: docs/method.md, "Branches".
 """
 
+import functools
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 EPSILON = 1e-6
+# Matrix units would round the factors of these products to bfloat16 or TF32.
+_sum_of_products = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def pose_mask(visibility: Float[Array, "batch parts"]) -> Float[Array, " batch"]:
@@ -47,7 +52,7 @@ def foreground_pooling(
     foreground: Float[Array, "batch height width"],
 ) -> Float[Array, "batch channels"]:
     """FEB: f = Σ m·F / (Σ m + ε), the mean over the visible body, (B, C)."""
-    total = jnp.einsum("bhwc,bhw->bc", features, foreground)
+    total = _sum_of_products("bhwc,bhw->bc", features, foreground)
     return total / (jnp.sum(foreground, axis=(1, 2)) + EPSILON)[:, None]
 
 
@@ -60,6 +65,6 @@ def part_pooling(
     batch, height, width, channels = features.shape
     parts = part_maps.shape[-1]
     groups = features.reshape(batch, height, width, parts, channels // parts)
-    total = jnp.einsum("bhwgc,bhwg->bgc", groups, part_maps)
+    total = _sum_of_products("bhwgc,bhwg->bgc", groups, part_maps)
     weight = visibility / (jnp.sum(part_maps, axis=(1, 2)) + EPSILON)
     return (total * weight[:, :, None]).reshape(batch, channels)

@@ -1,6 +1,7 @@
 """What went into a run: enough to distinguish two runs, or to repeat one."""
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -79,6 +80,8 @@ def write_run(workdir: Path, config: Config, facts: Mapping[str, Any]) -> None:
         "devices": [device.device_kind for device in jax.devices()],
         "platform": jax.default_backend(),
         "processes": jax.process_count(),
+        "jax_default_matmul_precision": jax.config.values["jax_default_matmul_precision"],
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         "seed": config.seed,
     }
     write_json(workdir / "config.json", config.flat_options())

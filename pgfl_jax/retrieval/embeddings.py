@@ -1,19 +1,22 @@
 """Embed the images of a split with a trained network."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from pgfl_jax.config import Embedding
 from pgfl_jax.distributed.sharding import batch_sharding, replicated, shard_batch
 from pgfl_jax.models import PGFL, main_branch, unit_length
+from pgfl_jax.models.branches import pose_mask
 from pgfl_jax.retrieval.protocols import EvaluationError, EvaluationSplit
 from pgfl_jax.train_state import TrainState
 
-EmbedFn = Callable[[TrainState, Mapping[str, Array]], dict[str, Array]]
+EmbedFn = Callable[[TrainState, Mapping[str, Array]], tuple[dict[str, Array], Array]]
 
 
 def make_embed(model: PGFL, mesh: Mesh, names: Sequence[Embedding]) -> EmbedFn:
@@ -25,30 +28,50 @@ def make_embed(model: PGFL, mesh: Mesh, names: Sequence[Embedding]) -> EmbedFn:
         names: ``main`` (MB: from images alone), or teachers too, which need the batch's poses.
 
     Returns:
-        ``embed(state, batch)``, a dict from each name to (B, D) unit-length embeddings.
+        ``embed(state, batch)``: a dict from each name to (B, D) unit-length embeddings, and (B,)
+        which images have a usable pose (all of them if no teacher is asked for).
     """
 
-    def embed(state: TrainState, batch: Mapping[str, Array]) -> dict[str, Array]:
+    def embed(state: TrainState, batch: Mapping[str, Array]) -> tuple[dict[str, Array], Array]:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         if set(names) == {"main"}:
             outputs = model.apply(main_branch(variables), batch["images"], train=False)
+            usable = jnp.ones(len(batch["images"]), bool)
         else:
             pose = batch["part_maps"], batch["visibility"]
             outputs = model.apply(variables, batch["images"], *pose, train=False)
-        return {name: unit_length(getattr(outputs, name).neck) for name in names}
+            usable = pose_mask(batch["visibility"]) > 0
+        return {name: unit_length(getattr(outputs, name).neck) for name in names}, usable
 
     # The state stays where it is. The results are gathered, so that every process has all rows.
     shardings = None, batch_sharding(mesh)
     return jax.jit(embed, in_shardings=shardings, out_shardings=replicated(mesh))
 
 
-def embed_split(
-    embed: EmbedFn, state: TrainState, split: EvaluationSplit, mesh: Mesh
-) -> dict[str, Float[np.ndarray, "images channels"]]:
-    """Embed every image of a split: a dict from each embedding's name to (N, D).
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embedded:
+    """The embeddings of N images.
+
+    Attributes:
+        rows: (N, D) of unit length by the embedding's name; meaningless for a teacher's rows
+            without a pose.
+        has_pose: (N,) which images have a pose that a teacher can use.
+    """
+
+    rows: Mapping[str, Float[np.ndarray, "images channels"]]
+    has_pose: Bool[np.ndarray, " images"]
+
+    def usable(self, name: str) -> Bool[np.ndarray, " images"]:
+        """Which rows of an embedding mean something: all of the main branch's."""
+        return np.ones_like(self.has_pose) if name == "main" else self.has_pose
+
+
+def embed_split(embed: EmbedFn, state: TrainState, split: EvaluationSplit, mesh: Mesh) -> Embedded:
+    """Embed every image of a split.
 
     Raises:
-        EvaluationError: an embedding is NaN or infinite; names the first images.
+        EvaluationError: an embedding is not finite or has no length, and names the first images;
+            or all of them are equal. The ranking would be that of the files.
     """
     batches = []
     for batch in split.batches():
@@ -56,12 +79,22 @@ def embed_split(
         batches.append(jax.device_get(embed(state, shard_batch(inputs, mesh))))
     # The padding rows of the last batch come after all images.
     count = len(split.filenames)
-    embeddings = jax.tree.map(lambda *rows: np.concatenate(rows)[:count], *batches)
-    for name, rows in embeddings.items():
-        broken = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-        if broken.size:
-            first = ", ".join(split.filenames[broken[:3]])
-            raise EvaluationError(
-                f"{broken.size} embeddings ({name}) are not finite, the first are of {first}"
-            )
-    return embeddings
+    rows, has_pose = jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *batches)
+    embedded = Embedded(rows, has_pose)
+    for name in rows:
+        _check(name, rows[name][embedded.usable(name)], split.filenames[embedded.usable(name)])
+    return embedded
+
+
+def _check(name: str, rows: Float[np.ndarray, "images channels"], filenames: np.ndarray) -> None:
+    broken = np.flatnonzero(~(np.abs(np.linalg.norm(rows, axis=1) - 1) < 0.01))  # NaN, too
+    if broken.size:
+        raise EvaluationError(
+            f"{broken.size} of {len(rows)} embeddings ({name}) are zero or not finite, the first "
+            f"are of {', '.join(filenames[broken[:3]])}; the network's weights are broken"
+        )
+    if len(rows) > 1 and (rows == rows[0]).all():
+        raise EvaluationError(
+            f"all {len(rows)} embeddings ({name}) are equal, from {filenames[0]} to "
+            f"{filenames[-1]}; the network's weights are broken, or all images are the same"
+        )

@@ -42,10 +42,11 @@ def evaluate(
 
     Returns:
         One result, ready for JSON, per embedding and protocol, in this order; fractions in [0, 1].
+        A teacher is scored on the images with a pose; ``without_pose`` counts the others.
         If the state keeps an average, the results of the averaged parameters follow.
 
     Raises:
-        EvaluationError: embeddings that are not finite, or a protocol without any valid query.
+        EvaluationError: embeddings that mean nothing, or a protocol without any valid query.
     """
     results = _evaluate(embed, state, data, config, mesh, "trained", seed=seed)
     if state.average is not None:
@@ -70,10 +71,18 @@ def _evaluate(
     results = []
     for embedding, protocol in itertools.product(config.embeddings, data.protocols):
         started = time.perf_counter()
-        rows = {name: by_embedding[embedding] for name, by_embedding in embedded.items()}
-        metrics = rank_protocol(rows, protocol, data.splits, max_rank=config.max_rank)
+        usable = {name: split.usable(embedding) for name, split in embedded.items()}
+        rows = {name: split.rows[embedding][usable[name]] for name, split in embedded.items()}
+        images = {name: split.select(usable[name]) for name, split in data.splits.items()}
+        metrics = rank_protocol(rows, protocol, images, max_rank=config.max_rank)
         origin = {"step": int(state.step), "embedding": embedding, "parameters": parameters}
-        result = protocol_result(protocol, data.splits, metrics, config, seed=seed, **origin)
+        result = protocol_result(protocol, images, metrics, config, seed=seed, **origin)
+        if embedding != "main":
+            query, gallery = usable[protocol.query], usable[protocol.gallery]
+            result["without_pose"] = {
+                "query": int((~query).sum()),
+                "gallery": int((~gallery).sum()),
+            }
         rank_seconds = time.perf_counter() - started
         seconds = {"embed_all_splits": embed_seconds, "rank": rank_seconds}
         results.append(result | {"seconds": seconds})

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from pgfl_jax.errors import UserError
 
@@ -16,22 +17,40 @@ class EvaluationError(UserError):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class EvaluationSplit:
-    """N images to embed, and what is known about each.
+class Images:
+    """What is known about N images.
 
     Attributes:
         filenames: (N,) names.
         identities: (N,) identities.
         cameras: (N,) cameras.
         occlusion: (N,) hidden share of the person in [0, 1]; NaN where unknown.
-        batches: starts an iteration over the images in their order, in batches of one static
-            shape: ``images``, ``part_maps``, ``visibility``, and ``valid``, 0 for padding rows.
     """
 
     filenames: np.ndarray
     identities: np.ndarray
     cameras: np.ndarray
     occlusion: np.ndarray
+
+    def __len__(self) -> int:
+        """The number of images, N."""
+        return len(self.filenames)
+
+    def select(self, chosen: Bool[np.ndarray, " images"]) -> "Images":
+        """The images where ``chosen`` is true."""
+        known = self.filenames, self.identities, self.cameras, self.occlusion
+        return Images(*(values[chosen] for values in known))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvaluationSplit(Images):
+    """Images to embed.
+
+    Attributes:
+        batches: starts an iteration over the images in their order, in batches of one static
+            shape: ``images``, ``part_maps``, ``visibility``, and ``valid``, 0 for padding rows.
+    """
+
     batches: Callable[[], Iterator[Batch]]
 
 

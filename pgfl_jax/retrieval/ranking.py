@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from pgfl_jax.retrieval.metrics import RetrievalMetrics, evaluate_retrieval
-from pgfl_jax.retrieval.protocols import EvaluationError, EvaluationSplit, Protocol
+from pgfl_jax.retrieval.protocols import EvaluationError, Images, Protocol
 
 
 def cosine_distances(
@@ -24,7 +24,7 @@ def cosine_distances(
 def rank_protocol(
     embeddings: Mapping[str, Float[np.ndarray, "images channels"]],
     protocol: Protocol,
-    splits: Mapping[str, EvaluationSplit],
+    splits: Mapping[str, Images],
     *,
     max_rank: int,
 ) -> RetrievalMetrics:

@@ -8,14 +8,14 @@ import numpy as np
 
 from pgfl_jax.config import EvalConfig
 from pgfl_jax.retrieval.metrics import RetrievalMetrics, bootstrap_interval
-from pgfl_jax.retrieval.protocols import EvaluationSplit, Protocol
+from pgfl_jax.retrieval.protocols import Images, Protocol
 
 CMC_RANKS = (1, 3, 5, 10, 20)
 
 
 def protocol_result(
     protocol: Protocol,
-    splits: Mapping[str, EvaluationSplit],
+    splits: Mapping[str, Images],
     metrics: RetrievalMetrics,
     config: EvalConfig,
     *,

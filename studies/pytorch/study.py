@@ -102,13 +102,16 @@ def torch_side(experiment: Experiment, variables: Variables) -> Side:
             name: value.numpy() for name, value in training.train_step(to_tensors(batch)).items()
         }
 
-    def embed(state: TrainState, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def embed(
+        state: TrainState, batch: Mapping[str, jax.Array]
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
         del state
         training.model.eval()
         tensors = to_tensors({name: np.asarray(value) for name, value in batch.items()})
         with torch.no_grad():
             outputs = training.model(tensors["images"])
-        return {"main": unit_length(jnp.asarray(outputs.main.neck.numpy()))}
+        rows = unit_length(jnp.asarray(outputs.main.neck.numpy()))
+        return {"main": rows}, jnp.ones(len(rows), bool)
 
     def state() -> TrainState:
         return TrainState(jnp.asarray(training.step, jnp.int32), {}, {}, (), None)

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -63,3 +64,16 @@ def test_a_pose_counts_when_it_shows_one_part():
     visibility = jnp.array([[0.0, 0.0], [0.0, 0.2], [1.0, 1.0]])
     assert pose_mask(visibility).tolist() == [0, 1, 1]
     assert pose_mask(visibility).dtype == jnp.float32
+
+
+def test_pooled_features_are_float32_on_matrix_units_too(batch):
+    """The default precision of a product is bfloat16 on TPUs and TF32 on GPUs."""
+    features, maps, visibility = batch
+    pooled = {
+        "foreground": jax.jit(foreground_pooling).lower(features, maps.max(-1)),
+        "parts": jax.jit(part_pooling).lower(features, maps, visibility),
+    }
+    for name, lowered in pooled.items():
+        products = [line for line in lowered.as_text().splitlines() if "dot_general" in line]
+        assert products, name
+        assert all("precision = [HIGHEST, HIGHEST]" in line for line in products), products

@@ -21,9 +21,10 @@ from pgfl_jax.train_state import TrainState
 BATCH = 4
 
 
-def _split(vectors, identities, cameras, occlusion=None):
+def _split(vectors, identities, cameras, occlusion=None, has_pose=None):
     """A split whose "images" hold their own embedding, served in padded batches."""
     vectors = np.asarray(vectors, np.float32)
+    has_pose = np.ones(len(vectors)) if has_pose is None else np.asarray(has_pose)
 
     def batches():
         for start in range(0, len(vectors), BATCH):
@@ -31,7 +32,9 @@ def _split(vectors, identities, cameras, occlusion=None):
             valid = (np.arange(BATCH) < len(rows)).astype(np.float32)
             images = np.full((BATCH, vectors.shape[1]), np.nan, np.float32)  # padding must not show
             images[: len(rows)] = rows
-            yield {"images": images, "part_maps": images, "visibility": images, "valid": valid}
+            visibility = np.zeros((BATCH, 8), np.float32)
+            visibility[: len(rows), 2] = has_pose[start : start + BATCH]
+            yield {"images": images, "part_maps": images, "visibility": visibility, "valid": valid}
 
     count = len(vectors)
     return EvaluationSplit(
@@ -44,7 +47,8 @@ def _split(vectors, identities, cameras, occlusion=None):
 
 
 def _read_images(state, batch):
-    return {"main": batch["images"]}
+    usable = batch["visibility"][:, 2] > 0
+    return {"main": batch["images"], "foreground": batch["images"]}, usable
 
 
 STATE = TrainState(step=7, params={}, batch_stats={}, opt_state=(), average=None)
@@ -88,18 +92,61 @@ def test_a_hand_made_ranking_gets_its_scores(tiny_config):
 
 
 def test_padding_rows_leave_and_order_stays():
-    vectors = np.arange(12, dtype=np.float32).reshape(6, 2)
+    vectors = _unit_vectors(6)
     split = _split(vectors, np.zeros(6), np.zeros(6))
     mesh = make_mesh(jax.devices()[:2])
-    np.testing.assert_array_equal(embed_split(_read_images, STATE, split, mesh)["main"], vectors)
+    embedded = embed_split(_read_images, STATE, split, mesh)
+    np.testing.assert_array_equal(embedded.rows["main"], vectors)
 
 
-def test_embeddings_that_are_not_finite_are_named():
-    vectors = np.ones((6, 2))
-    vectors[5, 1] = np.inf
+def _unit_vectors(count):
+    angles = np.arange(count)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({5: [1, np.inf]}, r"1 of 6 embeddings \(\w+\) are zero or not finite.* of 5\.jpg;"),
+        ({4: [0, np.nan]}, r"1 of 6 embeddings \(\w+\) are zero or not finite.* of 4\.jpg;"),
+        # What weights of NaN give on CPUs, where a ReLU turns them into 0.
+        ({1: [0, 0], 3: [0, 0]}, r"2 of 6 embeddings .* zero or not finite.* of 1\.jpg, 3\.jpg;"),
+        (
+            {row: [0.6, 0.8] for row in range(6)},
+            r"all 6 embeddings \(\w+\) are equal, from 0\.jpg",
+        ),
+    ],
+)
+def test_embeddings_that_mean_nothing_are_refused(broken, message):
+    vectors = _unit_vectors(6)
+    for row, values in broken.items():
+        vectors[row] = values
     split = _split(vectors, np.zeros(6), np.zeros(6))
-    with pytest.raises(EvaluationError, match=r"1 embeddings \(main\) are not finite.* 5\.jpg"):
+    with pytest.raises(EvaluationError, match=message):
         embed_split(_read_images, STATE, split, make_mesh(jax.devices()[:1]))
+
+
+def test_a_teacher_is_scored_on_the_images_with_a_pose(tiny_config):
+    config = dataclasses.replace(tiny_config().eval, embeddings=("main", "foreground"))
+    # Query 0 at 0 degrees. With all images its matches, at 20° and 60°, rank 2 and 4. Without
+    # those at 10° and 60°, which have no pose, its only match ranks 1. Query 1 has no pose.
+    angles = np.radians([10, 20, 30, 60])
+    gallery = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    data = EvaluationData(
+        splits={
+            "query": _split([[1, 0], [0, 1]], [1, 2], [0, 0], has_pose=[1, 0]),
+            "gallery": _split(gallery, [2, 1, 2, 1], [1, 1, 1, 1], has_pose=[0, 1, 1, 0]),
+        },
+        protocols=[Protocol("toy", "by hand", "query", "gallery")],
+    )
+    mesh = make_mesh(jax.devices()[:2])
+    main, teacher = evaluate(_read_images, STATE, data, config, mesh, seed=0)
+    # Query 1 at 90 degrees finds 60° (wrong), 30°, 20° (wrong), 10°.
+    assert main["mAP"] == pytest.approx(((1 / 2 + 2 / 4) + (1 / 2 + 2 / 4)) / 4)
+    assert (main["num_query"], main["num_gallery"]) == (2, 4) and "without_pose" not in main
+    assert teacher["mAP"] == 1.0
+    assert (teacher["num_query"], teacher["num_gallery"]) == (1, 2)
+    assert teacher["without_pose"] == {"query": 1, "gallery": 2}
 
 
 def test_a_skipped_query_leaves_every_denominator(tiny_config):
@@ -124,7 +171,7 @@ def test_embeddings_are_the_unit_length_necks(tiny_config):
     batch = {
         "images": rng.normal(size=(4, 64, 32, 3)).astype(np.float32),
         "part_maps": rng.uniform(size=(4, 8, 4, 8)).astype(np.float32),
-        "visibility": np.ones((4, 8), np.float32),
+        "visibility": np.float32([[1] * 8, [0] * 7 + [0.3], [0] * 8, [1] * 8]),
     }
     outputs = experiment.model.apply(
         {"params": state.params, "batch_stats": state.batch_stats},
@@ -132,12 +179,13 @@ def test_embeddings_are_the_unit_length_necks(tiny_config):
         train=False,
     )
     names = ("main", "foreground", "parts")
-    every = make_embed(experiment.model, mesh, names)(state, batch)
-    alone = make_embed(experiment.model, mesh, ("main",))(state, batch)
+    every, usable = make_embed(experiment.model, mesh, names)(state, batch)
+    alone, all_of_them = make_embed(experiment.model, mesh, ("main",))(state, batch)
+    assert usable.tolist() == [True, True, False, True] and all_of_them.all()
     np.testing.assert_allclose(alone["main"], every["main"], rtol=1e-5, atol=1e-6)
     for name in names:
         neck = np.asarray(getattr(outputs, name).neck)
-        expected = neck / np.linalg.norm(neck, axis=1, keepdims=True)
+        expected = neck / np.maximum(np.linalg.norm(neck, axis=1, keepdims=True), 1e-6)
         np.testing.assert_allclose(every[name], expected, rtol=1e-4, atol=1e-5)
 
 
