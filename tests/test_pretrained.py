@@ -338,6 +338,19 @@ def test_two_trunks_are_refused_by_name(content, choices, tmp_path):
     )
 
 
+def test_values_that_are_not_finite_are_named(tmp_path):
+    content = prefixed("base.", constant_resnet18())
+    content["base.layer2.0.conv1.weight"] = content["base.layer2.0.conv1.weight"].clone()
+    content["base.layer2.0.conv1.weight"][3, 1, 0, 2] = torch.nan
+    path = tmp_path / "net.pth"
+    torch.save(content | {"classifier.weight": torch.full((2, 2), torch.nan)}, path)
+    with pytest.raises(PretrainedError) as error:
+        load_backbone(path, abstract("resnet18"))
+    # Of the arrays that are used, which the classifier is not.
+    name = "base.layer2.0.conv1.weight"
+    assert str(error.value) == f"{path}: {name} has values that are not finite"
+
+
 def test_a_neck_bias_that_cannot_be_kept_is_reported(tmp_path):
     content = prefixed("base.", constant_resnet18()) | neck("bottleneck.", 512, bias=0.5)
     torch.save(content, tmp_path / "net.pth")

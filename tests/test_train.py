@@ -59,7 +59,8 @@ def _run(config):
 def test_a_run_leaves_what_the_design_promises(undisturbed):
     workdir, out = undisturbed
     assert {path.name for path in workdir.iterdir()} == {
-        "config.json", "manifest.json", "checkpoints", "metrics", "metrics.jsonl", "results",
+        ".lock", "config.json", "manifest.json", "checkpoints", "metrics", "metrics.jsonl",
+        "results",
     }  # fmt: skip
     assert next((workdir / "metrics").glob("events.out.tfevents.*")).stat().st_size > 1000
     manifest = json.loads((workdir / "manifest.json").read_text())

@@ -29,7 +29,7 @@ KEPT = "free space, then the same command goes on\n"
 class Disk:
     """A tmpfs on ``path``, filled by an unrelated file."""
 
-    rooms = 0, 2 * PAGE, MIB
+    rooms = 0, 2 * PAGE, 24 * PAGE  # a checkpoint takes 54
 
     def __init__(self, path):
         self.path, self.reason, self.how = path, "no space left on device", {}
@@ -54,7 +54,7 @@ class Disk:
 class Limit:
     """A limit on the size of every file, which raises another error."""
 
-    rooms = PAGE, 4 * PAGE, 32 * PAGE
+    rooms = PAGE, 4 * PAGE, 12 * PAGE  # the largest file of a checkpoint takes 15
 
     def __init__(self, path):
         self.path, self.reason = path, "file too large"
@@ -111,7 +111,7 @@ def test_a_full_disk_costs_nothing_but_time(drive, undisturbed, disk):
 
 def test_a_disk_that_is_full_before_the_first_save(drive, undisturbed, disk):
     workdir = disk.path / "run"
-    disk.shrink(MIB)
+    disk.shrink(disk.rooms[-1])
     _assert_told(finish(drive(workdir, **disk.how)), workdir, None, disk.reason)
     disk.free()
     code, _, err = finish(drive(workdir))

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from input_pipeline import from_config
 from input_pipeline.builders import prepared_builder
 from input_pipeline.catalog import read_catalog
 from input_pipeline.errors import DataError
-from input_pipeline.from_config import evaluation_data, training_data
+from input_pipeline.from_config import evaluation_data, open_catalog, training_data
 from input_pipeline.poses.cache import PoseCache, write_poses
 
 TINY = "synthetic_occluded_reid/tiny"
@@ -135,6 +136,49 @@ def test_the_dry_run_is_a_few_queries_and_their_people(tiny_config, catalogs):
         np.testing.assert_array_equal(gallery.filenames, catalogs["gallery"].filenames[people])
         (batch,) = gallery.batches()
         assert batch["valid"].sum() == people.sum()
+
+
+TEACHERS = {"eval.embeddings": ("main", "foreground")}
+
+
+def _lose_poses(monkeypatch, lost):
+    """Take the poses of images with these indices from every split."""
+
+    def opened(*arguments, **options):
+        catalog = open_catalog(*arguments, **options)
+        keypoints = catalog.keypoints.copy()
+        keypoints[lost] = 0
+        return catalog.replace_poses(keypoints, None)
+
+    monkeypatch.setattr(from_config, "open_catalog", opened)
+
+
+def test_teachers_are_not_scored_without_any_pose(tiny_config, monkeypatch):
+    _lose_poses(monkeypatch, slice(None))
+    with pytest.raises(DataError) as error:
+        evaluation_data(tiny_config(**TEACHERS))
+    assert (
+        "occluded: 0 of 16 queries and 0 of 48 gallery images have a pose, and no match among "
+        "them, so that no teacher can be scored; give config.data.pose.files (docs/poses.md), or "
+        "score main alone with config.eval.embeddings"
+    ) in str(error.value)
+    evaluation_data(tiny_config())  # the main branch needs none
+
+
+def test_the_dry_run_of_teachers_is_of_images_with_poses(
+    tiny_config, catalogs, monkeypatch, capsys
+):
+    _lose_poses(monkeypatch, slice(0, 6))
+    dry_run = evaluation_data(tiny_config(**TEACHERS)).dry_run
+    warned = "occluded: 10 of 16 queries and 42 of 48 gallery images have a pose; teachers are sco"
+    assert warned in capsys.readouterr().err
+    query = dry_run.splits[dry_run.protocols[0].query]
+    gallery = dry_run.splits[dry_run.protocols[0].gallery]
+    assert np.isin(query.filenames, catalogs["query"].filenames[6:]).all() and len(query) == 4
+    assert not np.isin(gallery.filenames, catalogs["gallery"].filenames[:6]).any()
+    for split in (query, gallery):
+        (batch,) = split.batches()
+        assert (batch["visibility"].max(axis=1) > 0).sum() == len(split)
 
 
 def test_batches_of_a_split_and_of_its_dry_run_are_even(tiny_config):

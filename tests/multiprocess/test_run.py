@@ -61,7 +61,8 @@ def test_process_0_alone_prints_and_writes(undisturbed):
     assert lines[-1].startswith("best step ")
     workdir = folder / "run"
     assert {path.name for path in workdir.iterdir()} == {
-        "config.json", "manifest.json", "checkpoints", "metrics", "metrics.jsonl", "results",
+        ".lock", "config.json", "manifest.json", "checkpoints", "metrics", "metrics.jsonl",
+        "results",
     }  # fmt: skip
     assert len(list((workdir / "metrics").iterdir())) == 1
     logged = [line["step"] for line in history(workdir)]
