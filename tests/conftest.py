@@ -23,7 +23,7 @@ jaxtyping.install_import_hook("pgfl_jax", "beartype.beartype")
 from configs import synthetic_tiny
 from input_pipeline.builders import prepared_builder
 from pgfl_jax.config import parse_config
-from tests.runs import shared_by_workers
+from tests.runs import one_block, shared_by_workers
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,13 @@ def all_optimizations():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def small_network():
+    """For tests of what does not depend on the network."""
+    with one_block():
+        yield
 
 
 @pytest.fixture(scope="session")

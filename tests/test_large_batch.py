@@ -39,6 +39,7 @@ def _assert_close(actual, expected, rtol):
         np.testing.assert_allclose(a, b, rtol=0, atol=rtol * max(np.abs(b).max(), 1e-2))
 
 
+@pytest.mark.usefixtures("small_network")
 def test_accumulation_is_the_mean_over_parts_that_are_batches_of_their_own(tiny_config):
     experiment = _run(tiny_config(**{"train.accumulation": 2}))
     mesh = make_mesh(jax.devices()[:4])
@@ -122,6 +123,7 @@ def test_rematerialisation_keeps_less_and_changes_no_number():
     assert kept["blocks"] > inputs
 
 
+@pytest.mark.usefixtures("small_network")
 def test_the_step_keeps_the_average_and_the_evaluation_takes_it(tiny_config):
     experiment, mesh = _run(tiny_config(**{"optim.ema_decay": 0.5})), make_mesh(ONE)
     state = experiment.init_state(mesh)
@@ -139,6 +141,7 @@ def test_the_step_keeps_the_average_and_the_evaluation_takes_it(tiny_config):
         _run(tiny_config()).init_state(mesh).averaged()
 
 
+@pytest.mark.usefixtures("small_network")
 def test_a_run_scores_its_average_too_and_leaves_the_profile_that_was_asked_for(
     tiny_config, tmp_path
 ):

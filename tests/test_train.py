@@ -33,13 +33,6 @@ STEPS = 40
 ONE = jax.devices()[:1]  # eight virtual devices on two cores would only be slow
 
 
-@pytest.fixture
-def small_network():
-    """For tests of what does not depend on the network."""
-    with one_block():
-        yield
-
-
 def _data(config):
     return training_data(config), evaluation_data(config)
 

@@ -32,6 +32,7 @@ def counted(monkeypatch):
     jax.monitoring.unregister_event_duration_listener(listener)
 
 
+@pytest.mark.usefixtures("small_network")
 def test_twenty_steps_compile_nothing_and_fetch_only_what_is_logged(tiny_config, tmp_path, counted):
     config = tiny_config(
         **{
