@@ -67,7 +67,8 @@ class Conv1x1(nn.Module):
             # Without the barrier XLA's GPU compiler fuses the slice into the product, and aborts
             # where a basic block adds its shortcut ("subdim_size_accumulator", jaxlib 0.10.2 and
             # 0.11.2).
-            x = jax.lax.optimization_barrier(x[:, :: self.stride, :: self.stride])
+            steps = 1, self.stride, self.stride, 1
+            x = jax.lax.optimization_barrier(jax.lax.slice(x, (0, 0, 0, 0), x.shape, steps))
         return nn.DenseGeneral(
             self.features, use_bias=False, kernel_init=_he_init, dtype=self.dtype, name="dense"
         )(x)
@@ -93,7 +94,11 @@ class InstanceBatchNorm(nn.Module):
         over_batch = _BatchNorm(
             use_running_average=self.use_running_average, dtype=self.dtype, name="BN"
         )
-        return jnp.concatenate([by_image(x[..., :half]), over_batch(x[..., half:])], axis=-1)
+        halves = (
+            by_image(jax.lax.slice_in_dim(x, 0, half, axis=3)),
+            over_batch(jax.lax.slice_in_dim(x, half, x.shape[3], axis=3)),
+        )
+        return jnp.concatenate(halves, axis=-1)
 
 
 class BasicBlock(nn.Module):
@@ -145,7 +150,7 @@ def _kept(x: Output) -> Output:
     return checkpoint_name(x, "convolution")
 
 
-def _shortcut(x: Features, shape: tuple[int, ...], stride: int, norm: functools.partial) -> Output:
+def _shortcut(x: Features, shape: tuple[Any, ...], stride: int, norm: functools.partial) -> Output:
     if x.shape == shape:
         return x
     conv = Conv1x1(shape[-1], stride, norm.keywords["dtype"], name="downsample_conv")

@@ -1,0 +1,1 @@
+"""The embed function of a trained run in the formats of other runtimes."""

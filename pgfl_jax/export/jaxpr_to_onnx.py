@@ -1,0 +1,532 @@
+"""A function of JAX as an ONNX graph: a small converter over its jaxpr.
+
+Three things make the graph as fast and as small as one written by hand:
+
+- Tensors of rank 4 are stored with their channels second, whatever the function says. A transpose
+  of the function is remembered, not computed; a node is made for it only where the order of the
+  memory matters.
+- A convolution or matrix product waits for what follows: scales and shifts of its channels, as by
+  BatchNorm, go into its weights and bias. W' = s·W, b' = s·b + t.
+- What depends on constants alone is computed once, here.
+
+A 1x1 convolution written as a matrix product over channels becomes a convolution again, and takes
+in a slice that skips rows and columns as its stride.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import onnx
+from jax.extend import core
+from onnx import helper, numpy_helper
+
+from pgfl_jax.errors import UserError
+
+OPSET = 18
+CHANNELS_SECOND = (0, 3, 1, 2)
+_BATCH = "batch"
+
+Shape = tuple[Any, ...]  # of ints; the first may be a symbol
+
+
+class ExportError(UserError):
+    """A function or checkpoint that cannot be exported; names the operation."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Constant:
+    """An array; axes of length 1 may stand for longer ones of ``shape``."""
+
+    array: np.ndarray
+    shape: Shape
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Tensor:
+    """A tensor of the graph.
+
+    Attributes:
+        name: in the graph.
+        shape: as the function sees it.
+        order: axis i of the stored tensor is axis order[i] of the function's.
+    """
+
+    name: str
+    shape: Shape
+    order: tuple[int, ...]
+
+    def stored(self, axis: int) -> int:
+        """Where an axis of the function is stored."""
+        return self.order.index(axis)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Skipping:
+    """A tensor of which every ``steps``-th row and column is wanted."""
+
+    tensor: _Tensor
+    steps: tuple[int, int]
+    shape: Shape
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Linear:
+    """A convolution (weights O, I, h, w) or product (weights O, I) that has no node yet."""
+
+    tensor: _Tensor
+    weights: np.ndarray
+    bias: np.ndarray
+    attributes: Mapping[str, Any]
+    shape: Shape
+    order: tuple[int, ...]
+
+    def scaled(self, scale: np.ndarray) -> "_Linear":
+        """The same, with its channels multiplied."""
+        columns = scale.reshape(-1, *[1] * (self.weights.ndim - 1))
+        weights, bias = self.weights * columns, self.bias * scale
+        return dataclasses.replace(self, weights=weights, bias=bias)
+
+    def shifted(self, shift: np.ndarray) -> "_Linear":
+        """The same, with a value added to each of its channels."""
+        return dataclasses.replace(self, bias=self.bias + shift)
+
+
+_Value = _Constant | _Tensor | _Skipping | _Linear
+
+_BINARY = {
+    "add": ("Add", np.add),
+    "sub": ("Sub", np.subtract),
+    "mul": ("Mul", np.multiply),
+    "div": ("Div", np.divide),
+    "max": ("Max", np.maximum),
+    "min": ("Min", np.minimum),
+    "pow": ("Pow", np.power),
+}
+_UNARY = {
+    "sqrt": "Sqrt", "exp": "Exp", "log": "Log", "tanh": "Tanh", "logistic": "Sigmoid",
+    "erf": "Erf", "neg": "Neg", "abs": "Abs",
+}  # fmt: skip
+_NOTHING = (
+    "name",
+    "optimization_barrier",
+    "stop_gradient",
+    "copy",
+    "copy_p",
+    "sharding_constraint",
+)
+_INLINED = {
+    "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr", "checkpoint": "jaxpr", "remat2": "jaxpr",
+}  # fmt: skip
+
+
+def convert(
+    function: Callable[[jax.Array], jax.Array],
+    shape: tuple[int, ...],
+    dtype: Any,
+    *,
+    input_name: str = "images",
+    output_name: str = "embeddings",
+) -> onnx.ModelProto:
+    """The ONNX model of a function of one batch.
+
+    Args:
+        function: from (N, …) to (N, D), row by row; its parameters are constants in it.
+        shape: of one row of the input.
+        dtype: of the input.
+        input_name: of the graph's input.
+        output_name: of the graph's output.
+
+    Raises:
+        ExportError: the function has an operation that has no translation here.
+    """
+    (batch,) = jax.export.symbolic_shape(_BATCH)
+    example = jax.ShapeDtypeStruct((batch, *shape), dtype)
+    closed = jax.make_jaxpr(function)(example)
+    graph = _Graph()
+    order = tuple(range(1 + len(shape)))
+    start = _Tensor(input_name, (batch, *shape), order)
+    (result,) = graph.run(closed.jaxpr, closed.consts, [start])
+    last = graph.contiguous(graph.tensor(result))
+    graph.nodes.append(helper.make_node("Identity", [last.name], [output_name]))
+    inputs = [_info(input_name, np.dtype(dtype), (_BATCH, *shape))]
+    outputs = [_info(output_name, np.dtype("float32"), (_BATCH, *last.shape[1:]))]
+    made = helper.make_graph(graph.nodes, "embed", inputs, outputs, list(graph.constants.values()))
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)])
+    model.ir_version = 10
+    return model
+
+
+def _info(name: str, dtype: np.dtype, shape: Shape) -> onnx.ValueInfoProto:
+    kind = helper.np_dtype_to_tensor_dtype(dtype)
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+class _Graph:
+    """The nodes and constants made so far."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[bytes, onnx.TensorProto] = {}
+        self._names = (f"t{number}" for number in itertools.count())
+        self._made: dict[int, tuple[_Value, _Tensor]] = {}  # nodes of what waited
+
+    def run(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[_Value]) -> list[_Value]:
+        """Translate a jaxpr; returns its results."""
+        known: dict[Any, _Value] = {}
+        for variable, const in zip(jaxpr.constvars, consts, strict=True):
+            array = np.asarray(const)
+            known[variable] = _Constant(array, array.shape)
+        known |= dict(zip(jaxpr.invars, arguments, strict=True))
+
+        def read(atom: Any) -> _Value:
+            if isinstance(atom, core.Literal):
+                aval: Any = atom.aval
+                array = np.asarray(atom.val, aval.dtype)
+                return _Constant(array, array.shape)
+            return known[atom]
+
+        for equation in jaxpr.eqns:
+            results = self._equation(equation, [read(atom) for atom in equation.invars])
+            known |= dict(zip(equation.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _equation(self, equation: Any, inputs: list[_Value]) -> list[_Value]:
+        name, params = equation.primitive.name, equation.params
+        if name in _INLINED:
+            inner = params[_INLINED[name]]
+            jaxpr = getattr(inner, "jaxpr", inner)
+            return self.run(jaxpr, getattr(inner, "consts", ()), inputs)
+        if name in _NOTHING:
+            return inputs
+        shape = tuple(equation.outvars[0].aval.shape)
+        if all(isinstance(value, _Constant) for value in inputs):
+            return [self._compute(equation, inputs, shape)]
+        if name in _BINARY:
+            return [self._binary(name, inputs[0], inputs[1], shape)]
+        if name in _UNARY:
+            return [self._elementwise(_UNARY[name], inputs, shape)]
+        translate = getattr(self, f"_{name}", None)
+        if translate is None:
+            raise ExportError(f"ONNX: the operation {name} has no translation (jaxpr_to_onnx.py)")
+        return [translate(params, shape, *inputs)]
+
+    def _compute(self, equation: Any, inputs: list[Any], shape: Shape) -> _Constant:
+        """What depends on constants alone."""
+        name, params = equation.primitive.name, equation.params
+        if name == "broadcast_in_dim":
+            array, axes = inputs[0].array, params["broadcast_dimensions"]
+            lengths = [1] * len(shape)
+            for axis, length in zip(axes, array.shape, strict=True):
+                lengths[axis] = length
+            return _Constant(array.reshape(lengths), shape)
+        if name in _BINARY:
+            array = _BINARY[name][1](*(value.array for value in inputs))
+            return _Constant(np.asarray(array, equation.outvars[0].aval.dtype), shape)
+        whole = [np.broadcast_to(value.array, value.shape) for value in inputs]
+        return _Constant(np.asarray(equation.primitive.bind(*whole, **params)), shape)
+
+    # What waits, and how it gets its node.
+
+    def tensor(self, value: _Value) -> _Tensor:
+        """The tensor of a value, with a node for it if it has none yet."""
+        if isinstance(value, _Tensor):
+            return value
+        if isinstance(value, _Constant):
+            raise ExportError("ONNX: a result that does not depend on the images")
+        if id(value) not in self._made:
+            made = (
+                self._make_linear(value) if isinstance(value, _Linear) else self._make_slice(value)
+            )
+            self._made[id(value)] = value, made
+        return self._made[id(value)][1]
+
+    def _make_linear(self, linear: _Linear) -> _Tensor:
+        weights = self._constant(linear.weights.astype(np.float32))
+        inputs = [linear.tensor.name, weights]
+        if linear.bias.any() or linear.weights.ndim == 2:
+            inputs.append(self._constant(linear.bias.astype(np.float32)))
+        operation = "Conv" if linear.weights.ndim == 4 else "Gemm"
+        name = self._node(operation, inputs, **linear.attributes)
+        return _Tensor(name, linear.shape, linear.order)
+
+    def _make_slice(self, skipping: _Skipping) -> _Tensor:
+        lengths, steps = skipping.tensor.shape, (1, *skipping.steps, 1)
+        return self._cut(skipping.tensor, [1, 2], (0, 0, 0, 0), lengths, steps, skipping.shape)
+
+    def contiguous(self, tensor: _Tensor, order: Sequence[int] | None = None) -> _Tensor:
+        """The tensor stored in an order, by default the function's."""
+        order = tuple(range(len(tensor.shape)) if order is None else order)
+        if tensor.order == order:
+            return tensor
+        moves = [tensor.stored(axis) for axis in order]
+        return _Tensor(self._node("Transpose", [tensor.name], perm=moves), tensor.shape, order)
+
+    # Operations of the graph.
+
+    def _node(self, operation: str, inputs: Sequence[str], **attributes: Any) -> str:
+        name = next(self._names)
+        self.nodes.append(helper.make_node(operation, list(inputs), [name], **attributes))
+        return name
+
+    def _constant(self, array: np.ndarray) -> str:
+        array = np.ascontiguousarray(array)
+        key = array.dtype.str.encode() + str(array.shape).encode() + array.tobytes()
+        if key not in self.constants:
+            self.constants[key] = numpy_helper.from_array(array, f"c{len(self.constants)}")
+        return self.constants[key].name
+
+    def _integers(self, values: Any) -> str:
+        return self._constant(np.asarray(values, np.int64))
+
+    def _binary(self, name: str, left: _Value, right: _Value, shape: Shape) -> _Value:
+        for linear, other, swapped in ((left, right, False), (right, left, True)):
+            if isinstance(linear, _Linear) and isinstance(other, _Constant):
+                folded = _fold(name, linear, other, swapped=swapped)
+                if folded is not None:
+                    return folded
+        if name == "max" and isinstance(right, _Constant) and not right.array.any():
+            return self._elementwise("Relu", [left], shape)
+        return self._elementwise(_BINARY[name][0], [left, right], shape)
+
+    def _elementwise(
+        self, operation: str, values: Sequence[_Value], shape: Shape, **attributes: Any
+    ) -> _Tensor:
+        """A node whose inputs are stored alike and broadcast against each other."""
+        tensors = {
+            i: self.tensor(value)
+            for i, value in enumerate(values)
+            if not isinstance(value, _Constant)
+        }
+        order = next(iter(tensors.values())).order
+        names = []
+        for i, value in enumerate(values):
+            if isinstance(value, _Constant):
+                array = value.array
+                if array.ndim:
+                    array = np.transpose(array, order)
+                names.append(self._constant(array))
+            else:
+                names.append(self.contiguous(tensors[i], order).name)
+        return _Tensor(self._node(operation, names, **attributes), shape, order)
+
+    def _cut(
+        self,
+        tensor: _Tensor,
+        axes: Sequence[int],
+        starts: Sequence[Any],
+        ends: Sequence[Any],
+        steps: Sequence[Any],
+        shape: Shape,
+    ) -> _Tensor:
+        """Slice along some axes; starts, ends and steps are those of all axes."""
+        chosen = [[values[axis] for axis in axes] for values in (starts, ends)]
+        stored = [tensor.stored(axis) for axis in axes]
+        inputs = *chosen, stored, [steps[axis] for axis in axes]
+        names = [tensor.name, *map(self._integers, inputs)]
+        return _Tensor(self._node("Slice", names), shape, tensor.order)
+
+    # One method for each operation of JAX: parameters, shape of the result, inputs.
+
+    def _conv_general_dilated(
+        self, params: Mapping[str, Any], shape: Shape, images: _Value, kernel: _Value
+    ) -> _Value:
+        numbers = params["dimension_numbers"]
+        if not isinstance(kernel, _Constant) or set(params["lhs_dilation"]) != {1}:
+            raise ExportError("ONNX: only convolutions with constant kernels are translated")
+        tensor = self.contiguous(self.tensor(images), numbers.lhs_spec)
+        weights = np.transpose(kernel.array, numbers.rhs_spec).astype(np.float64)
+        attributes = {
+            "kernel_shape": weights.shape[2:],
+            "strides": params["window_strides"],
+            "pads": _pads(params["padding"]),
+            "dilations": params["rhs_dilation"],
+            "group": params["feature_group_count"],
+        }
+        bias = np.zeros(len(weights))
+        return _Linear(tensor, weights, bias, attributes, shape, tuple(numbers.out_spec))
+
+    def _dot_general(
+        self, params: Mapping[str, Any], shape: Shape, left: _Value, right: _Value
+    ) -> _Value:
+        ((left_axes, right_axes), batch_axes) = params["dimension_numbers"]
+        rank = len(left.shape)
+        if not isinstance(right, _Constant) or right.array.ndim != 2 or any(batch_axes):
+            raise ExportError("ONNX: only products with a constant matrix are translated")
+        if tuple(left_axes) != (rank - 1,) or rank not in (2, 4):
+            raise ExportError("ONNX: only products over the last axis are translated")
+        weights = np.moveaxis(right.array, right_axes[0], 1).astype(np.float64)
+        bias = np.zeros(len(weights))
+        if rank == 2:
+            tensor = self.contiguous(self.tensor(left))
+            return _Linear(tensor, weights, bias, {"transB": 1}, shape, (0, 1))
+        steps = left.steps if isinstance(left, _Skipping) else (1, 1)
+        whole = left.tensor if isinstance(left, _Skipping) else self.tensor(left)
+        tensor = self.contiguous(whole, CHANNELS_SECOND)
+        attributes = {"kernel_shape": (1, 1), "strides": steps}
+        kernel = weights[:, :, None, None]
+        return _Linear(tensor, kernel, bias, attributes, shape, CHANNELS_SECOND)
+
+    def _slice(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Value:
+        starts, ends = params["start_indices"], params["limit_indices"]
+        steps = params["strides"] or (1,) * len(shape)
+        tensor = self.tensor(operand)
+        whole = not any(starts) and tuple(ends) == tuple(tensor.shape)
+        if whole and len(shape) == 4 and steps[0] == steps[3] == 1:
+            return _Skipping(tensor, (steps[1], steps[2]), shape)
+        cut = [
+            a
+            for a, b in enumerate(zip(starts, ends, steps, strict=True))
+            if b != (0, tensor.shape[a], 1)
+        ]
+        return self._cut(tensor, cut, starts, ends, steps, shape)
+
+    def _reshape(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Value:
+        tensor = self.tensor(operand)
+        groups = _groups(tensor.shape, shape)
+        if all(len(old) == 1 for old, _ in groups):  # axes are only split
+            places = dict((old[0], new) for old, new in groups)
+            order = tuple(axis for old in tensor.order for axis in places[old])
+        elif all(len(new) == 1 for _, new in groups):  # axes are only joined
+            order = CHANNELS_SECOND if len(shape) == 4 else tuple(range(len(shape)))
+            joined = {new[0]: old for old, new in groups}
+            tensor = self.contiguous(tensor, [axis for new in order for axis in joined[new]])
+        else:
+            tensor, order = self.contiguous(tensor), tuple(range(len(shape)))
+        lengths = [_length(shape[axis]) for axis in order]
+        name = self._node("Reshape", [tensor.name, self._integers(lengths)])
+        return _Tensor(name, shape, order)
+
+    def _broadcast_in_dim(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Value:
+        """New axes have length 1; the operations that follow broadcast them."""
+        axes = params["broadcast_dimensions"]
+        order = CHANNELS_SECOND if len(shape) == 4 else tuple(range(len(shape)))
+        kept = [axes.index(axis) for axis in order if axis in axes]
+        name = self.contiguous(self.tensor(operand), kept).name
+        if new := [place for place, axis in enumerate(order) if axis not in axes]:
+            name = self._node("Unsqueeze", [name, self._integers(new)])
+        return _Tensor(name, shape, order)
+
+    def _transpose(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Value:
+        tensor, moves = self.tensor(operand), params["permutation"]
+        return _Tensor(tensor.name, shape, tuple(moves.index(axis) for axis in tensor.order))
+
+    def _reduce(
+        self, operation: str, axes: Sequence[int], shape: Shape, operand: _Value
+    ) -> _Tensor:
+        tensor = self.tensor(operand)
+        stored = sorted(tensor.stored(axis) for axis in axes)
+        name = self._node(operation, [tensor.name, self._integers(stored)], keepdims=0)
+        left = [axis for axis in tensor.order if axis not in axes]
+        return _Tensor(name, shape, tuple(sorted(left).index(axis) for axis in left))
+
+    def _reduce_sum(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Tensor:
+        return self._reduce("ReduceSum", params["axes"], shape, operand)
+
+    def _reduce_max(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Tensor:
+        return self._reduce("ReduceMax", params["axes"], shape, operand)
+
+    def _reduce_window_max(
+        self, params: Mapping[str, Any], shape: Shape, operand: _Value
+    ) -> _Tensor:
+        window, strides, padding = (
+            params[name] for name in ("window_dimensions", "window_strides", "padding")
+        )
+        pooled = [axis for axis, length in enumerate(window) if length > 1]
+        if pooled != [1, 2]:
+            raise ExportError("ONNX: only pooling over height and width is translated")
+        tensor = self.contiguous(self.tensor(operand), CHANNELS_SECOND)
+        name = self._node(
+            "MaxPool",
+            [tensor.name],
+            kernel_shape=window[1:3],
+            strides=strides[1:3],
+            pads=_pads(padding[1:3]),
+        )
+        return _Tensor(name, shape, CHANNELS_SECOND)
+
+    def _convert_element_type(
+        self, params: Mapping[str, Any], shape: Shape, operand: _Value
+    ) -> _Tensor:
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(params["new_dtype"]))
+        return self._elementwise("Cast", [operand], shape, to=kind)
+
+    def _rsqrt(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Tensor:
+        return self._elementwise("Reciprocal", [self._elementwise("Sqrt", [operand], shape)], shape)
+
+    def _square(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Tensor:
+        return self._elementwise("Mul", [operand, operand], shape)
+
+    def _integer_pow(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Tensor:
+        if params["y"] == 2:
+            return self._square(params, shape, operand)
+        exponent = np.float32(params["y"])
+        return self._elementwise("Pow", [operand, _Constant(np.asarray(exponent), ())], shape)
+
+    def _concatenate(self, params: Mapping[str, Any], shape: Shape, *operands: _Value) -> _Tensor:
+        first, *others = (self.tensor(operand) for operand in operands)
+        tensors = [first, *(self.contiguous(tensor, first.order) for tensor in others)]
+        axis = first.stored(params["dimension"])
+        name = self._node("Concat", [tensor.name for tensor in tensors], axis=axis)
+        return _Tensor(name, shape, first.order)
+
+
+def _fold(name: str, linear: _Linear, constant: _Constant, *, swapped: bool) -> _Linear | None:
+    """A scale or shift of the channels, in the weights; None if it is something else."""
+    array = constant.array.astype(np.float64)
+    if array.size not in (1, len(linear.bias)) or array.shape[:-1] != (1,) * (array.ndim - 1):
+        return None
+    values = np.broadcast_to(array.reshape(-1), linear.bias.shape)
+    if name == "mul":
+        return linear.scaled(values)
+    if name == "add":
+        return linear.shifted(values)
+    if name == "div" and not swapped:
+        return linear.scaled(1 / values)
+    if name == "sub":
+        return (
+            linear.scaled(-np.ones_like(values)).shifted(values)
+            if swapped
+            else linear.shifted(-values)
+        )
+    return None
+
+
+def _pads(padding: Sequence[tuple[int, int]]) -> list[int]:
+    """JAX's (before, after) per axis as ONNX's: all that come before, then all that come after."""
+    before, after = zip(*padding, strict=True)
+    return [*before, *after]
+
+
+def _length(length: Any) -> int:
+    """For Reshape: 0 keeps the batch."""
+    return length if isinstance(length, int) else 0
+
+
+def _groups(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
+    """Runs of old axes and of the new axes that hold the same elements, as short as possible.
+
+    >>> _groups((5, 8, 3), (5, 2, 4, 3))
+    [([0], [0]), ([1], [1, 2]), ([2], [3])]
+    """
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        a, b = ([i], [j]) if i < len(old) and j < len(new) else ([], [])
+        if not a:  # axes of length 1 at the end
+            groups[-1][0].extend(range(i, len(old)))
+            groups[-1][1].extend(range(j, len(new)))
+            break
+        left, right = old[i], new[j]
+        i, j = i + 1, j + 1
+        while not (left is right or left == right):
+            if left < right:
+                left, a, i = left * old[i], [*a, i], i + 1
+            else:
+                right, b, j = right * new[j], [*b, j], j + 1
+        groups.append((a, b))
+    return groups

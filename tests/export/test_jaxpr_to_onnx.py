@@ -1,0 +1,187 @@
+"""The converter's graphs give JAX's numbers, are valid, and are as small as they can be."""
+
+import collections
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+import pgfl_jax
+from pgfl_jax import preprocessing
+from pgfl_jax.export.jaxpr_to_onnx import ExportError, convert
+from pgfl_jax.models import PGFL, unit_length
+from pgfl_jax.models.backbones import BACKBONES, ResNet
+from pgfl_jax.models.backbones.resnet import Bottleneck
+from tests.runs import GOLDEN_RUN
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def run(model, rows, name="images"):
+    """The outputs of ONNX Runtime, after both of ONNX's checks."""
+    onnx.checker.check_model(model, full_check=True)
+    onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (found,) = session.run(None, {name: rows})
+    return found
+
+
+def operations(model):
+    return collections.Counter(node.op_type for node in model.graph.node)
+
+
+def network(backbone, pooling):
+    """The embed function of a network with random weights and statistics, for 64×32 pixels."""
+    net = PGFL(1, backbone, pooling=pooling)
+    images = jax.ShapeDtypeStruct((1, 64, 32, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), images)
+    rng = np.random.default_rng(0)
+
+    def drawn(path, shape):
+        if path[-1].key == "kernel":  # keeps the variance from layer to layer
+            return rng.normal(0, np.prod(shape.shape[:-1]) ** -0.5, shape.shape).astype(np.float32)
+        if path[-1].key in ("mean", "bias"):
+            return rng.normal(0, 0.1, shape.shape).astype(np.float32)
+        return rng.uniform(0.5, 1.5, shape.shape).astype(np.float32)
+
+    variables = jax.tree_util.tree_map_with_path(drawn, shapes)
+
+    def embed(images):
+        pixels = preprocessing.normalise(images, MEAN, STD)
+        return unit_length(net.apply(variables, pixels, train=False).main.neck)
+
+    return embed
+
+
+@mock.patch.dict(BACKBONES, {"four blocks": ResNet(Bottleneck, (1, 1, 1, 1), ibn_stages=3)})
+@pytest.mark.parametrize(
+    ("backbone", "pooling", "convolutions"),
+    [
+        ("resnet8", "gem", 9), ("resnet50", "gap", 53), ("four blocks", "gap", 17),
+    ],
+)  # fmt: skip
+def test_networks_give_the_same_embeddings_at_any_batch(backbone, pooling, convolutions):
+    embed = network(backbone, pooling)
+    model = convert(embed, (64, 32, 3), np.uint8)
+    for count in (1, 3):
+        pictures = np.random.default_rng(count).integers(0, 256, (count, 64, 32, 3), np.uint8)
+        found, expected = run(model, pictures), np.asarray(jax.jit(embed)(pictures))
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    counts = operations(model)
+    assert counts["Conv"] == convolutions
+    # Channels move to the second axis once, at the input.
+    assert counts["Transpose"] == 1 and counts["BatchNormalization"] == 0
+    if backbone != "four blocks":  # their instance normalisation cannot go into the weights
+        # Normalisation of the pixels, the BNNeck and the unit length; Add: the residuals, too.
+        assert counts["Mul"] == 3 and counts["Sub"] == 1 and counts["Sqrt"] == 1
+
+
+def test_a_stored_run_gives_the_same_embeddings():
+    embedder = pgfl_jax.load(GOLDEN_RUN)
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 64, 32, 3), np.uint8)
+    model = convert(lambda x: embedder.apply(embedder.variables, x), (64, 32, 3), np.uint8)
+    np.testing.assert_allclose(run(model, pictures), embedder(pictures), rtol=0, atol=1e-6)
+
+
+@pytest.fixture(autouse=True)
+def rank_promotion():
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def flat(function):
+    """A function of images whose result is one row for each."""
+    return lambda images: jnp.reshape(function(images), (images.shape[0], -1))
+
+
+RNG = np.random.default_rng(0)
+KERNEL = RNG.normal(size=(3, 3, 4, 6)).astype(np.float32)
+GROUPED = RNG.normal(size=(3, 3, 2, 6)).astype(np.float32)
+MATRIX = RNG.normal(size=(4, 5)).astype(np.float32)
+CHANNELS = RNG.normal(size=4).astype(np.float32)
+WIDER = RNG.normal(size=6).astype(np.float32)
+
+
+def conv(images, kernel=KERNEL, padding=((1, 1), (1, 1)), strides=(1, 1), **options):
+    numbers = "NHWC", "HWIO", "NHWC"
+    return jax.lax.conv_general_dilated(
+        images, kernel.astype(images.dtype), strides, padding, dimension_numbers=numbers, **options
+    )
+
+
+def pool(images, padding):
+    window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
+    return jax.lax.reduce_window(images, -jnp.inf, jax.lax.max, window, strides, padding)
+
+
+def every_other(images):
+    return jax.lax.slice(images, (0, 0, 0, 0), images.shape, (1, 2, 2, 1))
+
+
+def means(images):
+    return images.mean((1, 2), keepdims=True)
+
+
+def centred(images):
+    return images - means(images)
+
+
+def patches(images):
+    batch, height, width, channels = images.shape
+    x = images.reshape(batch, height // 2, 2, width // 2, 2, channels).swapaxes(2, 3)
+    return x.reshape(batch, height // 2, width // 2, 4 * channels)
+
+
+FUNCTIONS = {
+    "asymmetric padding": lambda x: conv(x, padding=((0, 2), (1, 0))),
+    "strides": lambda x: conv(x, strides=(2, 1)),
+    "dilation": lambda x: conv(x, rhs_dilation=(2, 1), padding=((2, 2), (1, 1))),
+    "groups": lambda x: conv(x, GROUPED, feature_group_count=2),
+    # The padding of a max-pool is -inf, not 0: every value here is below 0.
+    "padded max-pool": lambda x: pool(-jnp.abs(x) - 1, ((0, 0), (1, 1), (1, 1), (0, 0))),
+    "max-pool of whole windows": lambda x: pool(x, "VALID"),
+    "scale before and after": lambda x: conv(x * CHANNELS + 1) * WIDER - WIDER,
+    "shift minus convolution": lambda x: (WIDER - conv(x)) / (WIDER + 3),
+    "a convolution used twice": lambda x: (lambda y: jnp.maximum(y, 0) + y * WIDER)(conv(x)),
+    "a scale of the rows": lambda x: conv(x) * jnp.arange(6.0)[:, None, None],
+    "product over channels": lambda x: x @ MATRIX,
+    "strided product": lambda x: every_other(x) @ MATRIX,
+    "strided slice alone": lambda x: every_other(x) + CHANNELS,
+    "patches": lambda x: patches(x) + 1,
+    "channel slice": lambda x: jax.lax.slice_in_dim(x, 1, 3, axis=3) ** 2,
+    "transposed": lambda x: jnp.transpose(conv(x), (0, 2, 3, 1)) + 0.5,
+    "statistics": lambda x: centred(x) * jax.lax.rsqrt(means(centred(x) ** 2) + 1e-3),
+    "largest": lambda x: conv(x).max((1, 2)),
+    "functions": lambda x: jnp.tanh(x) + jnp.exp(-jnp.abs(x)) - jax.nn.sigmoid(jnp.sqrt(x * x)),
+    "join": lambda x: jnp.concatenate([conv(x), x], axis=3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_single_operations(name):
+    function = flat(FUNCTIONS[name])
+    images = np.random.default_rng(1).normal(size=(3, 6, 8, 4)).astype(np.float32)
+    model = convert(function, (6, 8, 4), np.float32)
+    # In double precision, by JAX.
+    with jax.enable_x64(True):
+        expected = np.asarray(function(images.astype(np.float64)))
+    np.testing.assert_allclose(run(model, images), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_scales_and_shifts_go_into_the_weights():
+    model = convert(flat(lambda x: (conv(x) - WIDER) * WIDER + 2), (6, 8, 4), np.float32)
+    assert operations(model) == {"Transpose": 2, "Conv": 1, "Reshape": 1, "Identity": 1}
+
+
+def test_what_cannot_be_translated_is_named():
+    with pytest.raises(ExportError, match="operation cumsum has no translation"):
+        convert(flat(lambda x: jnp.cumsum(x, axis=1)), (6, 8, 4), np.float32)
+    with pytest.raises(ExportError, match="only products with a constant matrix"):
+        convert(flat(lambda x: x @ jnp.swapaxes(x, 2, 3)), (6, 8, 4), np.float32)
