@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags, logging
-from ml_collections import config_flags
 
+from pgfl_jax.command_flags import define_config, define_path
 from pgfl_jax.command_line import run, with_stored_config, writable_folder
 from pgfl_jax.errors import UserError
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pgfl_jax.config import Config
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/default.py.")
-flags.DEFINE_string("workdir", None, "Folder of the run; a run found there is continued.")
+define_config(None)
+define_path("workdir", None, "Folder of the run; a run found there is continued.")
 flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
 # For several processes that JAX does not find by itself (docs/scaling.md).
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, the same in all processes.")

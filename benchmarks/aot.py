@@ -49,11 +49,12 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from jax.experimental import topologies
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from benchmarks.hlo import Program
 from configs import default
+from pgfl_jax.command_flags import define_config, define_path
 from pgfl_jax.command_line import run as run_command_line
 from pgfl_jax.config import NUM_PARTS, Config, parse_config
 from pgfl_jax.distributed.sharding import make_mesh
@@ -431,13 +432,13 @@ def _say(message: str) -> None:
 
 def define_flags() -> None:
     """Define the command-line flags."""
-    config_flags.DEFINE_config_file("config", "configs/large_batch.py", "Configuration file.")
+    define_config("configs/large_batch.py")
     flags.DEFINE_string("topology", None, "The chips, such as v5e:16x16.")
     flags.DEFINE_integer("batch", 0, "Images per step, over all chips; 0: as in the config.")
     flags.DEFINE_integer("identities", 751, "Number of classes; Market-1501 has 751.")
     flags.DEFINE_boolean("table", False, "Measure and rewrite all tables.")
-    flags.DEFINE_string("store", "docs/scaling/aot.json", "With --table: the measurements.")
-    flags.DEFINE_string("page", "docs/scaling.md", "With --table: the page with the tables.")
+    define_path("store", "docs/scaling/aot.json", "With --table: the measurements.")
+    define_path("page", "docs/scaling.md", "With --table: the page with the tables.")
     flags.DEFINE_boolean(
         "keep",
         False,

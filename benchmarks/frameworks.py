@@ -30,10 +30,11 @@ import jax
 import numpy as np
 import torch
 from absl import flags
-from ml_collections import config_flags
 
+from pgfl_jax.command_flags import define_config
 from pgfl_jax.command_line import run as run_command_line
 from pgfl_jax.config import NUM_PARTS, Config, parse_config
+from pgfl_jax.distributed.devices import require_devices
 from pgfl_jax.distributed.sharding import make_mesh, shard_batch
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import Experiment
@@ -194,7 +195,7 @@ def measure(config: Config, name: str) -> dict[str, Any]:
 
 def define_flags() -> None:
     """Define the command-line flags."""
-    config_flags.DEFINE_config_file("config", "configs/default.py", "Configuration file.")
+    define_config("configs/default.py")
     flags.DEFINE_enum("task", "train", TASKS, "What to time.")
     flags.DEFINE_enum("precision", "float32", list(PRECISIONS), "Of products and convolutions.")
     flags.DEFINE_integer("batch", 0, "Images per step; 0: as in the config.", lower_bound=0)
@@ -221,6 +222,7 @@ def main(argv: list[str]) -> None:
     if config.train.accumulation > 1:
         raise UserError("config.train.accumulation: the PyTorch twin does not support it")
     if FLAGS.here:
+        require_devices()
         print(json.dumps(measure(config, FLAGS.side[-1])), flush=True)
         return
     for side in FLAGS.side:

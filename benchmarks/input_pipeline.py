@@ -33,6 +33,7 @@ from tqdm import tqdm
 from configs import default
 from input_pipeline.catalog import Catalog
 from input_pipeline.cores import available_cores
+from pgfl_jax.command_line import guarded
 from pgfl_jax.config import Config, parse_config
 from pgfl_jax.errors import UserError
 
@@ -264,7 +265,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(guarded(main))

@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
-from pgfl_jax.errors import UserError
+from pgfl_jax.command_line import guarded, user_path
 
 IDENTITIES, CAMERAS = 1041, 15
 BATCHES = 100
@@ -113,7 +113,7 @@ def main() -> None:
     """Parse the options, measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.start_up", description=__doc__)
     parser.add_argument("--images", type=int, default=126_441)
-    parser.add_argument("--folder", type=Path, required=True, help="where to put the data set")
+    parser.add_argument("--folder", type=user_path, required=True, help="where to put the data set")
     flags = parser.parse_args()
     fabricate(flags.folder, flags.images)
     context = multiprocessing.get_context("spawn")
@@ -125,7 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    sys.exit(guarded(main))

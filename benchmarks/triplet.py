@@ -12,8 +12,10 @@ import time
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 
+from pgfl_jax.command_line import run
+from pgfl_jax.distributed.devices import require_devices
 from pgfl_jax.losses import batch_hard_triplet
 
 FLAGS = flags.FLAGS
@@ -49,9 +51,10 @@ def measure(batch: int, channels: int, repeats: int, seed: int) -> dict[str, obj
 
 def main(_: list[str]) -> None:
     """Print one line per batch size."""
+    require_devices()
     for batch in map(int, FLAGS.batch):
         print(json.dumps(measure(batch, FLAGS.channels, FLAGS.repeats, FLAGS.seed)), flush=True)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main, required=[])

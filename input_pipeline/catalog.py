@@ -13,6 +13,7 @@ from input_pipeline.encoded_images import (
     RECORD_HEADER,
     EncodedImages,
     image_size,
+    lost_file,
     open_shard,
 )
 from input_pipeline.errors import DataError
@@ -146,7 +147,10 @@ def read_catalog(builder: Any, split: str, *, memory_gib: float = 0.0) -> Catalo
     paths = [str(path) for path in info.splits[split].filepaths]
     in_memory = info.splits[split].num_bytes <= memory_gib * 2**30
     shards = [open_shard(path, in_memory) for path in paths]
-    return _to_catalog(_read_columns(paths, info.features), shards)
+    columns = _read_columns(paths, info.features)
+    if (found := len(columns["place"])) != (wanted := info.splits[split].num_examples):
+        raise lost_file(paths[0], f"incomplete ({found} of {wanted} images)")
+    return _to_catalog(columns, shards)
 
 
 def _read_columns(paths: list[str], features: Any) -> dict[str, np.ndarray]:
@@ -174,9 +178,9 @@ def _read_columns(paths: list[str], features: Any) -> dict[str, np.ndarray]:
                     position += len(record) + RECORD_FRAME
                 chunks.append(chunk | {"place": places})
         except tf.errors.DataLossError as error:
-            raise DataError(
-                f"{path}: damaged; delete its folder, and the data set is prepared again"
-            ) from error
+            raise lost_file(path, "damaged") from error
+    if not chunks:
+        raise lost_file(paths[0], "empty")
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from input_pipeline.errors import DataError
+
 RECORD_HEADER, RECORD_FRAME = 12, 16  # bytes before a record, and around it
 _READERS = 16  # concurrent reads: disks and networks are fastest with a queue
 
@@ -24,21 +26,29 @@ _READERS = 16  # concurrent reads: disks and networks are fastest with a queue
 class FileShard:
     """A shard that stays on disk; slices of it are read on demand."""
 
+    _descriptor: int | None = None
+
     def __init__(self, path: str) -> None:
         """Open the file; it is closed when the object is deleted."""
         self._path = path
         self._descriptor = os.open(path, os.O_RDONLY)
 
     def __getitem__(self, place: slice) -> bytes:
-        """Bytes ``start:stop``; does not block other threads. OSError if the file is too short."""
+        """Bytes ``start:stop``; does not block other threads.
+
+        Raises:
+            DataError: the file is too short.
+        """
+        assert self._descriptor is not None
         data = os.pread(self._descriptor, place.stop - place.start, place.start)
         if len(data) < place.stop - place.start:
-            raise OSError(f"{self._path}: truncated while it was read; prepare the data set again")
+            raise lost_file(self._path, "truncated while it was read")
         return data
 
     def __del__(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
+        """Close the file, if it could be opened."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
 
 
 class EncodedImages(Sequence[bytes]):
@@ -79,9 +89,25 @@ def open_shard(path: str, in_memory: bool) -> bytes | FileShard:
     """A shard, read now or left on disk.
 
     Raises:
-        OSError: there is no such local file; remote data (``gs://…``) have to be mounted or copied.
+        DataError: there is no such local file; remote data (``gs://…``) have to be mounted or
+            copied.
+        OSError: it cannot be read.
     """
-    return Path(path).read_bytes() if in_memory else FileShard(path)
+    try:
+        return Path(path).read_bytes() if in_memory else FileShard(path)
+    except FileNotFoundError as error:
+        raise lost_file(path, "missing") from error
+
+
+def lost_file(path: str, what: str) -> DataError:
+    """The error of a file of a prepared data set, and its remedy.
+
+    >>> str(lost_file("data/shop/1/train", "damaged"))
+    'data/shop/1/train: damaged; delete the folder data/shop/1, and the data set is prepared again'
+    """
+    return DataError(
+        f"{path}: {what}; delete the folder {Path(path).parent}, and the data set is prepared again"
+    )
 
 
 def image_size(image: bytes) -> tuple[int, int] | None:

@@ -59,7 +59,7 @@ def read_pose_files(config: Config) -> list[PoseCache]:
 
 
 def _pose_files(config: Config) -> list[Path]:
-    return [Path(path).expanduser() for path in config.data.pose.files]
+    return [Path(path) for path in config.data.pose.files]
 
 
 def training_data(config: Config) -> TrainingData:

@@ -82,12 +82,24 @@ def _check_counts(count: int, size: int) -> None:
     if count < 2:
         raise DataError(f"{option}: the training split has {count} identities; it takes at least 2")
     if size > count:
-        raise DataError(f"{option}: the training split has only {count} identities; lower it")
+        raise DataError(
+            f"{option}: the training split has only {count} identities; take {_fitting(count)}"
+        )
     if count % size and count < 2 * size - 1:
         raise DataError(
             f"{option}: with {count} identities a batch across two epochs would repeat one; "
-            f"take at most {(count + 1) // 2}, or a divisor of {count}"
+            f"take {_fitting(count)}"
         )
+
+
+def _fitting(count: int) -> str:
+    """How many of ``count`` identities a batch can have, for a message.
+
+    >>> _fitting(6), _fitting(2)
+    ('at most 3, or 6', '2')
+    """
+    most = (count + 1) // 2  # more only fit if one batch is a whole epoch
+    return f"at most {most}, or {count}" if most > 1 else str(count)
 
 
 def _identity_order(count: int, size: int, seed: int, epoch: int) -> np.ndarray:

@@ -14,12 +14,21 @@ from typing import Any
 import numpy as np
 
 import pgfl_jax
+from pgfl_jax.command_line import guarded, user_path
 from pgfl_jax.errors import UserError
 from pgfl_jax.files import replacing
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line and run one command; a user's error is one line, exit status 1."""
+    try:
+        return guarded(lambda: _run(argv))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(argv: list[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="pgfl", description="Use a trained PGFL-JAX run.")
     parser.add_argument("--version", action="version", version=pgfl_jax.__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -32,14 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     if rest and arguments.command != "evaluate":  # its overrides are main.py's
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
-    try:
-        return arguments.function(arguments)
-    except (UserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return arguments.function(arguments)
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -51,7 +53,7 @@ def info(arguments: argparse.Namespace) -> int:
 
 
 def _info_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=_folder, metavar="RUN", help="the run's folder")
+    parser.add_argument("run", type=user_path, metavar="RUN", help="the run's folder")
 
 
 def embed(arguments: argparse.Namespace) -> int:
@@ -92,10 +94,10 @@ def embed(arguments: argparse.Namespace) -> int:
 
 def _embed_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "pictures", nargs="+", type=_folder, metavar="PICTURES", help="picture files or folders"
+        "pictures", nargs="+", type=user_path, metavar="PICTURES", help="picture files or folders"
     )
-    parser.add_argument("--run", required=True, type=_folder, help="the run's folder")
-    parser.add_argument("--out", required=True, type=_folder, help="the .npz file to write")
+    parser.add_argument("--run", required=True, type=user_path, help="the run's folder")
+    parser.add_argument("--out", required=True, type=user_path, help="the .npz file to write")
     parser.add_argument(
         "--checkpoint", default="newest", type=_checkpoint, help="newest (default), best or a step"
     )
@@ -133,10 +135,6 @@ COMMANDS: Mapping[str, tuple[Callable[..., int], Callable[[argparse.ArgumentPars
     "embed": (embed, _embed_arguments),
     "evaluate": (evaluate, _info_arguments),
 }
-
-
-def _folder(text: str) -> Path:
-    return Path(text).expanduser()
 
 
 def _checkpoint(text: str) -> str | int:

@@ -1,20 +1,22 @@
 """What all command lines share: errors and mistyped options end in one line."""
 
 import argparse
+import io
 import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags
 
 from pgfl_jax.errors import UserError
+from pgfl_jax.files import replacing
 
-# What ml_collections puts before the error of a configuration file.
-_CONFIG_FAILED = "Configuration is not available because of an earlier failure to load: "
+flags.disclaim_key_flags()  # --help lists a flag with the program that defines it
 
 
 def run(
@@ -30,13 +32,75 @@ def run(
     flags.mark_flags_as_required(required)
     keep_interrupts()
     try:
-        app.run(main, flags_parser=parse_flags)
-    except (UserError, OSError) as error:
-        reason = str(error).removeprefix(_CONFIG_FAILED)
-        sys.exit(f"error: {' '.join(reason.split())}")
+        sys.exit(guarded(lambda: app.run(main, flags_parser=parse_flags)))
     except KeyboardInterrupt:
         print(interrupted)
         sys.exit(130)
+
+
+def guarded(work: Callable[[], int | None], words: Callable[[str], str] = str) -> int:
+    """Do the work of a command line; an error that a user can fix is one line on stderr.
+
+    Args:
+        work: does everything, and returns the exit status.
+        words: adapts an error's line to the names of this command's options.
+
+    Returns:
+        The exit status, 1 after an error.
+    """
+    print_anywhere()
+    try:
+        return work() or 0
+    except (UserError, OSError) as error:
+        print(f"error: {words(one_line(error))}", file=sys.stderr)
+        return 1
+
+
+def print_anywhere() -> None:
+    """Print ``?`` for a character that the terminal's encoding lacks, such as Latin-1's en dash.
+
+    Python would raise an error, except on stderr, where it prints an escape.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def one_line(error: UserError | OSError) -> str:
+    """An error's message as one line.
+
+    Our own messages say enough. The system's do not say where it was, so the traceback of an error
+    that was raised in a library is kept in ``WORKDIR/error.log``, which the line then names. If it
+    cannot be written, it goes to stderr, unless the error names a file.
+    """
+    line = " ".join(str(error).split())
+    if isinstance(error, UserError) or _is_ours(error):
+        return line
+    text = "".join(traceback.format_exception(error))
+    try:
+        with replacing(_workdir() / "error.log") as path:
+            path.write_text(text, encoding="utf-8")
+    except OSError:
+        if error.filename is None:
+            print(text, end="", file=sys.stderr)
+        return line
+    return f"{line} (see {_workdir() / 'error.log'})"
+
+
+def _is_ours(error: OSError) -> bool:
+    """Whether code of this repository raised the error, or called the system itself."""
+    frames = traceback.extract_tb(error.__traceback__)
+    root = Path(__file__).parents[1]
+    names = "pgfl_jax", "input_pipeline", "benchmarks", "studies", "configs", "main.py"
+    return bool(frames) and any(
+        Path(frames[-1].filename).is_relative_to(root / name) for name in names
+    )
+
+
+def _workdir() -> Path:
+    """The run's folder; FileNotFoundError if the command has none."""
+    if "workdir" not in flags.FLAGS or not (given := flags.FLAGS["workdir"].value):
+        raise FileNotFoundError("no --workdir")
+    return Path(given)
 
 
 def keep_interrupts() -> None:
@@ -62,15 +126,27 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; end with one line that names an option that does not exist."""
     try:
         return flags.FLAGS(argv)
-    except flags.Error as error:
-        sys.exit(f"error: {' '.join(str(error).split())} (--help lists the options)")
+    except (flags.Error, UnicodeDecodeError) as error:  # the latter: a flag file that is no text
+        end_mistyped(error)
     except (AttributeError, KeyError) as error:
-        # ml_collections raises a KeyError, or an AttributeError that holds one. Any other error
-        # comes from the configuration file itself.
+        # ml_collections raises a KeyError, or an AttributeError that holds one.
         inner = error if isinstance(error, KeyError) else error.args[0]
         if not isinstance(inner, KeyError):
             raise
         sys.exit(f"error: --config: no such option: {'. '.join(str(inner.args[0]).splitlines())}")
+
+
+def end_mistyped(error: Exception) -> NoReturn:
+    """End with one line about a command line that absl cannot parse."""
+    reason = str(error).replace("ERROR:: Unable to open flagfile", "--flagfile")
+    if isinstance(error, UnicodeDecodeError):
+        reason = "--flagfile: not a text file"
+    sys.exit(f"error: {' '.join(reason.split())} (--help lists the options)")
+
+
+def user_path(text: str) -> Path:
+    """A path as the user typed it; a leading ``~``, which not all shells expand, is the home."""
+    return Path(text).expanduser()
 
 
 def with_stored_config(argv: list[str], stored: Path) -> list[str]:
@@ -86,7 +162,7 @@ def with_stored_config(argv: list[str], stored: Path) -> list[str]:
     given, _ = parser.parse_known_args(argv)
     if given.mode != "evaluate" or given.config or not given.workdir:
         return argv
-    return [f"--config={stored}:{given.workdir}", *argv]
+    return [f"--config={stored}:{user_path(given.workdir)}", *argv]
 
 
 def writable_folder(folder: Path, option: str) -> Path:

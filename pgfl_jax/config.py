@@ -7,6 +7,7 @@ shares (docs/method.md, "Recipe defaults").
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from pgfl_jax.models.classifier import CLASS_MULTIPLE
 from pgfl_jax.options import (
     Check,
     ConfigError,
+    FilePath,
     Fraction,
     FractionBelowOne,
     NonNegativeFloat,
@@ -59,7 +61,7 @@ class PoseConfig:
     source: Literal["annotated", "shuffled", "none"] = "annotated"
     # Files of input_pipeline.poses (docs/poses.md). Their poses replace the data set's own, matched
     # by the images' content.
-    files: tuple[str, ...] = ()
+    files: tuple[FilePath, ...] = ()
     # Keypoints with less confidence are not drawn.
     threshold: Fraction = 0.2
     # Width of joints and limbs in part maps, as a fraction of the image height.
@@ -89,10 +91,10 @@ class DataConfig:
     # configuration's name (docs/datasets.md).
     dataset: str = "synthetic_occluded_reid/benchmark"
     # Where prepared data sets are kept.
-    data_dir: str = "data"
+    data_dir: FilePath = "data"
     # Where the published data sets are, as folders or archives. Needed once, to prepare them; a
     # table of your own needs it always.
-    manual_dir: str = ""
+    manual_dir: FilePath = ""
     # Encoded training images are held in memory up to this size. A larger training set, and all
     # evaluation images, are read from disk on demand.
     memory_gib: NonNegativeFloat = 4.0
@@ -122,7 +124,7 @@ class ModelConfig:
     backbone: _Backbone = "resnet50"
     # PyTorch weights of that backbone to start from, .pth or .safetensors; empty: random ones. They
     # expect images normalised by data.mean and data.std (docs/pretrained.md).
-    pretrained: str = ""
+    pretrained: FilePath = ""
     # Pooling of the main branch.
     pooling: Literal["gap", "gem"] = "gap"
     # False: the baseline, the main branch alone in training too.
@@ -264,7 +266,7 @@ class Config:
     # Everything random follows from this: parameters, sampling, augmentation, bootstrap.
     seed: Annotated[int, Check(lambda n: 0 <= n < 2**32, "must be in [0, 2**32)")] = 0
     # Compiled programs are kept here from one start to the next; empty: nowhere.
-    compilation_cache: str = ".cache/jax"
+    compilation_cache: FilePath = ".cache/jax"
     # First and last step to trace into WORKDIR/profile, for TensorBoard's or XProf's profile page,
     # such as (20, 25).
     profile: _Steps = ()
@@ -295,24 +297,27 @@ class Config:
         """Raise a ConfigError if ``count`` devices cannot form the mesh or share a batch evenly."""
         data, model = self.mesh.data, self.mesh.model
         fits = count % model == 0 if data == -1 else data * model == count
-        wanted = f"times model, {model}, must be the number of devices, {count}, or it must be -1"
-        if data == -1:
-            wanted = f"with model = {model}: {count} devices cannot form such a mesh"
-        _require(fits, "mesh.data", data, wanted)
+        if data == -1 or count % model:
+            message = f"must divide the number of devices, {count}"
+            _require(count % model == 0, "mesh.model", model, message)
+        message = f"with {count} devices and model = {model} it must be {count // model}, or -1"
+        _require(fits, "mesh.data", data, message)
         batch_size, accumulation = self.data.batch_size, self.train.accumulation
         micro = f" in {accumulation} parts" if accumulation > 1 else ""
+        parts = accumulation * count
+        step = math.lcm(parts // math.gcd(parts, self.data.images_per_identity), accumulation)
         _require(
-            batch_size % (accumulation * count) == 0,
+            batch_size % parts == 0,
             "data.identities_per_batch",
             self.data.identities_per_batch,
             f"times images_per_identity it makes a batch of {batch_size}{micro}, "
-            f"which {count} devices cannot share evenly",
+            f"which {count} devices cannot share evenly; take a multiple of {step}",
         )
         _require(
             self.eval.batch_size % count == 0,
             "eval.batch_size",
             self.eval.batch_size,
-            f"{count} devices cannot share it evenly",
+            f"{count} devices cannot share it evenly; take a multiple of {count}",
         )
 
     def flat_options(self) -> dict[str, Any]:

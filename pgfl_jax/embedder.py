@@ -21,6 +21,7 @@ from tqdm import tqdm
 from pgfl_jax import preprocessing
 from pgfl_jax.checkpoint import read_main_branch
 from pgfl_jax.config import Config
+from pgfl_jax.distributed.devices import require_devices
 from pgfl_jax.distributed.sharding import batch_sharding, make_mesh, replicated
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import make_model
@@ -55,12 +56,14 @@ def load(
         The embedder.
 
     Raises:
-        UserError: the folder holds no run, no such checkpoint, a damaged one, or no average.
+        UserError: the folder holds no run, no such checkpoint, a damaged one, or no average; or JAX
+            does not find the device that ``JAX_PLATFORMS`` names.
     """
     workdir = Path(path).expanduser()
     _check_choice("parameters", parameters, ("trained", "average"))
     _check_choice("dtype", dtype, (None, "float32", "bfloat16"))
     config = read_config(workdir)
+    require_devices()
     if dtype is not None:
         network = dataclasses.replace(config.model, dtype=cast(Any, dtype))
         config = dataclasses.replace(config, model=network)

@@ -5,6 +5,7 @@ A field says everything about an option: its name, type, default and, by ``Annot
 
 import dataclasses
 import math
+import os
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
@@ -24,6 +25,13 @@ class Check:
     message: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """What becomes of an option's value."""
+
+    function: Callable[[Any], Any]
+
+
 _POSITIVE = Check(lambda value: value > 0, "must be above 0")
 _NOT_NEGATIVE = Check(lambda value: value >= 0, "must not be negative")
 
@@ -33,13 +41,16 @@ NonNegativeInt = Annotated[int, _NOT_NEGATIVE]
 NonNegativeFloat = Annotated[float, _NOT_NEGATIVE]
 Fraction = Annotated[float, Check(lambda value: 0 <= value <= 1, "must be in [0, 1]")]
 FractionBelowOne = Annotated[float, Check(lambda value: 0 <= value < 1, "must be in [0, 1)")]
+# A leading ~ becomes the user's folder: few shells expand it after --option=.
+FilePath = Annotated[str, Change(os.path.expanduser)]
 
 
 def convert(expected: Any, value: Any, path: str) -> Any:
     """Convert ``value`` to the type ``expected`` and check it.
 
     Args:
-        expected: a dataclass, ``Literal``, ``tuple``, ``Annotated`` with checks, or a plain type.
+        expected: a dataclass, ``Literal``, ``tuple``, ``Annotated`` with checks and changes, or a
+            plain type.
         value: from a configuration file or from JSON, where tuples are lists.
         path: the option's name for errors, ``config.data.height``.
 
@@ -49,9 +60,11 @@ def convert(expected: Any, value: Any, path: str) -> Any:
     origin, args = typing.get_origin(expected), typing.get_args(expected)
     if origin is Annotated:
         value = convert(args[0], value, path)
-        for check in args[1:]:
-            if not check.holds(value):
-                raise ConfigError(f"{path} = {value!r}: {check.message}")
+        for rule in args[1:]:
+            if isinstance(rule, Change):
+                value = rule.function(value)
+            elif not rule.holds(value):
+                raise ConfigError(f"{path} = {value!r}: {rule.message}")
         return value
     if dataclasses.is_dataclass(expected):
         return _convert_dataclass(expected, value, path)

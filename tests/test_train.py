@@ -296,7 +296,7 @@ def test_pretrained_weights_are_read_and_hashed_once(tiny_config, tmp_path):
 @pytest.mark.usefixtures("small_network")
 def test_a_start_that_failed_leaves_the_workdir_free(tiny_config, tmp_path):
     too_many = tiny_config(**{"data.identities_per_batch": 100, "data.images_per_identity": 2})
-    with pytest.raises(DataError, match="only 16 identities; lower it"):
+    with pytest.raises(DataError, match="only 16 identities; take at most 8, or 16"):
         train(too_many, tmp_path, *_data(too_many), devices=ONE)
     config = tiny_config(**{"train.epochs": 1.25})
     assert int(train(config, tmp_path, *_data(config), devices=ONE).step) == 10

@@ -1,7 +1,9 @@
 """Data sets as TFDS builders: one folder each, with the name of the data set."""
 
+import contextlib
 import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,7 @@ def load_builder(name: str, data_dir: str, manual_dir: str = "") -> "tfds.core.D
 
     Raises:
         UnknownDatasetError: the folder or the config does not exist.
+        DataError: the description of the prepared data is missing or damaged.
     """
     folder, _, config = name.partition("/")
     if folder not in available_datasets():
@@ -45,13 +48,32 @@ def load_builder(name: str, data_dir: str, manual_dir: str = "") -> "tfds.core.D
     module = importlib.import_module(f"{__name__}.{folder}.{folder}_dataset_builder")
     if hasattr(module.Builder, "make_config"):
         found = module.Builder.make_config(config, manual_dir)
-        return module.Builder(config=found, data_dir=data_dir)
+        with _description(name, data_dir):
+            return module.Builder(config=found, data_dir=data_dir)
     configs = [entry.name for entry in module.Builder.BUILDER_CONFIGS]
     if config and config not in configs:
         raise UnknownDatasetError(
             f"data set {folder!r} has no config {config!r}; available: {', '.join(configs)}"
         )
-    return module.Builder(config=config or None, data_dir=data_dir)
+    with _description(name, data_dir):
+        return module.Builder(config=config or None, data_dir=data_dir)
+
+
+@contextlib.contextmanager
+def _description(name: str, data_dir: str) -> Iterator[None]:
+    """DataError if TFDS cannot read, in this context, what it wrote about a prepared data set."""
+    from google.protobuf import json_format
+
+    try:
+        yield
+    except (OSError, ValueError, AssertionError, json_format.Error) as error:
+        folder = Path(data_dir) / name
+        if not folder.exists():
+            raise
+        raise DataError(
+            f"{folder}: its dataset_info.json is missing or damaged; delete the folder, and the "
+            "data set is prepared again"
+        ) from error
 
 
 def prepared_builder(name: str, data_dir: str, manual_dir: str = "") -> "tfds.core.DatasetBuilder":
@@ -72,13 +94,16 @@ def prepared_builder(name: str, data_dir: str, manual_dir: str = "") -> "tfds.co
     if not builder.data_path.exists():  # written elsewhere, and renamed when complete
         _check_source(builder, name, data_dir, manual_dir)
         writable_folder(Path(data_dir), "config.data.data_dir")
-        from pgfl_jax.distributed.collectives import is_primary  # late, as it imports JAX
+        from pgfl_jax.distributed.collectives import is_primary  # late, as they import JAX
+        from pgfl_jax.distributed.devices import require_devices
 
+        require_devices()
         if is_primary():
             print(f"preparing {builder.info.full_name} in {data_dir}", file=sys.stderr, flush=True)
         _prepare(builder, manual_dir)
     if not builder.info.splits:  # prepared by another process since the builder looked
-        builder.info.read_from_directory(builder.data_path)
+        with _description(name, data_dir):
+            builder.info.read_from_directory(builder.data_path)
     return builder
 
 

@@ -10,8 +10,8 @@ work with these data, else 0.
 from pathlib import Path
 
 from absl import flags, logging
-from ml_collections import config_flags
 
+from pgfl_jax.command_flags import define_config, define_path
 from pgfl_jax.command_line import run, writable_folder
 from pgfl_jax.config import Config, parse_config
 from pgfl_jax.errors import UserError
@@ -19,10 +19,8 @@ from pgfl_jax.errors import UserError
 
 def define_flags() -> None:
     """The options."""
-    config_flags.DEFINE_config_file(
-        "config", None, "Configuration file, e.g. configs/default.py; options as for main.py."
-    )
-    flags.DEFINE_string(
+    define_config(None)
+    define_path(
         "output",
         None,
         "The page to write; by default runs/doctor/DATASET.html, with - for / and + between sets.",

@@ -33,7 +33,7 @@ _CHUNK = 32  # images that a thread reads at once; it decodes one at a time
 def open_pose_files(config: Config, findings: Findings) -> list[tuple[str, PoseCache]]:
     """The pose files that can be read, with their names."""
     paths = config.data.pose.files
-    caches = [_attempt(findings.errors, read_poses, Path(path).expanduser()) for path in paths]
+    caches = [_attempt(findings.errors, read_poses, Path(path)) for path in paths]
     pairs = zip(paths, caches, strict=True)
     return [(path, cache) for path, cache in pairs if cache is not None]
 

@@ -22,26 +22,27 @@ from input_pipeline.poses.formats.coco import read_coco
 from input_pipeline.poses.images import images_of, read_catalogs
 from input_pipeline.poses.importing import build_cache, join
 from input_pipeline.poses.model import PoseModel
-from pgfl_jax.command_line import writable_folder
+from pgfl_jax.command_line import guarded, user_path, writable_folder
 from pgfl_jax.errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:
     """Run a command; returns the exit status."""
-    flags = _parser().parse_args(argv)
-    logging.set_verbosity(logging.ERROR)  # TFDS warns that a user's table is not one of its sets
     try:
-        if flags.output.is_dir():
-            raise UserError(f"--output={flags.output}: is a folder; name a file")
-        writable_folder(flags.output.parent, "--output")
-        found = flags.run(flags)
-    except (UserError, OSError) as error:
-        line = " ".join(str(error).split()).replace("--config.data.", "--")  # this command's names
-        print(f"error: {line}", file=sys.stderr)
-        return 1
+        return guarded(lambda: _run(argv), lambda line: line.replace("--config.data.", "--"))
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130
+
+
+def _run(argv: Sequence[str]) -> int:
+    """Make the file and say what it holds."""
+    flags = _parser().parse_args(argv)
+    logging.set_verbosity(logging.ERROR)  # TFDS warns that a user's table is not one of its sets
+    if flags.output.is_dir():
+        raise UserError(f"--output={flags.output}: is a folder; name a file")
+    writable_folder(flags.output.parent, "--output")
+    found = flags.run(flags)
     print(format_coverage(found, _left_over_file(flags.output)))
     print(f"wrote {flags.output}")
     return 0
@@ -117,11 +118,19 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument(
         "--dataset", required=True, help="folder[/config] of input_pipeline/builders"
     )
-    shared.add_argument("--data_dir", default="data", help="where prepared data sets are kept")
     shared.add_argument(
-        "--manual_dir", default="", help="folder or zip of the data set as published"
+        "--data_dir",
+        default="data",
+        type=os.path.expanduser,
+        help="where prepared data sets are kept",
     )
-    shared.add_argument("--output", required=True, type=Path, help="the .npz file to write")
+    shared.add_argument(
+        "--manual_dir",
+        default="",
+        type=os.path.expanduser,
+        help="folder or zip of the data set as published",
+    )
+    shared.add_argument("--output", required=True, type=user_path, help="the .npz file to write")
     shared.add_argument("--estimator", help="name kept with each pose")
     _add_import(commands.add_parser("import", parents=[shared], help="from pose files"))
     _add_estimate(commands.add_parser("estimate", parents=[shared], help="with a pose model"))
@@ -132,8 +141,10 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     """The options of import."""
     parser.set_defaults(run=_import)
     parser.add_argument("--format", required=True, choices=sorted(FORMATS))
-    parser.add_argument("--input", required=True, type=Path, help="pose file or folder")
-    parser.add_argument("--annotations", type=Path, help="COCO file that names the image numbers")
+    parser.add_argument("--input", required=True, type=user_path, help="pose file or folder")
+    parser.add_argument(
+        "--annotations", type=user_path, help="COCO file that names the image numbers"
+    )
     parser.add_argument(
         "--seen-size",
         nargs=2,
@@ -149,7 +160,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 def _add_estimate(parser: argparse.ArgumentParser) -> None:
     """The options of estimate."""
     parser.set_defaults(run=_estimate)
-    parser.add_argument("--model", required=True, type=Path, help="ONNX file")
+    parser.add_argument("--model", required=True, type=user_path, help="ONNX file")
     parser.add_argument(
         "--input-size",
         nargs=2,

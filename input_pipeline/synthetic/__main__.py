@@ -5,16 +5,24 @@ python -m input_pipeline.synthetic --preview query.png --split query --preset be
 """
 
 import argparse
+import os
 import sys
 
 from input_pipeline.synthetic.plan import SPLITS
 from input_pipeline.synthetic.settings import PRESETS
+from pgfl_jax.command_line import guarded
 
 
 def main() -> None:
     """Parse the flags and write the sheet."""
     parser = argparse.ArgumentParser(prog="python -m input_pipeline.synthetic", description=__doc__)
-    parser.add_argument("--preview", metavar="FILE", required=True, help="picture file to write")
+    parser.add_argument(
+        "--preview",
+        metavar="FILE",
+        required=True,
+        type=os.path.expanduser,
+        help="picture file to write",
+    )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="demo")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--people", type=int, default=8, help="rows: how many people")
@@ -25,14 +33,10 @@ def main() -> None:
 
     from input_pipeline.synthetic.preview import save_contact_sheet
 
-    try:
-        save_contact_sheet(
-            flags.preview, PRESETS[flags.preset], flags.split, flags.people, flags.images
-        )
-    except OSError as error:
-        sys.exit(str(error))
+    preset = PRESETS[flags.preset]
+    save_contact_sheet(flags.preview, preset, flags.split, flags.people, flags.images)
     print(f"wrote {flags.preview}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

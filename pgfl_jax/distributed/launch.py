@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
+from pgfl_jax.command_line import one_line
+from pgfl_jax.distributed.devices import require_devices
 from pgfl_jax.errors import UserError
 
 START_TIMEOUT = 300.0
@@ -68,11 +70,12 @@ def joined(
 
     Raises:
         UserError: the arguments are incomplete or wrong, or JAX counts several processes that
-            have not been joined.
+            have not been joined. JAX finds no device.
     """
     given = _check_arguments(coordinator, num_processes, process_id)
     signs = launcher_signs() if num_processes is None else {}
     if not given and not signs:
+        require_devices()
         if jax.process_count() > 1:
             raise UserError(
                 f"JAX counts {jax.process_count()} processes, which have not been joined; "
@@ -164,6 +167,7 @@ def _join_given(arguments: dict[str, Any], timeout: float) -> None:
     _wait_for(f"process {number} of {count}", f" at {address}", timeout)
     # Without detection: inside Slurm it would leave each process one accelerator of its machine.
     _initialize(timeout, **arguments, cluster_detection_method="deactivate")
+    require_devices()
     if jax.process_count() != count:
         raise UserError(
             f"process {number} is started with --num_processes={count}, but "
@@ -183,6 +187,7 @@ def _join_found(signs: dict[str, tuple[int, int | float]], timeout: float) -> No
             f"{shown}: this seems to be one of several processes, but JAX cannot find the others "
             f"({error}; on Kubernetes it needs pip install 'jax[k8s]'); {_OPTIONS}"
         ) from error
+    require_devices()
     count = jax.process_count()
     for name, (least, most) in signs.items():
         if not least <= count <= most:
@@ -243,7 +248,7 @@ def _end(number: int | None, error: BaseException) -> NoReturn:
             reason = "interrupted; started again, all processes go on from the newest checkpoint, "
             reason += "if any"
         elif isinstance(error, UserError | OSError):
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
         else:
             traceback.print_exception(error)
             reason = f"{type(error).__name__}, see above. {_RESTART}"

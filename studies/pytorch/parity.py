@@ -22,9 +22,11 @@ import numpy as np
 from absl import flags
 
 from input_pipeline.progress import progress
+from pgfl_jax.command_flags import define_path
 from pgfl_jax.command_line import run as run_command_line
 from pgfl_jax.command_line import writable_folder
 from pgfl_jax.config import Config
+from pgfl_jax.distributed.devices import require_devices
 from pgfl_jax.experiment import Experiment
 from studies.pytorch.compare import (
     Batch,
@@ -420,8 +422,8 @@ def _say(message: str) -> None:
 
 def define_flags() -> None:
     """Define the command-line flags."""
-    flags.DEFINE_string("out", ".cache/parity", "Folder for the report.")
-    flags.DEFINE_string("data_dir", "data", "Folder of prepared data sets.")
+    define_path("out", ".cache/parity", "Folder for the report.")
+    define_path("data_dir", "data", "Folder of prepared data sets.")
     standard = [name for name in PARTS if name != "rounding"]
     flags.DEFINE_multi_enum("part", standard, list(PARTS), "What to compare; may be repeated.")
 
@@ -429,6 +431,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> int:
     """Compare and report; returns the exit status."""
     del argv
+    require_devices()
     out = writable_folder(Path(FLAGS.out), "--out")
     # By default JAX rounds the factors of float32 products on GPUs and TPUs.
     jax.config.update("jax_default_matmul_precision", "highest")

@@ -34,11 +34,12 @@ import scipy.stats
 import torch
 from absl import flags, logging
 from jaxtyping import Float64
-from ml_collections import config_flags
 
+from pgfl_jax.command_flags import define_config, define_path
 from pgfl_jax.command_line import run as run_command_line
 from pgfl_jax.command_line import writable_folder
 from pgfl_jax.config import Config, parse_config
+from pgfl_jax.distributed.devices import require_devices
 from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import Experiment
@@ -407,9 +408,9 @@ def _say(message: str) -> None:
 
 def define_flags() -> None:
     """Define the command-line flags."""
-    config_flags.DEFINE_config_file("config", "configs/synthetic_demo.py", "Configuration file.")
+    define_config("configs/synthetic_demo.py")
     flags.DEFINE_integer("seeds", 5, "Number of seeds, counted from 0.", lower_bound=2)
-    flags.DEFINE_string("out", "runs/study", "Folder for the study.")
+    define_path("out", "runs/study", "Folder for the study.")
     # Set for the processes that this program starts.
     flags.DEFINE_enum("side", None, SIDES, "Measure only this side, into the file --out.")
 
@@ -433,6 +434,7 @@ def main(argv: list[str]) -> int:
     config = parse_config(FLAGS.config)
     check(config)
     if FLAGS.side:
+        require_devices()
         write_json(Path(FLAGS.out), measure(config, FLAGS.side))
         return 0
     out = writable_folder(Path(FLAGS.out), "--out")

@@ -238,7 +238,7 @@ def test_the_command_needs_a_topology_or_the_table(monkeypatch, topology, table)
 
 def test_devices_that_cannot_share_the_batch_are_refused(monkeypatch):
     monkeypatch.setattr(aot, "topology_devices", lambda topology: list(range(16)))
-    with pytest.raises(UserError, match="which 16 devices cannot share evenly"):
+    with pytest.raises(UserError, match="which 16 devices cannot share evenly; take a mul"):
         aot.measure(_tiny_case(24))
 
 

@@ -135,7 +135,29 @@ def test_a_damaged_shard_is_named(tmp_path):
     damaged = bytearray(path.read_bytes())
     damaged[100] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(DataError, match=r"00001-of-00002: damaged; delete its folder"):
+    remedy = f"{path}: damaged; delete the folder {tmp_path}, and the data set is prepared again"
+    with pytest.raises(DataError, match=f"^{remedy}$"):
+        read_catalog(builder, "train")
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("memory_gib", [0.0, 1.0])
+def test_a_lost_shard_is_named_with_the_remedy(tmp_path, memory_gib):
+    builder = prepared(tmp_path, RECORDS)
+    path = tmp_path / "fake-train.tfrecord-00001-of-00002"
+    path.unlink()
+    with pytest.raises(DataError, match=f"^{path}: missing; delete the folder {tmp_path}, and "):
+        read_catalog(builder, "train", memory_gib=memory_gib)
+
+
+def test_a_shard_that_lost_its_images_is_noticed(tmp_path):
+    builder = prepared(tmp_path, RECORDS)
+    paths = sorted(tmp_path.glob("fake-train*"))
+    paths[1].write_bytes(b"")
+    with pytest.raises(DataError, match=rf"^{paths[0]}: incomplete \(\d of \d images\); delete"):
+        read_catalog(builder, "train")
+    paths[0].write_bytes(b"")
+    with pytest.raises(DataError, match=f"^{paths[0]}: empty; delete the folder"):
         read_catalog(builder, "train")
 
 
@@ -165,7 +187,7 @@ def test_a_shard_that_shrinks_while_it_is_read_is_named(tmp_path):
     catalog = read_catalog(prepared(tmp_path, RECORDS), "train")
     for path in tmp_path.glob("fake-train*"):
         os.truncate(path, 50)
-    with pytest.raises(OSError, match=r"fake-train.*: truncated while it was read"):
+    with pytest.raises(DataError, match=r"fake-train.*: truncated while it was read"):
         catalog.images[np.arange(3)]
 
 

@@ -280,7 +280,8 @@ def test_too_few_identities_for_a_batch_name_the_option(tiny_config):
     survey = survey_of(tiny_config(), split_of("train", rows))
     errors, warnings, *_ = found(diagnosis.training, survey)
     assert errors == [
-        "config.data.identities_per_batch = 4: the training split has only 3 identities; lower it"
+        "config.data.identities_per_batch = 4: the training split has only 3 "
+        "identities; take at most 2, or 3"
     ]
     assert len(warnings) == 2  # single images, no poses
     survey = survey_of(tiny_config(**{"data.identities_per_batch": 3}), *survey.splits)
@@ -608,7 +609,7 @@ def test_all_problems_are_reported_at_once(add_builder, tiny_config, tmp_path, c
     for expected in (
         "none.npz: no such pose file",
         "unknown data set 'no_such_reid'",
-        f"{shard}: damaged; delete its folder",
+        f"{shard}: damaged; delete the folder {shard.parent}",
         "train: 1 files are not complete JPEG or PNG images: train_008.png",
         "identities_per_batch = 5: the training split has only 4 identities",
         "other.npz: none of its 1 poses",

@@ -102,8 +102,9 @@ def test_every_image_and_camera_gets_its_turn():
     [
         (1, 1, "at least 2"),
         (0, 4, "at least 2"),
-        (3, 4, "only 3"),
-        (6, 4, "at most 3, or a divisor of 6"),
+        (3, 4, "only 3 identities; take at most 2, or 3$"),
+        (2, 4, "only 2 identities; take 2$"),
+        (6, 4, "take at most 3, or 6$"),
     ],
 )
 def test_impossible_batches_name_the_option(count, size, remedy):

@@ -1,5 +1,6 @@
 """How data sets are found by name and prepared."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,23 @@ def test_another_process_may_finish_at_any_moment(moment, tmp_path, monkeypatch)
     }
     assert found.info.metadata["source"] == str(tmp_path / "in")
     assert len(read_catalog(found, "gallery")) == 3
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_text("")])
+def test_a_lost_description_is_named_with_the_remedy(tmp_path, harm):
+    write_tree("partial_ilids", tmp_path / "in")
+    arguments = ("partial_ilids", str(tmp_path / "out"), str(tmp_path / "in"))
+    builders.prepared_builder(*arguments)
+    folder = tmp_path / "out" / "partial_ilids"
+    harm(folder / "1.0.0" / "dataset_info.json")
+    with pytest.raises(DataError) as error:
+        builders.prepared_builder(*arguments)
+    assert str(error.value) == (
+        f"{folder}: its dataset_info.json is missing or damaged; delete the folder, and the data "
+        "set is prepared again"
+    )
+    shutil.rmtree(folder)
+    assert len(read_catalog(builders.prepared_builder(*arguments), "gallery")) == 3
 
 
 def test_a_prepared_set_is_read_as_a_catalog(tmp_path):
