@@ -147,6 +147,7 @@ def test_a_users_mistake_is_one_line(tiny_data_dir, tmp_path):
         (["--mode=evaluate"], "config.json: not found"),
         (["--config.optm.learning_rate=1"], 'Did you mean "optim" instead of "optm"?'),
         (["mode=evaluate"], "no bare arguments (['mode=evaluate'])"),
+        (["--workdir={folder}/run[1]"], "run[1]: checkpoints cannot be written below a folder w"),
     ],
 )
 # ml_collections loads the configuration file so.
@@ -154,7 +155,8 @@ def test_a_users_mistake_is_one_line(tiny_data_dir, tmp_path):
 def test_other_mistakes_are_named(tiny_data_dir, tmp_path, monkeypatch, capsys, options, message):
     """In this process: these are the errors of which the command line prints one line."""
     argv = ["main.py", "--config=configs/synthetic_tiny.py", f"--workdir={tmp_path}"]
-    argv += [f"--config.data.data_dir={tiny_data_dir}", *options]
+    argv += [f"--config.data.data_dir={tiny_data_dir}"]
+    argv += [option.replace("{folder}", str(tmp_path)) for option in options]
     monkeypatch.setattr("sys.argv", argv)  # where ml_collections looks for overrides
     with flagsaver.flagsaver(), pytest.raises((UserError, OSError, SystemExit)) as error:
         main.main(parse_flags(argv))
