@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,8 @@ def test_a_run_leaves_what_the_design_promises(undisturbed):
     manifest = json.loads((workdir / "manifest.json").read_text())
     assert (manifest["num_identities"], manifest["num_images"]) == (16, 128)
     assert manifest["data"]["pose_coverage"] == 1.0
+    assert manifest["XLA_FLAGS"] == os.environ.get("XLA_FLAGS", "")
+    assert manifest["jax_default_matmul_precision"] is None
     for name in ("occluded", "holistic"):
         result = json.loads((workdir / "results" / f"{name}.json").read_text())
         assert (result["protocol"], result["step"], result["num_query"]) == (name, STEPS, 16)

@@ -28,7 +28,6 @@ from pgfl_jax.errors import UserError
 
 OPSET = 18
 CHANNELS_SECOND = (0, 3, 1, 2)
-_BATCH = "batch"
 
 Shape = tuple[Any, ...]  # of ints; the first may be a symbol
 
@@ -126,8 +125,7 @@ _INLINED = {
 
 def convert(
     function: Callable[[jax.Array], jax.Array],
-    shape: tuple[int, ...],
-    dtype: Any,
+    images: jax.ShapeDtypeStruct,
     *,
     input_name: str = "images",
     output_name: str = "embeddings",
@@ -136,25 +134,21 @@ def convert(
 
     Args:
         function: from (N, …) to (N, D), row by row; its parameters are constants in it.
-        shape: of one row of the input.
-        dtype: of the input.
+        images: its argument; the size of the batch is a symbol of ``jax.export``.
         input_name: of the graph's input.
         output_name: of the graph's output.
 
     Raises:
         ExportError: the function has an operation that has no translation here.
     """
-    (batch,) = jax.export.symbolic_shape(_BATCH)
-    example = jax.ShapeDtypeStruct((batch, *shape), dtype)
-    closed = jax.make_jaxpr(function)(example)
+    closed = jax.make_jaxpr(function)(images)
     graph = _Graph()
-    order = tuple(range(1 + len(shape)))
-    start = _Tensor(input_name, (batch, *shape), order)
+    start = _Tensor(input_name, tuple(images.shape), tuple(range(images.ndim)))
     (result,) = graph.run(closed.jaxpr, closed.consts, [start])
     last = graph.contiguous(graph.tensor(result))
     graph.nodes.append(helper.make_node("Identity", [last.name], [output_name]))
-    inputs = [_info(input_name, np.dtype(dtype), (_BATCH, *shape))]
-    outputs = [_info(output_name, np.dtype("float32"), (_BATCH, *last.shape[1:]))]
+    inputs = [_info(input_name, images.dtype, images.shape)]
+    outputs = [_info(output_name, np.dtype("float32"), last.shape)]
     made = helper.make_graph(graph.nodes, "embed", inputs, outputs, list(graph.constants.values()))
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)])
     model.ir_version = 10
@@ -163,7 +157,7 @@ def convert(
 
 def _info(name: str, dtype: np.dtype, shape: Shape) -> onnx.ValueInfoProto:
     kind = helper.np_dtype_to_tensor_dtype(dtype)
-    return helper.make_tensor_value_info(name, kind, shape)
+    return helper.make_tensor_value_info(name, kind, ["batch", *shape[1:]])
 
 
 class _Graph:

@@ -36,6 +36,11 @@ def operations(model):
     return collections.Counter(node.op_type for node in model.graph.node)
 
 
+def batch(shape, dtype):
+    (size,) = jax.export.symbolic_shape("batch")
+    return jax.ShapeDtypeStruct((size, *shape), dtype)
+
+
 def network(backbone, pooling):
     """The embed function of a network with random weights and statistics, for 64×32 pixels."""
     net = PGFL(1, backbone, pooling=pooling)
@@ -68,7 +73,7 @@ def network(backbone, pooling):
 )  # fmt: skip
 def test_networks_give_the_same_embeddings_at_any_batch(backbone, pooling, convolutions):
     embed = network(backbone, pooling)
-    model = convert(embed, (64, 32, 3), np.uint8)
+    model = convert(embed, batch((64, 32, 3), np.uint8))
     for count in (1, 3):
         pictures = np.random.default_rng(count).integers(0, 256, (count, 64, 32, 3), np.uint8)
         found, expected = run(model, pictures), np.asarray(jax.jit(embed)(pictures))
@@ -86,7 +91,7 @@ def test_networks_give_the_same_embeddings_at_any_batch(backbone, pooling, convo
 def test_a_stored_run_gives_the_same_embeddings():
     embedder = pgfl_jax.load(GOLDEN_RUN)
     pictures = np.random.default_rng(0).integers(0, 256, (5, 64, 32, 3), np.uint8)
-    model = convert(lambda x: embedder.apply(embedder.variables, x), (64, 32, 3), np.uint8)
+    model = convert(lambda x: embedder.apply(embedder.variables, x), batch((64, 32, 3), np.uint8))
     np.testing.assert_allclose(run(model, pictures), embedder(pictures), rtol=0, atol=1e-6)
 
 
@@ -168,7 +173,7 @@ FUNCTIONS = {
 def test_single_operations(name):
     function = flat(FUNCTIONS[name])
     images = np.random.default_rng(1).normal(size=(3, 6, 8, 4)).astype(np.float32)
-    model = convert(function, (6, 8, 4), np.float32)
+    model = convert(function, batch((6, 8, 4), np.float32))
     # In double precision, by JAX.
     with jax.enable_x64(True):
         expected = np.asarray(function(images.astype(np.float64)))
@@ -176,12 +181,12 @@ def test_single_operations(name):
 
 
 def test_scales_and_shifts_go_into_the_weights():
-    model = convert(flat(lambda x: (conv(x) - WIDER) * WIDER + 2), (6, 8, 4), np.float32)
+    model = convert(flat(lambda x: (conv(x) - WIDER) * WIDER + 2), batch((6, 8, 4), np.float32))
     assert operations(model) == {"Transpose": 2, "Conv": 1, "Reshape": 1, "Identity": 1}
 
 
 def test_what_cannot_be_translated_is_named():
     with pytest.raises(ExportError, match="operation cumsum has no translation"):
-        convert(flat(lambda x: jnp.cumsum(x, axis=1)), (6, 8, 4), np.float32)
+        convert(flat(lambda x: jnp.cumsum(x, axis=1)), batch((6, 8, 4), np.float32))
     with pytest.raises(ExportError, match="only products with a constant matrix"):
-        convert(flat(lambda x: x @ jnp.swapaxes(x, 2, 3)), (6, 8, 4), np.float32)
+        convert(flat(lambda x: x @ jnp.swapaxes(x, 2, 3)), batch((6, 8, 4), np.float32))

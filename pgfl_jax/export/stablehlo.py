@@ -1,0 +1,33 @@
+"""StableHLO: one artifact for CPUs, GPUs and TPUs, which loads with jax alone."""
+
+import functools
+
+import jax
+
+from pgfl_jax.embedder import Embedder
+from pgfl_jax.export.contract import Contract, batch_of, embed_function, named_variables
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def to_stablehlo(embedder: Embedder, contract: Contract, *, parameters_inside: bool) -> bytes:
+    """The serialised program, for any size of the batch.
+
+    ``jax.export.deserialize(bytes).call`` takes ``(variables, images)``, or the images alone. The
+    program can be read by releases of JAX of the next six months, and by those of the three weeks
+    before.
+
+    Args:
+        embedder: of the run.
+        contract: the input.
+        parameters_inside: whether the parameters are constants of the program.
+    """
+    embed, variables = embed_function(embedder, contract), named_variables(embedder)
+    images = batch_of(embedder, contract)
+    if parameters_inside:
+        inside = jax.jit(functools.partial(embed, variables))
+        exported = jax.export.export(inside, platforms=PLATFORMS)(images)
+    else:
+        shapes = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in variables.items()}
+        exported = jax.export.export(jax.jit(embed), platforms=PLATFORMS)(shapes, images)
+    return bytes(exported.serialize())
