@@ -91,6 +91,8 @@ def begin(config: Config, workdir: Path, *, evaluates: bool) -> Pretrained | Non
     if pretrained := read_pretrained(config):
         assert_same_everywhere({"the file of config.model.pretrained": pretrained.sha256})
         say(f"{config.model.pretrained}: {pretrained.report}")
+    elif not evaluates:
+        _warn_of_random_weights(config.model.backbone)
     return pretrained
 
 
@@ -245,6 +247,17 @@ def _warn_of_lost_checkpoints(workdir: Path) -> None:
     if is_primary() and (workdir / "manifest.json").exists():
         print(
             f"warning: {workdir} holds a run, but no checkpoint; it starts over",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _warn_of_random_weights(backbone: str) -> None:
+    """The published scores of the field's recipe start from ImageNet weights."""
+    if is_primary() and backbone != "resnet8":  # for which there are none
+        print(
+            f"warning: {backbone} starts from random weights; for the field's recipe give "
+            "--config.model.pretrained=FILE (docs/pretrained.md)",
             file=sys.stderr,
             flush=True,
         )

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from pgfl_jax.pretrained import PretrainedError, save_state_dict, to_state_dict
 from pgfl_jax.report.step_log import NonFiniteLossError
 from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
 from pgfl_jax.retrieval.protocols import EvaluationError
-from pgfl_jax.train import train
+from pgfl_jax.train import begin, train
 from pgfl_jax.train_step import make_train_step
 from tests.runs import finish, history, launch, one_block, start
 
@@ -296,6 +297,23 @@ def test_pretrained_weights_are_read_and_hashed_once(tiny_config, tmp_path):
     assert manifest["pretrained_sha256"] == digest
     with pytest.raises(PretrainedError, match="no such file"):
         _run(config).init_state(mesh)
+
+
+def test_a_recipe_from_random_weights_is_a_warning(tiny_config, ten_steps, tmp_path, capsys):
+    begin(tiny_config(**{"model.backbone": "resnet18"}), tmp_path, evaluates=False)
+    assert capsys.readouterr().err == (
+        "warning: resnet18 starts from random weights; for the field's recipe give "
+        "--config.model.pretrained=FILE (docs/pretrained.md)\n"
+    )
+    run = shutil.copytree(ten_steps, tmp_path / "run")
+    stored = (run / "config.json").read_text()
+    (run / "config.json").write_text(stored.replace("resnet8", "resnet18"))
+    same = tiny_config(**{"model.backbone": "resnet18", "train.epochs": 1.25})
+    begin(same, run, evaluates=False)
+    untrained = {"model.backbone": "resnet18", "eval.checkpoint": "untrained"}
+    begin(tiny_config(**untrained), tmp_path, evaluates=True)
+    begin(tiny_config(), tmp_path, evaluates=False)  # no weights of resnet8 are published
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.usefixtures("small_network")
