@@ -200,6 +200,7 @@ class Checkpoints:
             state = self._manager.restore(step, args=args)["state"]
         except Exception as error:
             raise _unreadable(folder, error) from error
+        _check_step(folder, state.step)
         _check_finite(folder, state)
         return state
 
@@ -272,6 +273,12 @@ def _read_back(folder: Path, step: int) -> None:
         ) from error
     if found != step:
         raise CheckpointError(f"{folder}: was just written for step {step}, but holds {found}")
+
+
+def _check_step(folder: Path, step: Any) -> None:
+    """CheckpointError for a folder whose name is not the step that it holds."""
+    if int(step) != int(folder.name):
+        raise CheckpointError(f"{folder}: holds step {int(step)}; give the folder its name back")
 
 
 def _check_finite(folder: Path, tree: Any) -> None:
@@ -443,7 +450,7 @@ def read_main_branch(
         raise CheckpointError(f"{folder}: damaged ({wrong}); other checkpoints: {others}")
     handler = ocp.PyTreeCheckpointHandler()
     wanted = {name: abstract[name] for name in ("params", "batch_stats")}
-    tree = {"average": wanted} if parameters == "average" else wanted
+    tree = {"step": 0} | ({"average": wanted} if parameters == "average" else wanted)
     restore_args = jax.tree.map(lambda leaf: ocp.RestoreArgs(np.ndarray), tree)
     try:
         stored = handler.metadata(folder / "state").tree
@@ -461,6 +468,7 @@ def read_main_branch(
         raise
     except Exception as error:
         raise _unreadable(folder, error) from error
+    _check_step(folder, variables.pop("step"))
     variables = variables["average"] if parameters == "average" else variables
     _check_finite(folder, variables)
     return step, variables

@@ -26,6 +26,7 @@ def locked(workdir: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         if is_primary():
+            workdir.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context((workdir / _NAME).open("a+", encoding="utf-8"))
             free = _lock(file.fileno(), workdir)
             if free:

@@ -17,7 +17,12 @@ from pgfl_jax.distributed.collectives import agreed_step, assert_same_everywhere
 from pgfl_jax.distributed.preemption import StopSignal
 from pgfl_jax.distributed.sharding import make_mesh, shard_batch
 from pgfl_jax.experiment import Experiment, Pretrained, read_pretrained
-from pgfl_jax.report.manifest import check_same_options, read_run, write_run
+from pgfl_jax.report.manifest import (
+    check_no_other_run,
+    check_same_options,
+    read_run,
+    write_run,
+)
 from pgfl_jax.report.profiler import Profiler
 from pgfl_jax.report.step_log import StepLog
 from pgfl_jax.report.writers import say
@@ -88,6 +93,7 @@ def begin(config: Config, workdir: Path, *, evaluates: bool) -> Pretrained | Non
     if not untrained:
         check_same_options(workdir, config)
         return None
+    check_no_other_run(workdir, config)
     if pretrained := read_pretrained(config):
         assert_same_everywhere({"the file of config.model.pretrained": pretrained.sha256})
         say(f"{config.model.pretrained}: {pretrained.report}")
@@ -213,6 +219,7 @@ def _facts(evaluation: EvaluationData, begin: _Begin) -> dict[str, Any]:
     """What the manifest says about the run, beside the training set."""
     return {
         "best_by": evaluation.selection_protocol,
+        "best_by_sha256": evaluation.selection_sha256,
         "pretrained_sha256": begin.pretrained_sha256,
     }
 
@@ -220,6 +227,7 @@ def _facts(evaluation: EvaluationData, begin: _Begin) -> dict[str, Any]:
 def _new_run(
     experiment: Experiment, mesh: Mesh, workdir: Path, pretrained: Pretrained | None
 ) -> _Begin:
+    check_no_other_run(workdir, experiment.config)
     _warn_of_lost_checkpoints(workdir)
     pretrained = pretrained or read_pretrained(experiment.config)
     state = experiment.init_state(mesh, pretrained)
@@ -273,6 +281,13 @@ def _check_selection(
             f"config.eval.datasets: the best step of {workdir} is chosen by {chosen_by}, "
             f"not {evaluation.selection_protocol}; name that set first, or use another --workdir "
             "(--mode=evaluate scores a finished run on other sets)"
+        )
+    # Older runs have no digest.
+    if manifest.get("best_by_sha256", evaluation.selection_sha256) != evaluation.selection_sha256:
+        raise ConfigError(
+            f"config.eval.datasets: the images of {chosen_by}, which choose the best step of "
+            f"{workdir}, are others than when it started; restore them, or use another --workdir "
+            "(--mode=evaluate scores a finished run on other images)"
         )
 
 

@@ -1,6 +1,7 @@
 """Which checkpoints are kept, and that they come back as they were saved."""
 
 import contextlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 
 from pgfl_jax import checkpoint
-from pgfl_jax.checkpoint import CheckpointError, open_checkpoints
+from pgfl_jax.checkpoint import CheckpointError, open_checkpoints, read_main_branch
 from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.experiment import Experiment
+from pgfl_jax.models import main_branch
 
 PENDING = [{"total": 0.1, "id_main": 2.5}, {"total": 0.3, "id_main": 1.5}]
 
@@ -125,6 +127,20 @@ def test_what_cannot_be_read_again_is_noticed_at_the_first_save(state, tmp_path,
     ):
         checkpoints.save(state, None)
         checkpoints.wait()
+
+
+def test_a_renamed_checkpoint_is_refused(tiny_config, workdir, tmp_path):
+    shutil.copytree(workdir / "checkpoints" / "0", tmp_path / "checkpoints" / "400")
+    experiment = _run(tiny_config())
+    target = experiment.abstract_state(), experiment.state_shardings(make_mesh())
+    with (
+        open_checkpoints(tmp_path, read_only=True) as checkpoints,
+        pytest.raises(CheckpointError, match=r"/400: holds step 0; give the folder its name back$"),
+    ):
+        checkpoints.restore(*target, 400)
+    abstract = main_branch({"params": target[0].params, "batch_stats": target[0].batch_stats})
+    with pytest.raises(CheckpointError, match=r"/400: holds step 0"):
+        read_main_branch(tmp_path, abstract, checkpoint="newest", parameters="trained")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -233,6 +233,35 @@ def test_a_run_stopped_before_its_second_checkpoint_goes_on(tiny_config, tmp_pat
     assert history(tmp_path / "stopped") == history(tmp_path / "straight")
 
 
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_a_run_that_lost_its_checkpoints_is_not_overwritten_by_another(
+    ten_steps, tiny_config, tmp_path, small_network, evaluates
+):
+    workdir = shutil.copytree(ten_steps, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints")
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    checkpoint = {"eval.checkpoint": "untrained"} if evaluates else {}
+    other = tiny_config(**{"train.epochs": 1.25, "seed": 7} | checkpoint)
+    with pytest.raises(ConfigError, match=r"config\.seed = 7: .* holds a run with 0; use that "):
+        begin(other, workdir, evaluates=evaluates)
+    if not evaluates:
+        with pytest.raises(ConfigError, match=r"config\.seed = 7: "):
+            train(other, workdir, *_data(other), devices=ONE)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_other_test_images_do_not_choose_the_best_step(ten_steps, tiny_config, small_network):
+    config = tiny_config(**{"train.epochs": 1.25})
+    training, evaluation = _data(config)
+    name = evaluation.protocols[0].gallery
+    split = evaluation.splits[name]
+    evaluation.splits[name] = dataclasses.replace(split, cameras=split.cameras[::-1])
+    with pytest.raises(
+        ConfigError, match=r"eval\.datasets: the images of .*tiny/query in .* are o"
+    ):
+        train(config, ten_steps, training, evaluation, devices=ONE)
+
+
 def test_other_data_does_not_continue_a_run(ten_steps, tiny_config, small_network):
     config = tiny_config(**{"train.epochs": 1.25})
     training, evaluation = _data(config)

@@ -119,6 +119,16 @@ def check_same_options(workdir: Path, config: Config) -> None:
             )
 
 
+def check_no_other_run(workdir: Path, config: Config) -> None:
+    """Make sure that a run without checkpoints is not overwritten by another one.
+
+    Raises:
+        ConfigError: the folder holds a run of another configuration.
+    """
+    if (workdir / "config.json").exists():
+        check_same_options(workdir, config)
+
+
 def read_run(
     workdir: Path, config: Config, data: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:

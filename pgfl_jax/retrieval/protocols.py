@@ -1,6 +1,8 @@
 """What is evaluated: splits of images, and which of them queries which."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -83,14 +85,20 @@ class EvaluationData:
         """What selects the best step, for the manifest."""
         return f"{self.protocols[0].query} in {self.protocols[0].gallery}"
 
+    @property
+    def selection_sha256(self) -> str:
+        """Digest of the names, identities and cameras of the images that select the best step."""
+        protocol = self.protocols[0]
+        known = [_known(self.splits[name]) for name in (protocol.query, protocol.gallery)]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
     def facts(self) -> dict[str, Any]:
         """What must be equal in all processes, by the name that an error gives it."""
-        splits = {
-            f"evaluation data {name}": [
-                [str(filename) for filename in split.filenames],
-                split.identities.tolist(),
-                split.cameras.tolist(),
-            ]
-            for name, split in self.splits.items()
-        }
+        splits = {f"evaluation data {name}": _known(split) for name, split in self.splits.items()}
         return {"protocols": [dataclasses.astuple(p) for p in self.protocols]} | splits
+
+
+def _known(images: Images) -> list[list[Any]]:
+    """Names, identities and cameras, in JSON's types."""
+    filenames = [str(filename) for filename in images.filenames]
+    return [filenames, images.identities.tolist(), images.cameras.tolist()]
