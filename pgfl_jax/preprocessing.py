@@ -50,10 +50,13 @@ def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
     An EXIF orientation is ignored: person crops are stored upright, and training ignores it too.
 
     Raises:
-        PictureError: there is no such file, or it is damaged or not a picture.
+        PictureError: there is no such file, it is damaged or not a picture, or its values are
+            floats or need more than 16 bits.
     """
     try:
         return read_pixels(path)
+    except PictureError as error:
+        raise PictureError(f"{os.fspath(path)}: {error}") from error
     # What Pillow raises depends on the format and on where the file is damaged.
     except UNREADABLE as error:
         reason = getattr(error, "strerror", None) or "damaged, or not a picture"
@@ -61,13 +64,36 @@ def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def read_pixels(file: str | os.PathLike | io.BytesIO) -> UInt8[np.ndarray, "height width 3"]:
-    """As :func:`decode`, also for a file in memory; raises one of ``UNREADABLE``."""
+    """As :func:`decode`, also for a file in memory; its errors do not name the file.
+
+    Raises:
+        PictureError: the values are floats or need more than 16 bits.
+        Exception: one of ``UNREADABLE``.
+    """
     with Image.open(file) as image:
         if image.format == "TIFF":  # the only format that Pillow turns by its orientation
             image.getexif()[ExifTags.Base.Orientation] = 1
-        if image.mode.startswith("I;16"):
-            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        if image.mode.startswith(("I", "F")):  # more than 8 bits, which Pillow would clip
+            grey = _upper_8_bits(np.asarray(image), deep=image.mode != "I")
+            return np.repeat(grey[..., None], 3, axis=2)
         return np.asarray(image.convert("RGB"))
+
+
+def _upper_8_bits(
+    values: Shaped[np.ndarray, "height width"], *, deep: bool
+) -> UInt8[np.ndarray, "height width"]:
+    """Grey values of 16 bits cut to the upper 8.
+
+    Pillow widens many files to 32 bits, so values up to 255 are taken as 8 bits unless ``deep``.
+    """
+    if values.dtype.kind == "f":
+        raise PictureError("its values are floats; save it with 8 or 16 bits per channel")
+    low, high = values.min(), values.max()
+    if low < 0 or high > 65535:
+        raise PictureError(
+            f"its values range from {low} to {high}; save it with 8 or 16 bits per channel"
+        )
+    return (values >> 8 if deep or high > 255 else values).astype(np.uint8)
 
 
 def resize(

@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from input_pipeline import augment
+from input_pipeline.builders.records import to_jpeg_or_png
+from input_pipeline.errors import DataError
 from pgfl_jax import preprocessing
 from pgfl_jax.preprocessing import PictureError
 
@@ -102,6 +104,47 @@ def test_a_file_that_is_no_picture_is_named(tmp_path):
             preprocessing.decode(path)
     with pytest.raises(PictureError, match=r"nowhere\.jpg: No such file"):
         preprocessing.decode(tmp_path / "nowhere.jpg")
+
+
+def grey_file(values, suffix):
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, suffix)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("encoded", "expected"),
+    [
+        (grey_file(np.array([[0, 300, 65535]], np.int32), "TIFF"), [0, 1, 255]),
+        (grey_file(np.array([[0, 7, 255]], np.int32), "TIFF"), [0, 7, 255]),
+        (grey_file(np.array([[0, 7, 255]], np.uint16), "TIFF"), [0, 0, 0]),
+        (b"P5 3 1 65535\n\x00\x00\x01\x2c\xff\xff", [0, 1, 255]),
+    ],
+)
+def test_pictures_of_16_bits_are_cut_to_8_however_pillow_holds_them(encoded, expected):
+    pixels = preprocessing.read_pixels(io.BytesIO(encoded))
+    assert pixels.dtype == np.uint8
+    assert pixels.tolist() == [[[value] * 3 for value in expected]]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([[0.0, 1.0]], np.float32), "its values are floats"),
+        (np.array([[0, 65536]], np.int32), "its values range from 0 to 65536"),
+        (np.array([[-1, 9]], np.int32), "its values range from -1 to 9"),
+    ],
+)
+def test_values_that_8_bits_cannot_hold_are_refused_here_and_in_tables(values, message, tmp_path):
+    path, data = tmp_path / "deep.tif", grey_file(values, "TIFF")
+    path.write_bytes(data)
+    expected = f"{path}: {message}; save it with 8 or 16 bits per channel"
+    with pytest.raises(PictureError) as error:
+        preprocessing.decode(path)
+    assert str(error.value) == expected
+    with pytest.raises(DataError) as refused:
+        to_jpeg_or_png(data, str(path))
+    assert str(refused.value) == expected
 
 
 @pytest.mark.parametrize(
