@@ -6,7 +6,7 @@ one grey level (tests/test_preprocessing.py). Nothing is cropped: the whole pict
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from PIL import ExifTags, Image
 
 from pgfl_jax.errors import UserError
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
+    ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
 """Endings of the files that a folder of pictures is searched for, in lower case."""
 
 
@@ -131,10 +134,14 @@ def normalise(
     return images.astype(np.float32) * scale[None, None, None] + offset[None, None, None]
 
 
-def list_pictures(folder: str | os.PathLike) -> list[Path]:
-    """The picture files of a folder and the folders below it, sorted by path.
+def list_pictures(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
+    """The pictures of a folder and the folders below it, and its other files.
 
-    Hidden files and folders, and macOS's ``__MACOSX``, are left out.
+    Links to folders are followed; a folder that several paths lead to is listed once. Hidden files
+    and folders, and macOS's ``__MACOSX``, are ignored.
+
+    Returns:
+        The files with one of ``SUFFIXES``, sorted by path, and those without.
 
     Raises:
         PictureError: the folder holds no pictures, or does not exist.
@@ -142,16 +149,25 @@ def list_pictures(folder: str | os.PathLike) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         raise PictureError(f"{root}: no such folder")
-    found = [
-        path
-        for path in sorted(root.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
-        and path.is_file()
-    ]
-    if not found:
+    files = sorted(path for path in _walk(root, set()) if path.is_file())
+    pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if not pictures:
         raise PictureError(f"{root}: no pictures ({', '.join(SUFFIXES)})")
-    return found
+    return pictures, [path for path in files if path.suffix.lower() not in SUFFIXES]
+
+
+def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """What a folder and the folders below it hold, except for folders ``seen`` before."""
+    if (real := folder.resolve()) in seen:
+        return
+    seen.add(real)
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith((".", "__MACOSX")):
+            continue
+        if path.is_dir():
+            yield from _walk(path, seen)
+        else:
+            yield path
 
 
 def _checked(array: Any) -> UInt8[np.ndarray, "height width 3"]:

@@ -53,6 +53,22 @@ def test_a_folder_is_embedded_without_tensorflow(folder, tmp_path):
     np.testing.assert_allclose(found["embeddings"], pgfl_jax.load(GOLDEN_RUN)(folder), atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("others", "line"),
+    [
+        (["notes.txt"], "left out: 1 file that is no picture by its name\n"),
+        (["a/x.csv", "y.pdf"], "left out: 2 files that are no pictures by their names\n"),
+    ],
+)
+def test_other_files_of_a_folder_are_counted(folder, tmp_path, capsys, others, line):
+    for name in others:
+        (folder / name).touch()
+    out = tmp_path / "x.npz"
+    assert cli.main(["embed", str(folder), "--run", str(GOLDEN_RUN), "--out", str(out)]) == 0
+    assert capsys.readouterr().err == line
+    assert len(read(out)["filenames"]) == 3
+
+
 def test_what_cannot_be_read_is_left_out_and_said(folder, tmp_path, capsys):
     (folder / "c.jpg").write_bytes(b"nothing")
     out = tmp_path / "x.npz"

@@ -155,17 +155,41 @@ def test_an_array_that_is_no_rgb_picture_is_refused(array):
         preprocessing.preprocess(array, HEIGHT, WIDTH)
 
 
-def test_pictures_of_a_folder_are_sorted_and_hidden_files_left_out(tmp_path):
+def test_pictures_of_a_folder_are_sorted_and_hidden_files_ignored(tmp_path):
     for name in ("b.PNG", "a/2.jpg", "a/10.jpeg", ".hidden.jpg", "__MACOSX/a.jpg", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    found = preprocessing.list_pictures(tmp_path)
+    found, others = preprocessing.list_pictures(tmp_path)
     assert [path.relative_to(tmp_path).as_posix() for path in found] == [
         "a/10.jpeg",
         "a/2.jpg",
         "b.PNG",
     ]
+    assert others == [tmp_path / "notes.txt"]
     (tmp_path / "empty").mkdir()
     for name in ("empty", "absent"):
         with pytest.raises(PictureError, match=name):
             preprocessing.list_pictures(tmp_path / name)
+
+
+def test_linked_folders_are_followed_and_loops_end(tmp_path):
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    for name in ("in/b.jpg", "elsewhere/1.jpg", "elsewhere/deep/2.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (folder / "a").symlink_to(elsewhere)
+    (folder / "c").symlink_to(elsewhere)  # the same folder again
+    (elsewhere / "deep" / "up").symlink_to(folder)
+    (folder / "gone.jpg").symlink_to("nowhere")
+    found, _ = preprocessing.list_pictures(folder)
+    assert [path.relative_to(folder).as_posix() for path in found] == [
+        "a/1.jpg",
+        "a/deep/2.jpg",
+        "b.jpg",
+    ]
+
+
+@pytest.mark.parametrize("suffix", preprocessing.SUFFIXES)
+def test_every_suffix_of_a_picture_is_one_that_pillow_opens(suffix):
+    Image.init()
+    assert Image.registered_extensions()[suffix] in Image.OPEN
