@@ -359,7 +359,7 @@ def parse_config(values: Any) -> Config:
     return config
 
 
-def stored_config(options: Mapping[str, Any]) -> Config:
+def stored_config(options: Any) -> Config:
     """The configuration of a run, from the dotted names and values of its ``config.json``.
 
     An option that the run's version did not have takes its default, which reproduces what that
