@@ -160,6 +160,8 @@ def _check_output(path: Path) -> None:
         raise UserError(f"--out={path}: must end in .npz")
     if not path.parent.is_dir():
         raise UserError(f"--out={path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UserError(f"--out={path}: is a folder; give a file")
 
 
 if __name__ == "__main__":

@@ -35,12 +35,12 @@ def preprocess(picture: Any, height: int, width: int) -> UInt8[np.ndarray, "heig
     """Decode, if it is a file, and resize.
 
     Args:
-        picture: a path, or RGB values (any height, any width, 3) uint8.
+        picture: a path, a PIL picture, or RGB values (any height, any width, 3) uint8.
         height: of the network's input.
         width: of the network's input.
 
     Raises:
-        PictureError: the file cannot be read, or the array is not an RGB picture.
+        PictureError: the file cannot be read, or it is something else than an RGB picture.
     """
     image = decode(picture) if isinstance(picture, str | os.PathLike) else _checked(picture)
     return resize(image, height, width)
@@ -63,6 +63,8 @@ def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
     # What Pillow raises depends on the format and on where the file is damaged.
     except UNREADABLE as error:
         reason = getattr(error, "strerror", None) or "damaged, or not a picture"
+        if isinstance(error, IsADirectoryError):
+            reason = "is a folder; give it alone, or give its pictures"
         raise PictureError(f"{os.fspath(path)}: {reason}") from error
 
 
@@ -170,8 +172,13 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
             yield path
 
 
-def _checked(array: Any) -> UInt8[np.ndarray, "height width 3"]:
-    array = np.asarray(array)
+def _checked(picture: Any) -> UInt8[np.ndarray, "height width 3"]:
+    array = np.asarray(picture)
+    if array.dtype.kind in "OSU":  # no numbers
+        kind = f"an array of type {array.dtype}" if array is picture else type(picture).__name__
+        raise PictureError(
+            f"{kind} is no picture; give a path, an RGB array, a PIL picture, or a list of these"
+        )
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise PictureError(
             f"an array of shape {array.shape} and type {array.dtype} is not a picture; "

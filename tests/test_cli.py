@@ -85,11 +85,15 @@ def test_what_cannot_be_read_is_left_out_and_said(folder, tmp_path, capsys):
     [
         (["embed", "x", "--run", "y", "--out", "x.txt"], "must end in .npz"),
         (["embed", "x", "--run", "y", "--out", "/absent/x.npz"], "there is no folder /absent"),
+        (["embed", "x", "--run", "y", "--out", "FOLDER"], "folder.npz: is a folder; give a file"),
         (["embed", "x", "--run", "/absent", "--out", "x.npz"], "is /absent the folder of a train"),
         (["info", "/absent"], "is /absent the folder of a training run?"),
     ],
 )
-def test_a_users_error_is_one_line(arguments, message, capsys):
+def test_a_users_error_is_one_line(arguments, message, capsys, tmp_path):
+    folder = tmp_path / "folder.npz"
+    folder.mkdir()
+    arguments = [str(folder) if argument == "FOLDER" else argument for argument in arguments]
     assert cli.main(arguments) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err and err.count("\n") == 1
