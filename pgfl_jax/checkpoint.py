@@ -498,10 +498,19 @@ def checkpoint_steps(workdir: Path) -> list[int]:
 
 
 def best_step(workdir: Path) -> int | None:
-    """The step with the highest score, the latest of equals; None before the first evaluation."""
+    """The step with the highest score, the latest of equals; None before the first evaluation.
+
+    Raises:
+        CheckpointError: the file with a score is damaged; names it.
+    """
     scores = {}
     for step in checkpoint_steps(workdir):
         metrics = workdir / "checkpoints" / str(step) / "metrics" / "metrics"
         if metrics.is_file():
-            scores[step] = json.loads(metrics.read_text(encoding="utf-8"))[SCORE]
+            try:
+                scores[step] = float(json.loads(metrics.read_text(encoding="utf-8"))[SCORE])
+            except (LookupError, TypeError, ValueError) as error:
+                raise CheckpointError(
+                    f"{metrics}: damaged; put a copy back, or move the folder of step {step} away"
+                ) from error
     return max(scores, key=lambda step: (scores[step], step), default=None)

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -60,16 +59,19 @@ def embed(arguments: argparse.Namespace) -> int:
     """Embed pictures with the main branch, from images alone.
 
     The .npz holds ``embeddings`` (N, D) float32 of unit length and ``filenames`` (N,), relative to
-    the folder where one folder is given. Pictures that cannot be read are listed and left out; the
-    exit status is then 1.
+    the folder where one folder is given. Linked folders are followed, and files that are no
+    pictures by their names counted. Pictures that cannot be read are listed and left out; the exit
+    status is then 1.
     """
-    from pgfl_jax.embedder import as_sequence
+    from pgfl_jax.preprocessing import list_pictures
 
-    pictures: list[Any] = []
+    pictures: list[Path] = []
     names: list[str] = []
+    num_others = 0
     for given in arguments.pictures:
-        found: Any = as_sequence(given)
+        found, others = list_pictures(given) if given.is_dir() else ([given], [])
         pictures += found
+        num_others += len(others)
         only = given.is_dir() and len(arguments.pictures) == 1
         names += [str(path.relative_to(given) if only else path) for path in found]
     _check_output(arguments.out)
@@ -86,6 +88,12 @@ def embed(arguments: argparse.Namespace) -> int:
         raise UserError(f"none of {len(pictures)} pictures can be read; the first: {unreadable[0]}")
     with replacing(arguments.out) as path, path.open("wb") as file:
         np.savez(file, embeddings=rows[readable], filenames=np.asarray(names)[readable])
+    if num_others:
+        one, many = (
+            "file that is no picture by its name",
+            "files that are no pictures by their names",
+        )
+        print(f"left out: {num_others} {one if num_others == 1 else many}", file=sys.stderr)
     for error in unreadable:
         print(f"warning: left out: {error}", file=sys.stderr)
     print(f"{arguments.out}: {readable.sum()} embeddings of {embedder.dim} numbers")
@@ -152,6 +160,8 @@ def _check_output(path: Path) -> None:
         raise UserError(f"--out={path}: must end in .npz")
     if not path.parent.is_dir():
         raise UserError(f"--out={path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UserError(f"--out={path}: is a folder; give a file")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pgfl_jax.options import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
+    PositiveFraction,
     PositiveInt,
     convert,
     flatten,
@@ -36,11 +37,21 @@ Embedding = Literal["main", "foreground", "parts"]
 InteractionVariant = Literal["off", "cross_classifier", "cross_triplet", "shared_classifier"]
 
 _AtLeastTwo = Annotated[int, Check(lambda n: n >= 2, "the triplet loss needs at least 2")]
-_Std = Annotated[float, Check(lambda value: value > 0, "must be above 0")]
+_Mean = Annotated[
+    float,
+    Check(lambda x: -1 <= x <= 2, "must be in [-1, 2]; divide by 255 what is meant for 0-255"),
+]
+_Std = Annotated[
+    float,
+    Check(lambda x: 1e-3 <= x <= 2, "must be in [0.001, 2]; divide by 255 what is meant for 0-255"),
+]
+_Sigma = Annotated[float, Check(lambda value: 1e-3 <= value <= 1, "must be in [0.001, 1]")]
+_Epochs = Annotated[
+    float, Check(lambda value: 0 < value <= 1e6, "must be above 0, and 1,000,000 at most")
+]
 _AreaRange = Annotated[
     tuple[float, float], Check(lambda r: 0 < r[0] <= r[1] < 1, "must be 0 < low <= high < 1")
 ]
-_Aspect = Annotated[float, Check(lambda value: 0 < value <= 1, "must be in (0, 1]")]
 _Backbone = Annotated[
     str, Check(lambda name: name in BACKBONES, f"is not one of {', '.join(BACKBONES)}")
 ]
@@ -65,7 +76,7 @@ class PoseConfig:
     # Keypoints with less confidence are not drawn.
     threshold: Fraction = 0.2
     # Width of joints and limbs in part maps, as a fraction of the image height.
-    sigma: PositiveFloat = 0.035
+    sigma: _Sigma = 0.035
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +91,7 @@ class AugmentConfig:
     # ratio (the highest is the inverse).
     erasing: Fraction = 0.5
     erasing_area: _AreaRange = (0.02, 0.4)
-    erasing_aspect: _Aspect = 0.3
+    erasing_aspect: PositiveFraction = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +113,7 @@ class DataConfig:
     height: PositiveInt = 256
     width: PositiveInt = 128
     # Normalisation of RGB in [0, 1]: ImageNet's statistics.
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    mean: tuple[_Mean, _Mean, _Mean] = (0.485, 0.456, 0.406)
     std: tuple[_Std, _Std, _Std] = (0.229, 0.224, 0.225)
     # P and K: a batch has P identities with K images each, over all devices.
     identities_per_batch: _AtLeastTwo = 16
@@ -199,7 +210,7 @@ class OptimConfig:
     warmup_factor: Fraction = 0.01
     # Epochs.
     milestones: tuple[float, ...] = (40.0, 70.0)
-    decay_factor: float = 0.1
+    decay_factor: PositiveFraction = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +236,7 @@ class TrainConfig:
     """The training loop."""
 
     # An epoch is as many steps as batches fit into the training images.
-    epochs: PositiveFloat = 120.0
+    epochs: _Epochs = 120.0
     # Parts in which a batch is computed, one after the other, to save memory. Each part mines its
     # own triplets and takes its own batch statistics (docs/scaling.md).
     accumulation: int = 1
@@ -348,7 +359,7 @@ def parse_config(values: Any) -> Config:
     return config
 
 
-def stored_config(options: Mapping[str, Any]) -> Config:
+def stored_config(options: Any) -> Config:
     """The configuration of a run, from the dotted names and values of its ``config.json``.
 
     An option that the run's version did not have takes its default, which reproduces what that
@@ -357,11 +368,14 @@ def stored_config(options: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: an option that this version does not have, or a value that it refuses.
     """
-    known = dict(options)
-    if "data.dataset" in known:
-        known["data.dataset"] = current_dataset_name(known["data.dataset"])
-    known["eval.datasets"] = [*map(current_dataset_name, known.get("eval.datasets", ()))]
-    return parse_config(nest(known))
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"config: expected a group of options, got {options!r}")
+    config = parse_config(nest(options))
+    data = dataclasses.replace(config.data, dataset=current_dataset_name(config.data.dataset))
+    datasets = tuple(map(current_dataset_name, config.eval.datasets))
+    return dataclasses.replace(
+        config, data=data, eval=dataclasses.replace(config.eval, datasets=datasets)
+    )
 
 
 def current_dataset_name(stored: str) -> str:
@@ -390,6 +404,11 @@ def _image_checks(config: Config) -> Iterator[_Relation]:
 
 def _loss_checks(config: Config) -> Iterator[_Relation]:
     loss, variant = config.loss, config.loss.interaction_variant
+    weights = [loss.identity, loss.triplet]
+    if config.model.pose_branches:
+        weights += [loss.alignment, loss.semantic, loss.feature_kd, loss.logit_kd, loss.interaction]
+    message = "no loss has a weight above 0, so nothing would be trained"
+    yield any(weights), "loss.identity", message
     weighted = variant in ("cross_classifier", "cross_triplet")
     wanted = "must be above 0" if weighted else "must be 0"
     message = f"{wanted} with config.loss.interaction_variant={variant}"

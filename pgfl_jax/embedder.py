@@ -26,7 +26,7 @@ from pgfl_jax.distributed.sharding import batch_sharding, make_mesh, replicated
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import make_model
 from pgfl_jax.models import PGFL, unit_length
-from pgfl_jax.preprocessing import PictureError
+from pgfl_jax.preprocessing import PictureError, list_pictures
 from pgfl_jax.report.manifest import read_config
 
 Variables = Mapping[str, Any]
@@ -59,10 +59,15 @@ def load(
         UserError: the folder holds no run, no such checkpoint, a damaged one, or no average; or JAX
             does not find the device that ``JAX_PLATFORMS`` names.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"path = {path!r}: must be the folder of a training run")
     workdir = Path(path).expanduser()
     _check_choice("parameters", parameters, ("trained", "average"))
     _check_choice("dtype", dtype, (None, "float32", "bfloat16"))
-    config = read_config(workdir)
+    try:
+        config = read_config(workdir)
+    except FileNotFoundError as error:
+        raise UserError(str(error)) from error
     require_devices()
     if dtype is not None:
         network = dataclasses.replace(config.model, dtype=cast(Any, dtype))
@@ -112,9 +117,9 @@ class Embedder:
         """Embed pictures, on all local devices; a progress bar appears when it takes long.
 
         Args:
-            pictures: a path, a folder (its pictures, sorted by path, those of its subfolders
-                included), an RGB array (H, W, 3) or (N, H, W, 3) uint8, or a sequence of paths and
-                arrays of any sizes.
+            pictures: a path, a folder (its pictures, sorted by path, those of its subfolders and
+                of linked ones included), a PIL picture, an RGB array (H, W, 3) or (N, H, W, 3)
+                uint8, or a sequence of paths, PIL pictures and arrays of any sizes.
             batch_size: pictures per batch, over all devices; None: 64 per device.
             on_unreadable: called with the error of each picture that cannot be read, which then
                 gets a row of NaN; None: the first such error is raised.
@@ -123,10 +128,11 @@ class Embedder:
             (N, D) float32 rows of unit length. The dot product of two rows is their cosine.
 
         Raises:
-            PictureError: a picture that cannot be read, by name, or a folder without pictures.
+            PictureError: a picture that cannot be read, by name; a folder without pictures, or in
+                a sequence; or something that is no picture.
             UserError: an embedding is not finite or has no length; it names the picture.
         """
-        sequence = as_sequence(pictures)
+        sequence = _as_sequence(pictures)
         size = self._batch_size(batch_size)
         rows = np.full((len(sequence), self.dim), np.nan, np.float32)
         readable = self._read(sequence, 2 * size, on_unreadable)
@@ -261,15 +267,20 @@ def _collect(
     bar.update(batch.indices[-1] + 1 - bar.n)
 
 
-def as_sequence(pictures: Any) -> Sequence[Any] | np.ndarray:
+def _as_sequence(pictures: Any) -> Sequence[Any] | np.ndarray:
     """The pictures one by one, whatever they were given as.
 
     Raises:
         PictureError: a folder without pictures.
     """
     if isinstance(pictures, str | os.PathLike):
-        return preprocessing.list_pictures(pictures) if Path(pictures).is_dir() else [pictures]
-    if isinstance(pictures, Iterable) and not isinstance(pictures, np.ndarray | jax.Array | bytes):
+        return list_pictures(pictures)[0] if Path(pictures).is_dir() else [pictures]
+    if isinstance(pictures, np.ndarray | jax.Array):
+        array = np.asarray(pictures)
+        return array if array.ndim == 4 else [array]
+    # An open file would be read line by line, and bytes number by number.
+    if isinstance(pictures, bytes) or hasattr(pictures, "read"):
+        return [pictures]
+    if isinstance(pictures, Iterable):
         return pictures if isinstance(pictures, Sequence) else list(pictures)
-    array = np.asarray(pictures)  # one picture, or a stack of them
-    return array if array.ndim == 4 else [array]
+    return [pictures]

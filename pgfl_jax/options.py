@@ -40,6 +40,7 @@ PositiveFloat = Annotated[float, _POSITIVE]
 NonNegativeInt = Annotated[int, _NOT_NEGATIVE]
 NonNegativeFloat = Annotated[float, _NOT_NEGATIVE]
 Fraction = Annotated[float, Check(lambda value: 0 <= value <= 1, "must be in [0, 1]")]
+PositiveFraction = Annotated[float, Check(lambda value: 0 < value <= 1, "must be in (0, 1]")]
 FractionBelowOne = Annotated[float, Check(lambda value: 0 <= value < 1, "must be in [0, 1)")]
 # A leading ~ becomes the user's folder: few shells expand it after --option=.
 FilePath = Annotated[str, Change(os.path.expanduser)]

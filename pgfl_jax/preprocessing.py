@@ -6,7 +6,7 @@ one grey level (tests/test_preprocessing.py). Nothing is cropped: the whole pict
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from PIL import ExifTags, Image
 
 from pgfl_jax.errors import UserError
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
+    ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
 """Endings of the files that a folder of pictures is searched for, in lower case."""
 
 
@@ -32,12 +35,12 @@ def preprocess(picture: Any, height: int, width: int) -> UInt8[np.ndarray, "heig
     """Decode, if it is a file, and resize.
 
     Args:
-        picture: a path, or RGB values (any height, any width, 3) uint8.
+        picture: a path, a PIL picture, or RGB values (any height, any width, 3) uint8.
         height: of the network's input.
         width: of the network's input.
 
     Raises:
-        PictureError: the file cannot be read, or the array is not an RGB picture.
+        PictureError: the file cannot be read, or it is something else than an RGB picture.
     """
     image = decode(picture) if isinstance(picture, str | os.PathLike) else _checked(picture)
     return resize(image, height, width)
@@ -50,24 +53,52 @@ def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
     An EXIF orientation is ignored: person crops are stored upright, and training ignores it too.
 
     Raises:
-        PictureError: there is no such file, or it is damaged or not a picture.
+        PictureError: there is no such file, it is damaged or not a picture, or its values are
+            floats or need more than 16 bits.
     """
     try:
         return read_pixels(path)
+    except PictureError as error:
+        raise PictureError(f"{os.fspath(path)}: {error}") from error
     # What Pillow raises depends on the format and on where the file is damaged.
     except UNREADABLE as error:
         reason = getattr(error, "strerror", None) or "damaged, or not a picture"
+        if isinstance(error, IsADirectoryError):
+            reason = "is a folder; give it alone, or give its pictures"
         raise PictureError(f"{os.fspath(path)}: {reason}") from error
 
 
 def read_pixels(file: str | os.PathLike | io.BytesIO) -> UInt8[np.ndarray, "height width 3"]:
-    """As :func:`decode`, also for a file in memory; raises one of ``UNREADABLE``."""
+    """As :func:`decode`, also for a file in memory; its errors do not name the file.
+
+    Raises:
+        PictureError: the values are floats or need more than 16 bits.
+        Exception: one of ``UNREADABLE``.
+    """
     with Image.open(file) as image:
         if image.format == "TIFF":  # the only format that Pillow turns by its orientation
             image.getexif()[ExifTags.Base.Orientation] = 1
-        if image.mode.startswith("I;16"):
-            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        if image.mode.startswith(("I", "F")):  # more than 8 bits, which Pillow would clip
+            grey = _upper_8_bits(np.asarray(image), deep=image.mode != "I")
+            return np.repeat(grey[..., None], 3, axis=2)
         return np.asarray(image.convert("RGB"))
+
+
+def _upper_8_bits(
+    values: Shaped[np.ndarray, "height width"], *, deep: bool
+) -> UInt8[np.ndarray, "height width"]:
+    """Grey values of 16 bits cut to the upper 8.
+
+    Pillow widens many files to 32 bits, so values up to 255 are taken as 8 bits unless ``deep``.
+    """
+    if values.dtype.kind == "f":
+        raise PictureError("its values are floats; save it with 8 or 16 bits per channel")
+    low, high = values.min(), values.max()
+    if low < 0 or high > 65535:
+        raise PictureError(
+            f"its values range from {low} to {high}; save it with 8 or 16 bits per channel"
+        )
+    return (values >> 8 if deep or high > 255 else values).astype(np.uint8)
 
 
 def resize(
@@ -105,10 +136,14 @@ def normalise(
     return images.astype(np.float32) * scale[None, None, None] + offset[None, None, None]
 
 
-def list_pictures(folder: str | os.PathLike) -> list[Path]:
-    """The picture files of a folder and the folders below it, sorted by path.
+def list_pictures(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
+    """The pictures of a folder and the folders below it, and its other files.
 
-    Hidden files and folders, and macOS's ``__MACOSX``, are left out.
+    Links to folders are followed; a folder that several paths lead to is listed once. Hidden files
+    and folders, and macOS's ``__MACOSX``, are ignored.
+
+    Returns:
+        The files with one of ``SUFFIXES``, sorted by path, and those without.
 
     Raises:
         PictureError: the folder holds no pictures, or does not exist.
@@ -116,20 +151,34 @@ def list_pictures(folder: str | os.PathLike) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         raise PictureError(f"{root}: no such folder")
-    found = [
-        path
-        for path in sorted(root.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
-        and path.is_file()
-    ]
-    if not found:
+    files = sorted(path for path in _walk(root, set()) if path.is_file())
+    pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if not pictures:
         raise PictureError(f"{root}: no pictures ({', '.join(SUFFIXES)})")
-    return found
+    return pictures, [path for path in files if path.suffix.lower() not in SUFFIXES]
 
 
-def _checked(array: Any) -> UInt8[np.ndarray, "height width 3"]:
-    array = np.asarray(array)
+def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """What a folder and the folders below it hold, except for folders ``seen`` before."""
+    if (real := folder.resolve()) in seen:
+        return
+    seen.add(real)
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith((".", "__MACOSX")):
+            continue
+        if path.is_dir():
+            yield from _walk(path, seen)
+        else:
+            yield path
+
+
+def _checked(picture: Any) -> UInt8[np.ndarray, "height width 3"]:
+    array = np.asarray(picture)
+    if array.dtype.kind in "OSU":  # no numbers
+        kind = f"an array of type {array.dtype}" if array is picture else type(picture).__name__
+        raise PictureError(
+            f"{kind} is no picture; give a path, an RGB array, a PIL picture, or a list of these"
+        )
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise PictureError(
             f"an array of shape {array.shape} and type {array.dtype} is not a picture; "

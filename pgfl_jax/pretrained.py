@@ -118,8 +118,9 @@ def load_backbone(path: Path | str, variables: Mapping[str, Any]) -> tuple[dict[
         and is empty.
 
     Raises:
-        PretrainedError: the file cannot be read, holds another architecture, or a value that is
-            not finite; names the array.
+        PretrainedError: the file cannot be read or holds another architecture; or an array that
+            is used, which the error names, is not of floating-point numbers, not finite in
+            float32, or a variance below 0.
     """
     tensors = read_state_dict(path)
     return _fill(tensors, _our_names(tensors, str(path)), variables, str(path), None)
@@ -140,7 +141,8 @@ def from_state_dict(
         the trunk are unchanged.
 
     Raises:
-        PretrainedError: an array of the trunk is missing, or an array has the wrong shape.
+        PretrainedError: an array of the trunk is missing, or an array has the wrong shape, type
+            or values, as in :func:`load_backbone`.
     """
     names = {name: name for name in state_dict}
     return _fill(dict(state_dict), names, variables, "the state dict", num_identities)
@@ -196,7 +198,7 @@ def read_state_dict(path: Path | str) -> StateDict:
     """The arrays of a file, without enclosing dictionaries and name prefixes.
 
     Args:
-        path: ``.safetensors``, or a file written by ``torch.save`` (``.pth``, ``.pt``, ``.bin`` …).
+        path: safetensors, or a file written by ``torch.save``, whatever its suffix.
 
     Returns:
         The arrays by name; half precision becomes float32.
@@ -207,10 +209,11 @@ def read_state_dict(path: Path | str) -> StateDict:
             pointer or a web page.
     """
     path = Path(path)
+    if path.is_dir():
+        raise PretrainedError(f"{path}: is a folder; give a file")
     if not path.is_file():
         raise PretrainedError(f"{path}: no such file")
-    _check_download(path)
-    if path.suffix == ".safetensors":
+    if _holds_safetensors(path):
         try:
             tensors = safetensors.numpy.load_file(path)
         except OSError as error:
@@ -233,8 +236,12 @@ def read_state_dict(path: Path | str) -> StateDict:
     return arrays
 
 
-def _check_download(path: Path) -> None:
-    """PretrainedError if a download left something else than weights."""
+def _holds_safetensors(path: Path) -> bool:
+    """Whether a file is safetensors: by its first bytes, or its suffix where they fit no format.
+
+    Raises:
+        PretrainedError: a download left something else than weights.
+    """
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -242,14 +249,18 @@ def _check_download(path: Path) -> None:
         raise PretrainedError(f"{path}: {error.strerror or error}") from error
     if found := stand_in(head):
         raise PretrainedError(f"{path}: {found}")
+    by_torch = head.startswith((b"PK\x03\x04", b"\x80"))  # a zip archive or a pickle
+    # Eight bytes of length precede the JSON of safetensors; the first may be a pickle's.
+    return head[8:9] == b"{" or (path.suffix.lower() == ".safetensors" and not by_torch)
 
 
 def _read_torch(path: Path) -> StateDict:
     torch = _torch(path)
     try:
-        # torchreid stores scores as NumPy scalars, which are safe: a type and bytes.
-        with torch.serialization.safe_globals(_numpy_numbers()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        # torchreid stores scores as NumPy scalars, which are safe: a type and bytes. The file is
+        # opened here because PyTorch goes by the suffix .safetensors.
+        with path.open("rb") as file, torch.serialization.safe_globals(_numpy_numbers()):
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise PretrainedError(f"{path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
@@ -273,7 +284,7 @@ def _read_torch(path: Path) -> StateDict:
     for name, value in tensors.items():
         try:
             arrays[name] = (value.float() if value.dtype in half else value).numpy(force=True)
-        except TypeError as error:  # sparse, or of eight bits
+        except (TypeError, NotImplementedError) as error:  # sparse, of eight bits, or without data
             raise PretrainedError(f"{path}: NumPy cannot represent {name} ({error})") from error
     return arrays
 
@@ -388,8 +399,8 @@ def _fill(
     for file_name, value in tensors.items():
         name = names.get(file_name, "")
         fits, reason = _fits(name, value, wanted)
-        if fits and not np.isfinite(value).all():
-            raise PretrainedError(f"{source}: {file_name} has values that are not finite")
+        if fits:
+            _check_values(f"{source}: {file_name}", name, value)
         if not fits and whole and name in wanted:
             raise PretrainedError(f"{source}: {name} is {value.shape}, but {reason}")
         (used if fits else left_over)[file_name] = value.shape
@@ -416,6 +427,20 @@ def _fits(name: str, value: np.ndarray, wanted: Mapping[str, Shape]) -> tuple[bo
     if value.shape != wanted[name] and not (name == "main_pooling.power" and value.size == 1):
         return False, f"the network has {wanted[name]}"
     return True, ""
+
+
+def _check_values(label: str, name: str, value: np.ndarray) -> None:
+    """PretrainedError if an array cannot be weights; ``label`` names it there."""
+    if not np.issubdtype(value.dtype, np.floating):
+        raise PretrainedError(
+            f"{label} is of type {value.dtype}; give the weights as floating-point numbers"
+        )
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(value.astype(np.float32)).all()  # the network's type
+    if not finite:
+        raise PretrainedError(f"{label} has values that are not finite in float32")
+    if name.endswith("running_var") and (value < 0).any():
+        raise PretrainedError(f"{label} has negative variances; the file is damaged")
 
 
 def torch_name(path: tuple[str, ...]) -> str:

@@ -53,6 +53,22 @@ def test_a_folder_is_embedded_without_tensorflow(folder, tmp_path):
     np.testing.assert_allclose(found["embeddings"], pgfl_jax.load(GOLDEN_RUN)(folder), atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("others", "line"),
+    [
+        (["notes.txt"], "left out: 1 file that is no picture by its name\n"),
+        (["a/x.csv", "y.pdf"], "left out: 2 files that are no pictures by their names\n"),
+    ],
+)
+def test_other_files_of_a_folder_are_counted(folder, tmp_path, capsys, others, line):
+    for name in others:
+        (folder / name).touch()
+    out = tmp_path / "x.npz"
+    assert cli.main(["embed", str(folder), "--run", str(GOLDEN_RUN), "--out", str(out)]) == 0
+    assert capsys.readouterr().err == line
+    assert len(read(out)["filenames"]) == 3
+
+
 def test_what_cannot_be_read_is_left_out_and_said(folder, tmp_path, capsys):
     (folder / "c.jpg").write_bytes(b"nothing")
     out = tmp_path / "x.npz"
@@ -69,11 +85,15 @@ def test_what_cannot_be_read_is_left_out_and_said(folder, tmp_path, capsys):
     [
         (["embed", "x", "--run", "y", "--out", "x.txt"], "must end in .npz"),
         (["embed", "x", "--run", "y", "--out", "/absent/x.npz"], "there is no folder /absent"),
+        (["embed", "x", "--run", "y", "--out", "FOLDER"], "folder.npz: is a folder; give a file"),
         (["embed", "x", "--run", "/absent", "--out", "x.npz"], "is /absent the folder of a train"),
         (["info", "/absent"], "is /absent the folder of a training run?"),
     ],
 )
-def test_a_users_error_is_one_line(arguments, message, capsys):
+def test_a_users_error_is_one_line(arguments, message, capsys, tmp_path):
+    folder = tmp_path / "folder.npz"
+    folder.mkdir()
+    arguments = [str(folder) if argument == "FOLDER" else argument for argument in arguments]
     assert cli.main(arguments) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err and err.count("\n") == 1
@@ -109,6 +129,67 @@ def test_scores_of_the_best_checkpoint_are_shown_as_such(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.index("scores at step 30\n") < out.index("scores at step 20, the best\n")
     assert out.count("occluded") - out.count("synthetic_occluded") == 2
+
+
+def test_files_beside_the_results_that_are_none_change_nothing(tmp_path, capsys):
+    run = shutil.copytree(GOLDEN_RUN, tmp_path / "run")
+    assert cli.main(["info", str(run)]) == 0
+    expected = capsys.readouterr().out
+    (run / "results" / "notes.json").write_text('{"a": 1}')
+    (run / "results" / "._occluded.json").write_bytes(b"\0\5\x16\7")
+    assert cli.main(["info", str(run)]) == 0
+    assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("results/occluded.json", "", "damaged (Expecting value: line 1 column 1 (char 0))"),
+        ("manifest.json", "{}", "not the manifest of a run; put a copy back"),
+        ("manifest.json", '{"data": 1}', "not the manifest of a run; put a copy back"),
+        (
+            "config.json",
+            '{"data.dataset": 3}',
+            "config.data.dataset: expected str, got 3; the run is from another version",
+        ),
+        (
+            "checkpoints/30/metrics/metrics",
+            "",
+            "damaged; put a copy back, or move the folder of step 30 away",
+        ),
+        (
+            "checkpoints/30/metrics/metrics",
+            '{"score": null}',
+            "damaged; put a copy back, or move the folder of step 30 away",
+        ),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(tmp_path, capsys, name, content, message):
+    run = shutil.copytree(GOLDEN_RUN, tmp_path / "run")
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).write_text(content)
+    assert cli.main(["info", str(run)]) == 1
+    assert capsys.readouterr().err == f"error: {run / name}: {message}\n"
+
+
+def test_lists_in_the_place_of_a_runs_files_are_no_traceback(tmp_path):
+    run = shutil.copytree(GOLDEN_RUN, tmp_path / "run")
+    names = "results/list.json", "manifest.json", "config.json"
+    # Another process, since tests check the types of what a function returns.
+    program = f"""
+from pathlib import Path
+from pgfl_jax.cli import main
+for name in {names}:
+    Path({str(run)!r}, name).write_text("[1]")
+    main(["info", {str(run)!r}])
+"""
+    status, out, err = finish(launch("-c", program))
+    assert status == 0 and out.count("scores at step 30") == 1
+    assert err.splitlines() == [
+        f"error: {run}/manifest.json: not the manifest of a run; put a copy back",
+        f"error: {run}/config.json: config: expected a group of options, got [1]; the run is from "
+        "another version",
+    ]
 
 
 def test_evaluate_is_the_repositorys_main(monkeypatch):

@@ -37,6 +37,20 @@ def test_a_map_cell_is_the_backbones_stride():
         ("data.pose.source", "estimated", "'estimated' is not one of annotated, shuffled, none"),
         ("data.augment.erasing_area", (0.4, 0.02), "0 < low <= high < 1"),
         ("data.mean", (0.5, 0.5), "config.data.mean: expected 3 values"),
+        (
+            "data.mean",
+            (123.7, 116.3, 103.5),
+            "must be in [-1, 2]; divide by 255 what is meant for 0-255",
+        ),
+        (
+            "data.std",
+            (58.4, 57.1, 57.4),
+            "must be in [0.001, 2]; divide by 255 what is meant for 0-255",
+        ),
+        ("data.std", (1e-30, 1.0, 1.0), "config.data.std[0] = 1e-30: must be in [0.001, 2]"),
+        ("data.pose.sigma", 1e-30, "must be in [0.001, 1]"),
+        ("train.epochs", 1e300, "must be above 0, and 1,000,000 at most"),
+        ("optim.decay_factor", -1.0, "must be in (0, 1]"),
         ("model.backbone", "vit", "'vit': is not one of resnet8"),
         ("loss.triplet", -1.0, "config.loss.triplet = -1.0: must not be negative"),
         ("loss.temperature", 0.0, "must be above 0"),
@@ -85,6 +99,21 @@ def test_options_must_exist_and_have_their_type():
         values.train.log_every = True
         with pytest.raises(ConfigError, match=r"config\.train\.log_every: expected int, got True"):
             parse_config(values)
+
+
+@pytest.mark.parametrize("pose_branches", [True, False])
+def test_a_loss_must_have_a_weight(pose_branches):
+    values = default.get_config()
+    values.model.pose_branches = pose_branches
+    values.loss.update(identity=0.0, triplet=0.0)
+    if pose_branches:
+        parse_config(values)  # the other losses train
+        values.loss.update(alignment=0.0, semantic=0.0, feature_kd=0.0)
+    with pytest.raises(ConfigError) as error:
+        parse_config(values)
+    assert str(error.value) == (
+        "config.loss.identity = 0.0: no loss has a weight above 0, so nothing would be trained"
+    )
 
 
 def test_teachers_need_the_pose_branches():

@@ -1,6 +1,8 @@
 """A trained run as an object, tested on the run in tests/golden/run_0cfe576."""
 
 import dataclasses
+import inspect
+import io
 from pathlib import Path
 
 import jax
@@ -162,11 +164,34 @@ def test_a_listing_does_not_print_the_weights(embedder):
 
 def test_what_is_no_picture_is_refused_with_its_own_shape(embedder, pictures):
     grey = pictures[0][..., 0]
-    for wrong, shape in ((grey, "(64, 32)"), (None, "()"), (b"jpeg", "()"), (grey[0], "(32,)")):
+    for wrong, shape in ((grey, "(64, 32)"), (grey[0], "(32,)"), (np.uint8(7), "()")):
         with pytest.raises(PictureError) as error:
             embedder(wrong)
         assert f"an array of shape {shape} and type" in str(error.value)
     assert embedder([]).shape == (0, 192)
+
+
+def test_what_is_neither_a_path_nor_pixels_is_refused_with_its_type(embedder, tmp_path):
+    path = tmp_path / "a.png"
+    path.touch()
+    with path.open("rb") as opened:
+        for wrong, kind in (
+            (np.array(["a.png", "b.png"]), "an array of type <U5"),
+            (None, "NoneType"),
+            (b"jpeg", "bytes"),
+            (io.BytesIO(b"jpeg"), "BytesIO"),
+            (opened, "BufferedReader"),
+            ([b"jpeg"], "bytes"),
+        ):
+            with pytest.raises(PictureError) as error:
+                embedder(wrong)
+            assert str(error.value) == (
+                f"{kind} is no picture; give a path, an RGB array, a PIL picture, or a list of "
+                "these"
+            )
+    with pytest.raises(PictureError) as error:
+        embedder([tmp_path])
+    assert str(error.value) == f"{tmp_path}: is a folder; give it alone, or give its pictures"
 
 
 def test_jax_arrays_pillow_images_and_generators_are_pictures_too(embedder, pictures, rows):
@@ -181,8 +206,12 @@ def test_what_cannot_be_loaded_is_said_in_one_line(scored_run, tmp_path):
     with pytest.raises(UserError, match=r"dtype = 'int8': must be one of None, 'float32', 'bfloa"):
         pgfl_jax.load(GOLDEN_RUN, dtype="int8")
     assert pgfl_jax.load(GOLDEN_RUN, checkpoint="30").step == 30
-    with pytest.raises(FileNotFoundError, match=r"config\.json: not found; is .* the folder of a"):
+    with pytest.raises(UserError, match=r"config\.json: not found; is .* the folder of a"):
         pgfl_jax.load(tmp_path)
+    for wrong in (None, b"runs/demo", 3):
+        with pytest.raises(UserError) as error:
+            inspect.unwrap(pgfl_jax.load)(wrong)  # tests check the types of arguments
+        assert str(error.value) == f"path = {wrong!r}: must be the folder of a training run"
     with pytest.raises(CheckpointError, match=r"no checkpoint 7; there are \[30\]"):
         pgfl_jax.load(GOLDEN_RUN, checkpoint=7)
     with pytest.raises(CheckpointError, match=r"no checkpoint has been scored yet"):

@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from input_pipeline import augment
+from input_pipeline.builders.records import to_jpeg_or_png
+from input_pipeline.errors import DataError
 from pgfl_jax import preprocessing
 from pgfl_jax.preprocessing import PictureError
 
@@ -104,6 +106,47 @@ def test_a_file_that_is_no_picture_is_named(tmp_path):
         preprocessing.decode(tmp_path / "nowhere.jpg")
 
 
+def grey_file(values, suffix):
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, suffix)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("encoded", "expected"),
+    [
+        (grey_file(np.array([[0, 300, 65535]], np.int32), "TIFF"), [0, 1, 255]),
+        (grey_file(np.array([[0, 7, 255]], np.int32), "TIFF"), [0, 7, 255]),
+        (grey_file(np.array([[0, 7, 255]], np.uint16), "TIFF"), [0, 0, 0]),
+        (b"P5 3 1 65535\n\x00\x00\x01\x2c\xff\xff", [0, 1, 255]),
+    ],
+)
+def test_pictures_of_16_bits_are_cut_to_8_however_pillow_holds_them(encoded, expected):
+    pixels = preprocessing.read_pixels(io.BytesIO(encoded))
+    assert pixels.dtype == np.uint8
+    assert pixels.tolist() == [[[value] * 3 for value in expected]]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([[0.0, 1.0]], np.float32), "its values are floats"),
+        (np.array([[0, 65536]], np.int32), "its values range from 0 to 65536"),
+        (np.array([[-1, 9]], np.int32), "its values range from -1 to 9"),
+    ],
+)
+def test_values_that_8_bits_cannot_hold_are_refused_here_and_in_tables(values, message, tmp_path):
+    path, data = tmp_path / "deep.tif", grey_file(values, "TIFF")
+    path.write_bytes(data)
+    expected = f"{path}: {message}; save it with 8 or 16 bits per channel"
+    with pytest.raises(PictureError) as error:
+        preprocessing.decode(path)
+    assert str(error.value) == expected
+    with pytest.raises(DataError) as refused:
+        to_jpeg_or_png(data, str(path))
+    assert str(refused.value) == expected
+
+
 @pytest.mark.parametrize(
     "array", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)]
 )
@@ -112,17 +155,41 @@ def test_an_array_that_is_no_rgb_picture_is_refused(array):
         preprocessing.preprocess(array, HEIGHT, WIDTH)
 
 
-def test_pictures_of_a_folder_are_sorted_and_hidden_files_left_out(tmp_path):
+def test_pictures_of_a_folder_are_sorted_and_hidden_files_ignored(tmp_path):
     for name in ("b.PNG", "a/2.jpg", "a/10.jpeg", ".hidden.jpg", "__MACOSX/a.jpg", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    found = preprocessing.list_pictures(tmp_path)
+    found, others = preprocessing.list_pictures(tmp_path)
     assert [path.relative_to(tmp_path).as_posix() for path in found] == [
         "a/10.jpeg",
         "a/2.jpg",
         "b.PNG",
     ]
+    assert others == [tmp_path / "notes.txt"]
     (tmp_path / "empty").mkdir()
     for name in ("empty", "absent"):
         with pytest.raises(PictureError, match=name):
             preprocessing.list_pictures(tmp_path / name)
+
+
+def test_linked_folders_are_followed_and_loops_end(tmp_path):
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    for name in ("in/b.jpg", "elsewhere/1.jpg", "elsewhere/deep/2.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (folder / "a").symlink_to(elsewhere)
+    (folder / "c").symlink_to(elsewhere)  # the same folder again
+    (elsewhere / "deep" / "up").symlink_to(folder)
+    (folder / "gone.jpg").symlink_to("nowhere")
+    found, _ = preprocessing.list_pictures(folder)
+    assert [path.relative_to(folder).as_posix() for path in found] == [
+        "a/1.jpg",
+        "a/deep/2.jpg",
+        "b.jpg",
+    ]
+
+
+@pytest.mark.parametrize("suffix", preprocessing.SUFFIXES)
+def test_every_suffix_of_a_picture_is_one_that_pillow_opens(suffix):
+    Image.init()
+    assert Image.registered_extensions()[suffix] in Image.OPEN

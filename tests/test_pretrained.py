@@ -348,7 +348,52 @@ def test_values_that_are_not_finite_are_named(tmp_path):
         load_backbone(path, abstract("resnet18"))
     # Of the arrays that are used, which the classifier is not.
     name = "base.layer2.0.conv1.weight"
-    assert str(error.value) == f"{path}: {name} has values that are not finite"
+    assert str(error.value) == f"{path}: {name} has values that are not finite in float32"
+
+
+WEIGHT, VARIANCE = "layer1.0.conv1.weight", "layer1.0.bn1.running_var"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        *(
+            (
+                WEIGHT,
+                torch.ones((), dtype=dtype),
+                f"is of type {text}; give the weights as floating-point numbers",
+            )
+            for dtype, text in [
+                (torch.int8, "int8"),
+                (torch.uint8, "uint8"),
+                (torch.bool, "bool"),
+                (torch.complex64, "complex64"),
+            ]
+        ),
+        (
+            WEIGHT,
+            torch.tensor(1e300, dtype=torch.float64),
+            "has values that are not finite in float32",
+        ),
+        (VARIANCE, torch.tensor(-0.5), "has negative variances; the file is damaged"),
+    ],
+)
+def test_what_cannot_be_weights_is_named_with_its_array(name, value, problem, tmp_path):
+    content, path = constant_resnet18(), tmp_path / "net.pth"
+    torch.save(content | {name: value.expand(content[name].shape)}, path)
+    with pytest.raises(PretrainedError) as error:
+        load_backbone(path, abstract("resnet18"))
+    assert str(error.value) == f"{path}: {name} {problem}"
+
+
+@pytest.mark.parametrize("written", [".safetensors", ".pth"])
+@pytest.mark.parametrize("suffix", [".SAFETENSORS", ".safetensors", ".pth", ".bin"])
+def test_a_file_is_recognised_by_its_content(written, suffix, tmp_path):
+    path, array = tmp_path / f"net{written}", np.arange(3, dtype=np.float32)
+    save_state_dict(path, {"w": array})
+    read = read_state_dict(path.rename(tmp_path / f"renamed{suffix}"))
+    assert [*read] == ["w"]
+    np.testing.assert_array_equal(read["w"], array)
 
 
 def test_a_neck_bias_that_cannot_be_kept_is_reported(tmp_path):
@@ -532,6 +577,12 @@ def _pickled(content):
             ),
             "holds bn1.bias twice, once as module.bn1.bias",
         ),
+        (
+            "a.pth",
+            lambda path: torch.save({"conv1.weight": torch.zeros(2, device="meta")}, path),
+            "NumPy cannot represent conv1.weight (Cannot copy out of meta tensor; no data!)",
+        ),
+        ("a.pth", lambda path: path.mkdir(), "is a folder; give a file"),
         ("a.safetensors", _eight_bits, "holds a type that NumPy lacks (module 'numpy' has no"),
         ("a.pth", lambda path: torch.save({"epoch": 3}, path), "holds no state dict, only epoch"),
         ("a.pth", lambda path: torch.save([1], path), "holds no state dict, only list"),

@@ -11,7 +11,7 @@ import cv2
 from input_pipeline.errors import DataError
 from input_pipeline.file_tree import Location, read_file
 from pgfl_jax.files import stand_in
-from pgfl_jax.preprocessing import UNREADABLE, read_pixels
+from pgfl_jax.preprocessing import UNREADABLE, PictureError, read_pixels
 
 _STORED_UNCHANGED = (b"\xff\xd8", b"\x89PNG")  # how a JPEG and a PNG begin
 
@@ -62,17 +62,20 @@ def to_jpeg_or_png(encoded: bytes, name: str) -> bytes:
         name: the file's name, for its suffix and for messages.
 
     Raises:
-        DataError: the image cannot be decoded, or is a Git LFS pointer or a web page. Any other
-            broken file with a suffix of JPEG or PNG is stored nevertheless: a later check names all
-            of these at once.
+        DataError: the image cannot be decoded, holds floats or more than 16 bits, or is a Git LFS
+            pointer or a web page. Any other broken file with a suffix of JPEG or PNG is stored
+            nevertheless: a later check names all of these at once.
     """
     if encoded.startswith(_STORED_UNCHANGED):
         return encoded
     if found := stand_in(encoded[:512]):
         raise DataError(f"{name}: {found}")
-    with contextlib.suppress(*UNREADABLE):
-        pixels = read_pixels(io.BytesIO(encoded))
-        return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
+    try:
+        with contextlib.suppress(*UNREADABLE):
+            pixels = read_pixels(io.BytesIO(encoded))
+            return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
+    except PictureError as error:
+        raise DataError(f"{name}: {error}") from error
     if PurePosixPath(name).suffix.lower() in (".jpg", ".jpeg", ".png"):
         return encoded
     raise DataError(f"{name}: the image cannot be decoded; replace or remove the file")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pgfl_jax.checkpoint import best_step, checkpoint_steps
-from pgfl_jax.config import Config
+from pgfl_jax.config import Config, ConfigError
 from pgfl_jax.models.backbones import BACKBONES
 from pgfl_jax.report.manifest import read_config, read_json
 from pgfl_jax.report.writers import score_table
@@ -18,19 +18,30 @@ def describe_run(workdir: Path) -> str:
     Raises:
         FileNotFoundError: the folder holds no run.
         ConfigError: a file of the run is damaged, or from a newer version.
+        CheckpointError: the score of a checkpoint is damaged.
     """
-    config, manifest = read_config(workdir), read_json(workdir / "manifest.json")
-    facts = dict(_facts(config, manifest)) | {"checkpoints": _checkpoints(workdir)}
+    config, path = read_config(workdir), workdir / "manifest.json"
+    manifest = read_json(path)
+    try:
+        facts = dict(_facts(config, manifest)) | {"checkpoints": _checkpoints(workdir)}
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: not the manifest of a run; put a copy back") from error
     width = max(map(len, facts))
     lines = [f"{name:<{width}}  {value}" for name, value in facts.items()]
     # results/occluded.json, results/occluded.best.json …
-    paths = sorted((workdir / "results").glob("*.json"))
+    paths = sorted((workdir / "results").glob("[!.]*.json"))  # macOS adds ._occluded.json
+    scores = {path: result for path in paths if _is_result(result := read_json(path))}
     for suffix, title in (("", ""), ("best", ", the best"), ("untrained", ", untrained")):
-        chosen = [path for path in paths if _choice(path) == suffix]
-        results = sorted(map(read_json, chosen), key=_step)
+        chosen = [result for path, result in scores.items() if _choice(path) == suffix]
+        results = sorted(chosen, key=_step)
         for step, scored in itertools.groupby(results, _step):
             lines += ["", f"scores at step {step}{title}", score_table([*scored])]
     return "\n".join([str(workdir), *lines])
+
+
+def _is_result(content: Any) -> bool:
+    """Whether a JSON file beside the results is one of them."""
+    return isinstance(content, Mapping) and {"step", "protocol"} <= content.keys()
 
 
 def _step(result: Mapping[str, Any]) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pgfl_jax.distributed.collectives import is_primary
+from pgfl_jax.errors import UserError
 from pgfl_jax.files import replacing
 
 BRANCHES = ("_main", "_foreground", "_parts")
@@ -20,7 +21,11 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: Path, restored_step: int | None) -> None:
-        """Open the files of a run that continues after ``restored_step`` steps; None: a new one."""
+        """Open the files of a run that continues after ``restored_step`` steps; None: a new one.
+
+        Raises:
+            UserError: a whole line of ``metrics.jsonl`` is no such object; names file and line.
+        """
         # clu's writer imports TensorFlow, which the package does not need otherwise.
         from clu.metric_writers import SummaryWriter
 
@@ -32,10 +37,19 @@ class MetricWriter:
     def _keep_until(self, step: int) -> None:
         if not self._path.exists():
             return
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
         # A killed process may leave half a line at the end.
-        whole = [line for line in lines if line.endswith("\n")]
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        *whole, _ = self._path.read_bytes().split(b"\n")
+        kept = []
+        for number, line in enumerate(whole, 1):
+            try:
+                text = line.decode()
+                if json.loads(text)["step"] <= step:
+                    kept.append(f"{text}\n")
+            except (LookupError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{self._path}, line {number}: not the metrics of a step; remove that line, or "
+                    "move the file away"
+                ) from error
         replace_text(self._path, "".join(kept))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -64,14 +64,15 @@ def evaluate_retrieval(
 
     Args:
         distances: (Q, G), smaller is more alike. float64 is ranked as float64.
-        query_ids: (Q,) identities.
-        gallery_ids: (G,) identities.
-        query_cameras: (Q,) cameras.
-        gallery_cameras: (G,) cameras.
+        query_ids: (Q,) identities, numbers or strings.
+        gallery_ids: (G,) identities, of the same kind.
+        query_cameras: (Q,) cameras, numbers or strings.
+        gallery_cameras: (G,) cameras, of the same kind.
         max_rank: length of the CMC.
 
     Raises:
-        ValueError: the shapes disagree, a distance is NaN or infinite, or no query has a match.
+        ValueError: the shapes disagree, labels of queries and gallery are not of one kind, a
+            distance is NaN or infinite, or no query has a match.
 
     >>> result = evaluate_retrieval([[0.1, 0.2, 0.0]], [7], [1, 7, 7], [0], [1, 1, 0])
     >>> result.first_match_rank  # the nearest item is junk, the second is of another identity
@@ -89,6 +90,8 @@ def evaluate_retrieval(
     gallery = _Gallery(gallery_ids, gallery_cameras)
     ids, cameras = np.asarray(query_ids), np.asarray(query_cameras)
     _check_shapes(table, ids, cameras, gallery)
+    _check_kinds("ids", ids, gallery.ids)
+    _check_kinds("cameras", cameras, gallery.cameras)
     step = max(1, BLOCK_ELEMENTS // max(1, table.shape[1]))
 
     def score(start: int) -> Float[np.ndarray, "3 block"]:
@@ -267,6 +270,20 @@ def _check_shapes(table: Any, ids: Any, cameras: Any, gallery: _Gallery) -> None
                 f"{name} have shape {labels.shape}; distances of shape {table.shape} "
                 f"need ({table.shape[axis]},)"
             )
+
+
+def _check_kinds(name: str, queries: np.ndarray, gallery: np.ndarray) -> None:
+    """Raises ValueError for numbers on one side and strings on the other, which never match."""
+    if queries.size and gallery.size and (ours := _kind(queries)) != (theirs := _kind(gallery)):
+        raise ValueError(
+            f"query_{name} are {ours} and gallery_{name} are {theirs}; give labels of one kind"
+        )
+
+
+def _kind(labels: np.ndarray) -> str:
+    """What labels are; pandas holds strings as objects."""
+    plain = np.asarray(labels.tolist()) if labels.dtype.kind == "O" else labels
+    return {"U": "strings", "S": "bytes", "O": "objects"}.get(plain.dtype.kind, "numbers")
 
 
 def _check_finite(block: Shaped[np.ndarray, "block gallery"], start: int) -> None:

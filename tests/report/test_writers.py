@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from pgfl_jax.errors import UserError
 from pgfl_jax.report.writers import (
     MetricWriter,
     duration,
@@ -20,6 +21,19 @@ def test_a_resumed_run_keeps_the_lines_up_to_its_checkpoint(tmp_path, restored, 
     writer.close()
     text = (tmp_path / "metrics.jsonl").read_text()
     assert [json.loads(line)["step"] for line in text.splitlines()] == [*kept, 99]
+
+
+@pytest.mark.parametrize("line", [b"note", b'{"a": 1}', b"[1]", b'{"step": "1"}', b"\xff", b""])
+def test_a_foreign_line_of_the_metrics_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    before = b'{"step": 10, "a": 0.5}\n' + line + b'\n{"step": 20, "a": 0.5}\n'
+    path.write_bytes(before)
+    with pytest.raises(UserError) as error:
+        MetricWriter(tmp_path, 20)
+    assert str(error.value) == (
+        f"{path}, line 2: not the metrics of a step; remove that line, or move the file away"
+    )
+    assert path.read_bytes() == before
 
 
 def test_the_progress_line_by_hand():

@@ -178,6 +178,38 @@ def test_cameras_and_max_rank_are_checked():
         evaluate_retrieval(np.zeros((1, 2)), [1], [1, 2], [0], [1, 1], max_rank=0)
 
 
+STRINGS, NUMBERS = np.array(["0", "1"]), np.array([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("queries", "gallery", "kinds"),
+    [
+        (STRINGS, NUMBERS, ("strings", "numbers")),
+        (NUMBERS, STRINGS.astype(object), ("numbers", "strings")),
+        (STRINGS.astype(bytes), STRINGS, ("bytes", "strings")),
+    ],
+)
+def test_labels_of_different_kinds_are_refused(queries, gallery, kinds):
+    inputs = {name: NUMBERS for name in ("query_ids", "gallery_ids")}
+    inputs |= {"query_cameras": NUMBERS, "gallery_cameras": NUMBERS[::-1]}
+    for name in ("ids", "cameras"):
+        mixed = inputs | {f"query_{name}": queries, f"gallery_{name}": gallery}
+        with pytest.raises(ValueError) as error:
+            evaluate_retrieval(np.eye(2), **mixed)
+        assert str(error.value) == (
+            f"query_{name} are {kinds[0]} and gallery_{name} are {kinds[1]}; give labels of one "
+            "kind"
+        )
+
+
+def test_strings_and_mixed_number_types_are_labels():
+    labels = [STRINGS, STRINGS.astype(object), NUMBERS, NUMBERS.astype(object), NUMBERS * 1.0]
+    for queries, gallery in ((0, 0), (0, 1), (2, 3), (2, 4)):
+        ids, others = labels[queries], labels[gallery]
+        result = evaluate_retrieval(np.eye(2), ids, others, ids, others[::-1])
+        assert result.mean_ap == 0.5
+
+
 @pytest.mark.parametrize("queries, gallery", [(2, 3), (2, 0), (0, 3)])
 def test_no_query_with_a_match(queries, gallery):
     with pytest.raises(ValueError, match=f"none of the {queries} queries has a match"):
