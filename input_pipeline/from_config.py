@@ -11,6 +11,7 @@ import numpy as np
 
 from input_pipeline.builders import prepared_builder
 from input_pipeline.catalog import Catalog, read_catalog
+from input_pipeline.copies import check_people, check_repeats
 from input_pipeline.errors import DataError
 from input_pipeline.pipeline import (
     evaluation_batch_size,
@@ -76,6 +77,7 @@ def training_data(config: Config) -> TrainingData:
     source = config.data.pose.source
     label = f"{builder.info.full_name} train"
     findings = check_training(label, catalog)
+    findings.add(check_repeats(label, catalog))
     if config.trains_with_poses:
         findings.add(check_poses(label, catalog, config.data.pose.files))
         findings.add(check_keypoints(label, catalog))
@@ -109,6 +111,7 @@ def training_data(config: Config) -> TrainingData:
             "pose_files": _describe_pose_files(config, poses),
         },
         image_sha256=catalog.image_sha256,
+        identities=catalog.identities,
     )
 
 
@@ -123,8 +126,7 @@ def evaluation_data(config: Config, training: TrainingData | None = None) -> Eva
         training: the data that the run trains on; None if it only evaluates.
 
     Raises:
-        DataError: a data set cannot be scored, or its queries or gallery hold training images of
-            the same set.
+        DataError: a data set cannot be scored, or its queries or gallery hold training images.
     """
     dry_run = EvaluationData(splits={}, protocols=[])
     data = EvaluationData(splits={}, protocols=[], dry_run=dry_run)
@@ -140,14 +142,17 @@ def evaluation_data(config: Config, training: TrainingData | None = None) -> Eva
             for split in sorted({*queries.values(), "gallery"})
         }
         for split, catalog in catalogs.items():
-            findings.add(check_images(f"{full_name} {split}", catalog))
+            label = f"{full_name} {split}"
+            findings.add(check_images(label, catalog))
+            findings.add(check_repeats(label, catalog))
             if config.scores_with_poses:
-                findings.add(check_keypoints(f"{full_name} {split}", catalog))
+                findings.add(check_keypoints(label, catalog))
+            if training:
+                train = f"{training.origin['dataset']} train"
+                findings.add(check_separate(train, training.image_sha256, label, catalog))
             if training and name == config.data.dataset:
-                train = f"{full_name} train"
-                findings.add(
-                    check_separate(train, training.image_sha256, f"{full_name} {split}", catalog)
-                )
+                people = (builder.info.metadata or {}).get("identities", ())
+                findings.add(check_people(training.identities, label, catalog, people))
             data.splits[f"{name}/{split}"] = evaluation_split(catalog, config)
         for protocol, query in queries.items():
             label = f"{full_name} {protocol}"
