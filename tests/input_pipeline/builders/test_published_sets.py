@@ -229,6 +229,27 @@ def test_a_camera_that_the_set_does_not_have(name, file, cameras, tmp_path):
     assert f"{TREES[name].root}/{file}: camera" in line and f"cameras {cameras}" in line
 
 
+def test_an_identity_that_cannot_be_stored_is_named(tmp_path):
+    write_tree("market1501", tmp_path)
+    file = tmp_path / TREES["market1501"].root / "query/99999999999999999999_c1s1_000001_01.png"
+    write_bytes(file, encoded_picture(file.name))
+    assert refused("market1501", tmp_path, tmp_path) == (
+        f"{file}: identity 99999999999999999999 is too large; rename or remove the file"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_with_two_versions_of_an_image_is_named(tmp_path):
+    write_tree("market1501", tmp_path / "in")
+    archive = zip_folder(tmp_path / "in", tmp_path / "market.zip")
+    name = f"{TREES['market1501'].root}/query/0001_c1s1_001051_00.jpg"
+    with zipfile.ZipFile(archive, "a") as packed:
+        packed.writestr(name, b"other")
+    assert refused("market1501", tmp_path, archive).startswith(
+        f"{archive}/{name}: the archive holds it twice, with different contents; unpack it"
+    )
+
+
 def test_a_missing_folder_and_an_empty_one(tmp_path):
     write_tree("market1501", tmp_path)
     root = tmp_path / TREES["market1501"].root
