@@ -12,7 +12,10 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import file_tree
 from input_pipeline.builders import available_datasets, load_builder, prepared_builder
+from input_pipeline.catalog import read_catalog
+from input_pipeline.copies import check_people, check_repeats
 from input_pipeline.errors import DataError
+from input_pipeline.validation import Findings, check_separate
 from tests.input_pipeline.trees import (
     TREES,
     encoded_picture,
@@ -135,6 +138,21 @@ def test_protocols_of_partial_reid():
         assert tuple(getattr(load_builder(name, "unused"), "PROTOCOLS", ["query"])) == (
             tree.protocols
         )
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_nothing_in_a_published_set_occurs_twice_wrongly(name, tmp_path):
+    write_tree(name, tmp_path)
+    builder = prepare(name, tmp_path, tmp_path)
+    catalogs = {split: read_catalog(builder, split) for split in builder.info.splits}
+    train = catalogs.get("train")
+    found = Findings()
+    for split, catalog in catalogs.items():
+        found.add(check_repeats(split, catalog))
+        if train is not None and split != "train":
+            found.add(check_people(train.identities, split, catalog))
+            found.add(check_separate("train", train.image_sha256, split, catalog))
+    assert found == Findings()
 
 
 def test_junk_is_dropped_and_counted_distractors_stay(tmp_path):
