@@ -263,15 +263,24 @@ class _Listing:
 
 
 def _members(location: Location) -> dict[str, zipfile.ZipInfo]:
-    """The members of an archive by their posix paths; DataError if they cannot be read."""
+    """The members of an archive by their posix paths; DataError if they cannot be read.
+
+    A member may occur twice if its contents are the same.
+    """
     members = _archive(location).infolist()
     if any(member.flag_bits & 1 for member in members):
         raise DataError(f"{_describe(location)}: encrypted; unpack it and give the folder")
     # Some Windows programs write backslashes, contrary to the standard.
     named = [(member.filename.replace("\\", "/").strip("/"), member) for member in members]
-    return {
-        name: member for name, member in named if name and not any(map(_is_junk, name.split("/")))
-    }
+    kept = [pair for pair in named if pair[0] and not any(map(_is_junk, pair[0].split("/")))]
+    found = dict(kept)
+    for name, member in kept:
+        if member.CRC != found[name].CRC:
+            raise DataError(
+                f"{_describe((*location, name))}: the archive holds it twice, with different "
+                "contents; unpack it, keep the right one and give the folder"
+            )
+    return found
 
 
 def _other_parts(source: Path) -> list[Path]:

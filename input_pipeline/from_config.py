@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from input_pipeline.builders import prepared_builder
+from input_pipeline.builders import other_source, prepared_builder
 from input_pipeline.catalog import Catalog, read_catalog
+from input_pipeline.copies import check_people, check_repeats
 from input_pipeline.errors import DataError
 from input_pipeline.pipeline import (
     evaluation_batch_size,
@@ -36,6 +37,8 @@ from pgfl_jax.retrieval.protocols import EvaluationData, EvaluationSplit, Protoc
 from pgfl_jax.train import TrainingData
 
 _DRY_RUN_QUERIES = 4  # queries of each protocol
+# What pgfl_jax.retrieval.evaluate appends to the names of results.
+_RESULT_SUFFIXES = frozenset({"average", "best", "untrained", "foreground", "parts"})
 
 
 def open_builder(config: Config, name: str) -> Any:
@@ -76,11 +79,12 @@ def training_data(config: Config) -> TrainingData:
     source = config.data.pose.source
     label = f"{builder.info.full_name} train"
     findings = check_training(label, catalog)
+    findings.add(check_repeats(label, catalog))
     if config.trains_with_poses:
         findings.add(check_poses(label, catalog, config.data.pose.files))
         findings.add(check_keypoints(label, catalog))
     if config.data.dataset not in evaluated_sets(config):  # else the evaluation warns
-        findings.warnings += stored_warnings(builder)
+        findings.warnings += preparation_warnings(config, builder)
     _report(findings)
     if source == "shuffled":
         catalog = catalog.shuffle_poses(config.seed)
@@ -109,6 +113,7 @@ def training_data(config: Config) -> TrainingData:
             "pose_files": _describe_pose_files(config, poses),
         },
         image_sha256=catalog.image_sha256,
+        identities=catalog.identities,
     )
 
 
@@ -123,31 +128,41 @@ def evaluation_data(config: Config, training: TrainingData | None = None) -> Eva
         training: the data that the run trains on; None if it only evaluates.
 
     Raises:
-        DataError: a data set cannot be scored, or its queries or gallery hold training images of
-            the same set.
+        DataError: a data set cannot be scored, its queries or gallery hold training images, or its
+            results would be named as those of another.
     """
     dry_run = EvaluationData(splits={}, protocols=[])
     data = EvaluationData(splits={}, protocols=[], dry_run=dry_run)
     findings = Findings()
     poses = read_pose_files(config) if config.scores_with_poses else []
+    named: dict[str, str] = {}
     for name in evaluated_sets(config):
         builder = open_builder(config, name)
         full_name = builder.info.full_name
-        findings.warnings += stored_warnings(builder)
+        findings.warnings += preparation_warnings(config, builder)
         queries = protocols(builder)
+        results = {
+            protocol: _result_name(name, protocol) if config.eval.datasets else protocol
+            for protocol in queries
+        }
+        for protocol, result in results.items():
+            _check_result_name(result, f"{name} {protocol}", named)
         catalogs = {
             split: open_catalog(builder, split, poses)
             for split in sorted({*queries.values(), "gallery"})
         }
         for split, catalog in catalogs.items():
-            findings.add(check_images(f"{full_name} {split}", catalog))
+            label = f"{full_name} {split}"
+            findings.add(check_images(label, catalog))
+            findings.add(check_repeats(label, catalog))
             if config.scores_with_poses:
-                findings.add(check_keypoints(f"{full_name} {split}", catalog))
+                findings.add(check_keypoints(label, catalog))
+            if training:
+                train = f"{training.origin['dataset']} train"
+                findings.add(check_separate(train, training.image_sha256, label, catalog))
             if training and name == config.data.dataset:
-                train = f"{full_name} train"
-                findings.add(
-                    check_separate(train, training.image_sha256, f"{full_name} {split}", catalog)
-                )
+                people = (builder.info.metadata or {}).get("identities", ())
+                findings.add(check_people(training.identities, label, catalog, people))
             data.splits[f"{name}/{split}"] = evaluation_split(catalog, config)
         for protocol, query in queries.items():
             label = f"{full_name} {protocol}"
@@ -157,7 +172,7 @@ def evaluation_data(config: Config, training: TrainingData | None = None) -> Eva
                 findings.add(check_teachers(label, *pair))
             data.protocols.append(
                 Protocol(
-                    name=_result_name(name, protocol) if config.eval.datasets else protocol,
+                    name=results[protocol],
                     dataset=full_name,
                     query=f"{name}/{query}",
                     gallery=f"{name}/gallery",
@@ -225,9 +240,31 @@ def _result_name(dataset: str, protocol: str) -> str:
     return name if protocol == "query" else f"{name}.{protocol}"
 
 
-def stored_warnings(builder: Any) -> list[str]:
-    """The warnings from when the data set was prepared."""
-    return list((builder.info.metadata or {}).get("warnings", []))
+def _check_result_name(result: str, owner: str, named: dict[str, str]) -> None:
+    """DataError if a protocol's results would be written as those of another.
+
+    Args:
+        result: from :func:`_result_name`.
+        owner: data set and protocol, for the messages.
+        named: the owners of the earlier names; this one is added.
+    """
+    suffix = result.rpartition(".")[2]
+    if suffix in _RESULT_SUFFIXES:
+        raise DataError(
+            f"{owner}: its results would be named {result}.json, where .{suffix} has another "
+            "meaning; rename the data set or the split"
+        )
+    if (other := named.setdefault(result, owner)) != owner:
+        raise DataError(
+            f"{other} and {owner}: the results of both would be named {result}.json; rename one "
+            "of the data sets or splits"
+        )
+
+
+def preparation_warnings(config: Config, builder: Any) -> list[str]:
+    """Those from when the data set was prepared, and one if it was from another ``manual_dir``."""
+    other = other_source(builder, config.data.manual_dir)
+    return [*(builder.info.metadata or {}).get("warnings", []), *([other] if other else [])]
 
 
 def _report(findings: Findings) -> None:

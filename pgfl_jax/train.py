@@ -46,6 +46,7 @@ class TrainingData:
             the same when the run is resumed.
         origin: for the manifest: where images and poses come from, which may change.
         image_sha256: (N,) hex digests of the images, which must not be among the images scored.
+        identities: (N,) numbers of the people, as in the data set's test splits.
     """
 
     num_identities: int
@@ -54,6 +55,7 @@ class TrainingData:
     description: Mapping[str, Any]
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     image_sha256: Sequence[str] | np.ndarray = ()
+    identities: Sequence[int] | np.ndarray = ()
 
     def facts(self) -> dict[str, Any]:
         """What the manifest says about the training set."""

@@ -107,6 +107,22 @@ def prepared_builder(name: str, data_dir: str, manual_dir: str = "") -> "tfds.co
     return builder
 
 
+def other_source(builder: Any, manual_dir: str) -> str:
+    """A warning if ``manual_dir`` is not the copy that the data set was prepared from; else empty.
+
+    Args:
+        builder: prepared. A user's own table is read each time, so it is never warned about.
+        manual_dir: the copy given now; may be empty, or no longer exist.
+    """
+    source = (builder.info.metadata or {}).get("source", "")
+    if not source or not manual_dir or hasattr(builder, "make_config"):
+        return ""
+    if Path(source).resolve() == Path(manual_dir).expanduser().resolve():
+        return ""
+    folder = builder.data_path.parent
+    return f"{folder} was prepared from {source}; delete it to prepare it from {manual_dir}"
+
+
 def _check_source(builder: Any, name: str, data_dir: str, manual_dir: str) -> None:
     """DataError if the user has to provide the data set and did not."""
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not manual_dir:

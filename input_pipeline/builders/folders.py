@@ -20,6 +20,7 @@ from input_pipeline.file_tree import IMAGE_SUFFIXES, FileTree, join
 
 QUERY_CAMERA, GALLERY_CAMERA = 0, 1  # for sets without cameras; they differ, so nothing is junk
 JUNK_IDENTITY = -1
+_MAX_IDENTITY = 2**63 - 1  # they are stored as int64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ class ImageSetBuilder(ReidBuilder, skip_registration=True):  # type: ignore[call
         except MissingSetError:  # it may be in an archive that is not named for it
             survey = self.survey_tree(scan_for((None, *self._names()), source))
         for split, records in survey.records.items():
-            _check_unique(source, split, records)
+            _check_records(source, split, records)
             survey.warnings += _differences(f"{self.name} {split}", records, self.PUBLISHED[split])
         if survey.unmatched:
             survey.warnings.append(
@@ -178,10 +179,15 @@ def _differences(name: str, records: list[Record], published: Published) -> list
     ]
 
 
-def _check_unique(source: Path, split: str, records: list[Record]) -> None:
-    """DataError if a file is listed twice in a split."""
+def _check_records(source: Path, split: str, records: list[Record]) -> None:
+    """DataError if a file is listed twice in a split, or its identity cannot be stored."""
     seen: set[str] = set()
     for record in records:
+        if record.identity > _MAX_IDENTITY:
+            raise DataError(
+                f"{'/'.join(record.location)}: identity {record.identity} is too large; rename or "
+                "remove the file"
+            )
         if record.filename in seen:
             raise DataError(f"{source}: {record.filename} is listed twice in the split {split}")
         seen.add(record.filename)

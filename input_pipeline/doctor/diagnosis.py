@@ -32,7 +32,7 @@ class Diagnosis:
 
 
 def preparation(survey: Survey) -> Found:
-    """The warnings from when the data sets were prepared."""
+    """The warnings about how the data sets were prepared."""
     for dataset in survey.datasets:
         yield Findings(warnings=list(dataset.warnings))
         if dataset.unmatched:

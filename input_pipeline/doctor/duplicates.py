@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped
 
 from input_pipeline import validation
+from input_pipeline.copies import check_people, check_repeats, first_rows, repeats
 from input_pipeline.doctor.statistics import Found, Listing, Protocol, Split, Survey, unless_used
 from input_pipeline.validation import Findings, some
 
@@ -13,24 +13,12 @@ from input_pipeline.validation import Findings, some
 def within_splits(survey: Survey) -> Found:
     """Images that occur more than once in a split; a warning if under different identities."""
     for split in survey.splits:
-        digests, identities = split.catalog.image_sha256, split.catalog.identities
+        digests = split.catalog.image_sha256
         again = np.flatnonzero(repeats(digests))
-        if not again.size:
-            continue
-        line = f"{split.label}: {again.size:,} images repeat another image of the split"
-        wrong = np.flatnonzero(contradictions(digests, identities))
-        if wrong.size:
-            found = Findings(
-                warnings=[
-                    f"{line}; {wrong.size:,} occur under different identities: "
-                    f"{some(split.catalog.filenames[wrong])}; remove the wrong ones"
-                ]
-            )
-        else:
-            found = Findings(notes=[f"{line}, always under the same identity"])
-        yield unless_used(found, split.used)
-        originals = first_rows(digests, digests[again])
-        yield Listing(f"{split.label}: repeated images", _pairs(split, again, split, originals))
+        if again.size:
+            yield unless_used(check_repeats(split.label, split.catalog), split.used)
+            originals = first_rows(digests, digests[again])
+            yield Listing(f"{split.label}: repeated images", _pairs(split, again, split, originals))
 
 
 def test_images_in_training(survey: Survey) -> Found:
@@ -94,18 +82,9 @@ def shared_identities(survey: Survey) -> Found:
         if train is None:
             continue
         for test in dataset.test_splits:
-            shared = np.intersect1d(train.catalog.identities, test.catalog.identities)
-            if shared.size:
-                names = np.array([test.identity(number) for number in shared])
-                meaning = "names" if test.identities else "numbers"
-                found = Findings(
-                    warnings=[
-                        f"{test.label}: {shared.size:,} of {test.catalog.num_identities:,} "
-                        f"identities are also in train: {some(names)}; if the {meaning} mean the "
-                        "same people, the scores do not measure unseen people"
-                    ]
-                )
-                yield unless_used(found, train.used and test.used)
+            people = train.catalog.identities
+            found = check_people(people, test.label, test.catalog, test.identities)
+            yield unless_used(found, train.used and test.used)
 
 
 def _pairs(split: Split, rows: np.ndarray, other: Split, originals: np.ndarray) -> list[str]:
@@ -114,38 +93,3 @@ def _pairs(split: Split, rows: np.ndarray, other: Split, originals: np.ndarray) 
         f"{split.describe(row)} = {other.describe(original)}"
         for row, original in zip(rows, originals, strict=True)
     ]
-
-
-def first_rows(
-    digests: Shaped[np.ndarray, " images"], wanted: Shaped[np.ndarray, " wanted"]
-) -> Int[np.ndarray, " wanted"]:
-    """The first row of ``digests`` with each ``wanted`` digest; -1 if there is none.
-
-    >>> first_rows(np.array(["b", "a", "b"]), np.array(["b", "c"]))
-    array([ 0, -1])
-    """
-    known, rows = np.unique(digests, return_index=True)
-    nearest = np.searchsorted(known, wanted).clip(max=len(known) - 1)
-    return np.where(known[nearest] == wanted, rows[nearest], -1)
-
-
-def repeats(digests: Shaped[np.ndarray, " images"]) -> Bool[np.ndarray, " images"]:
-    """Which images have the content of an earlier image of the split.
-
-    >>> repeats(np.array(["b", "a", "b"]))
-    array([False, False,  True])
-    """
-    return first_rows(digests, digests) != np.arange(len(digests))
-
-
-def contradictions(
-    digests: Shaped[np.ndarray, " images"], identities: Int[np.ndarray, " images"]
-) -> Bool[np.ndarray, " images"]:
-    """Which images have a content that occurs in the split under different identities.
-
-    >>> contradictions(np.array(["b", "a", "b"]), np.array([1, 1, 2]))
-    array([ True, False,  True])
-    """
-    originals = first_rows(digests, digests)
-    pairs = np.unique(np.stack([originals, identities], axis=1), axis=0)
-    return np.bincount(pairs[:, 0], minlength=len(digests))[originals] > 1

@@ -17,8 +17,8 @@ from input_pipeline.from_config import (
     evaluated_sets,
     open_builder,
     open_catalog,
+    preparation_warnings,
     protocols,
-    stored_warnings,
 )
 from input_pipeline.poses.cache import PoseCache, join_poses, read_poses
 from input_pipeline.progress import progress
@@ -83,7 +83,7 @@ def open_dataset(
         ],
         scored=scored,
         source=metadata.get("source", ""),
-        warnings=stored_warnings(builder),
+        warnings=preparation_warnings(config, builder),
         unmatched=metadata.get("unmatched", []),
     )
 

@@ -12,7 +12,7 @@ import pytest
 from absl.testing.flagsaver import flagsaver
 
 import main
-from input_pipeline import builders, validation
+from input_pipeline import builders, copies, validation
 from input_pipeline.catalog import Catalog
 from input_pipeline.doctor import diagnosis, duplicates
 from input_pipeline.doctor.__main__ import default_page, examine
@@ -105,13 +105,13 @@ def test_copies_are_those_of_a_search_by_hand(seed):
         for q, found in zip(query, same, strict=True)
     ]
     contents, digests = [g[0] for g in gallery], b.catalog.image_sha256
-    again = duplicates.repeats(digests).tolist()
+    again = copies.repeats(digests).tolist()
     assert again == [c in contents[:i] for i, c in enumerate(contents)]
-    assert duplicates.contradictions(digests, b.catalog.identities).tolist() == [
+    assert copies.contradictions(digests, b.catalog.identities).tolist() == [
         len({other[1] for other in gallery if other[0] == g[0]}) > 1 for g in gallery
     ]
     firsts = [contents.index(q[0]) if q[0] in contents else -1 for q in query]
-    assert duplicates.first_rows(digests, a.catalog.image_sha256).tolist() == firsts
+    assert copies.first_rows(digests, a.catalog.image_sha256).tolist() == firsts
 
 
 def test_the_numbers_of_a_split(tiny_config):
@@ -811,15 +811,45 @@ def test_training_on_test_images_is_refused(split, add_builder, tiny_config, tmp
         main.work(config)
     evaluation_data(config)  # without training, for the score of another run's weights
     crossed = tiny_config(**changes, **{"eval.datasets": (clean,)})
-    assert len(evaluation_data(crossed, training).protocols) == 1
+    between = message.replace(f"{leaky}/1.0.0 {split}", f"{clean}/1.0.0 {split}")
+    with pytest.raises(DataError, match=f"^{between}"):
+        evaluation_data(crossed, training)
 
 
-def test_a_query_may_also_be_in_the_gallery(add_builder, tiny_config, tmp_path):
+def test_training_and_evaluation_warn_as_the_doctor_does(
+    add_builder, tiny_config, tmp_path, capsys
+):
+    train = [*TRAIN, (TRAIN[3][0], 7, 0), (TRAIN[4][0], 2, 1)]
+    gallery = [*GALLERY, (GALLERY[2][0], 90, 0), (encode(300), 3, 1)]
+    add_builder("wrong_reid", {"train": train, "query": QUERY, "gallery": gallery})
+    changes = {"data.dataset": "wrong_reid", "data.data_dir": str(tmp_path / "data")}
+    config = tiny_config(**changes)
+    training = training_data(config)
+    evaluation_data(config, training)
+    name = "warning: wrong_reid/1.0.0"
+    expected = [
+        f"{name} train: 2 images repeat another image of the split; 2 occur under different "
+        "identities: train_003.png, train_016.png; remove the wrong ones",
+        f"{name} gallery: 1 images repeat another image of the split; 2 occur under different "
+        "identities: gallery_002.png, gallery_004.png; remove the wrong ones",
+        f"{name} gallery: 1 of 6 identities are also in train: 3; if the numbers mean the same "
+        "people, the scores do not measure unseen people",
+    ]
+    printed = capsys.readouterr().err.splitlines()
+    assert [line for line in expected if line not in printed] == []
+    status, text, _ = run(config, tmp_path, capsys)
+    assert status == 0
+    assert [line for line in expected if line.removeprefix("warning: ") not in text] == []
+
+
+def test_a_query_may_also_be_in_the_gallery(add_builder, tiny_config, tmp_path, capsys):
     gallery = [*GALLERY, *QUERY]
     add_builder("copied_reid", {"train": TRAIN, "query": QUERY, "gallery": gallery})
     changes = {"data.dataset": "copied_reid", "data.data_dir": str(tmp_path / "data")}
     config = tiny_config(**changes)
     assert len(evaluation_data(config, training_data(config)).protocols) == 1
+    printed = capsys.readouterr().err
+    assert "repeat" not in printed and "also in" not in printed
 
 
 def test_the_names_of_a_table_are_shown(tiny_config, tmp_path, capsys):

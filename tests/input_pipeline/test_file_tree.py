@@ -163,6 +163,22 @@ def test_files_of_operating_systems_are_ignored(tmp_path):
         assert tree.folders == {"", "a", "a/.hidden"}
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_member_may_occur_twice_with_the_same_contents_only(tmp_path):
+    packed = tmp_path / "set.zip"
+    with zipfile.ZipFile(packed, "w") as zipped:
+        for name, data in (("a/1.jpg", b"one"), ("a\\1.jpg", b"one"), ("a/1.jpg", b"one")):
+            zipped.writestr(name, data)
+    assert contents(FileTree.scan(packed)) == {"a/1.jpg": b"one"}
+    file_tree.close_archives()
+    with zipfile.ZipFile(packed, "a") as zipped:
+        zipped.writestr("a/1.jpg", b"other")
+    assert FileTree.scan(packed).problems == {
+        "": f"{packed}/a/1.jpg: the archive holds it twice, with different contents; unpack it, "
+        "keep the right one and give the folder"
+    }
+
+
 def test_backslashes_of_windows(tmp_path):
     data = archive({"a/b.txt": b"1"}).replace(b"a/b.txt", b"a\\b.txt")
     write_bytes(tmp_path / "w.zip", data)

@@ -1,6 +1,8 @@
 """From a configuration to the data: poses from files, evaluation on other sets, errors."""
 
+import dataclasses
 import hashlib
+import shutil
 
 import jax
 import numpy as np
@@ -12,6 +14,7 @@ from input_pipeline.catalog import read_catalog
 from input_pipeline.errors import DataError
 from input_pipeline.from_config import evaluation_data, open_catalog, training_data
 from input_pipeline.poses.cache import PoseCache, write_poses
+from tests.input_pipeline.trees import encoded_picture, write_bytes, write_tree
 
 TINY = "synthetic_occluded_reid/tiny"
 
@@ -124,6 +127,70 @@ def test_evaluation_on_named_sets_carries_their_names(tiny_config, catalogs):
     }
     split = crossed.splits[f"{TINY}/query"]
     np.testing.assert_array_equal(split.identities, catalogs["query"].identities)
+
+
+def table_of(folder, split, name):
+    """A table NAME.csv in ``folder``: one person in train, a query split and the gallery."""
+    lines = ["path,identity,camera,split"]
+    for camera, row in enumerate(("train", split, "gallery")):
+        write_bytes(folder / f"{name}/{row}.png", encoded_picture(f"{name}/{row}.png"))
+        lines.append(f"{name}/{row}.png,{row == 'train'},{camera},{row}")
+    (folder / f"{name}.csv").write_text("\n".join(lines))
+
+
+def tables(tiny_config, tmp_path, **splits):
+    for name, split in splits.items():
+        table_of(tmp_path / "in", split, name)
+    folders = {"data.data_dir": str(tmp_path / "data"), "data.manual_dir": str(tmp_path / "in")}
+    return tiny_config(**folders, **{"eval.datasets": tuple(f"table/{name}" for name in splits)})
+
+
+def test_two_protocols_cannot_share_a_results_file(tiny_config, tmp_path):
+    config = tables(tiny_config, tmp_path, **{"shop": "queryx", "shop.queryx": "query"})
+    with pytest.raises(DataError) as error:
+        evaluation_data(config)
+    assert str(error.value) == (
+        "table/shop queryx and table/shop.queryx query: the results of both would be named "
+        "table-shop.queryx.json; rename one of the data sets or splits"
+    )
+
+
+@pytest.mark.parametrize("suffix", ["average", "best", "foreground", "parts", "untrained"])
+def test_a_name_cannot_end_like_the_names_of_other_results(suffix, tiny_config, tmp_path):
+    config = tables(tiny_config, tmp_path, **{f"shop.{suffix}": "query"})
+    with pytest.raises(DataError) as error:
+        evaluation_data(config)
+    assert str(error.value) == (
+        f"table/shop.{suffix} query: its results would be named table-shop.{suffix}.json, where "
+        f".{suffix} has another meaning; rename the data set or the split"
+    )
+
+
+def test_another_source_of_prepared_data_is_a_warning(tiny_config, tmp_path, capsys):
+    write_tree("partial_ilids", tmp_path / "one")
+    evaluated = {"data.data_dir": str(tmp_path / "data"), "eval.datasets": ("partial_ilids",)}
+
+    def warnings_of(manual_dir):
+        evaluation_data(tiny_config(**evaluated, **{"data.manual_dir": str(manual_dir)}))
+        return [line for line in capsys.readouterr().err.splitlines() if "prepared from" in line]
+
+    same = tmp_path / "one", f"{tmp_path}/data/../one/", ""
+    assert [warnings_of(manual_dir) for manual_dir in same] == [[], [], []]
+    assert warnings_of(tmp_path / "none.zip") == [
+        f"warning: {tmp_path}/data/partial_ilids was prepared from {tmp_path}/one; delete it to "
+        f"prepare it from {tmp_path}/none.zip"
+    ]
+    shutil.rmtree(tmp_path / "one")
+    assert len(warnings_of("~/none.zip")) == 1
+
+
+def test_a_table_may_move(tiny_config, tmp_path, capsys):
+    config = tables(tiny_config, tmp_path, shop="query")
+    evaluation_data(config)
+    (tmp_path / "in").rename(tmp_path / "moved")
+    data = dataclasses.replace(config.data, manual_dir=str(tmp_path / "moved"))
+    evaluation_data(dataclasses.replace(config, data=data))
+    assert "prepared from" not in capsys.readouterr().err
 
 
 def test_the_dry_run_is_a_few_queries_and_their_people(tiny_config, catalogs):

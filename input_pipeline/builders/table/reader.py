@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from input_pipeline.builders.table.names import plain
 from input_pipeline.builders.text import decode_text
 from input_pipeline.errors import DataError
 from input_pipeline.file_tree import read_file
@@ -37,9 +39,9 @@ class Row:
     Attributes:
         line: its line in the table, from 1.
         path: as written.
-        file: the path on disk.
-        identity: any name.
-        camera: any name.
+        file: the path on disk; its accents may be encoded otherwise than in ``path``.
+        identity: any name, plain (see :func:`input_pipeline.builders.table.names.plain`).
+        camera: likewise.
         split: train, gallery, or a name that begins with query.
         keypoints: (17, 3) float32 x, y in pixels and confidence; zeros where there is no pose.
         occlusion: hidden share of the person in [0, 1]; NaN where unknown.
@@ -63,7 +65,8 @@ class Table:
         file: the CSV or JSON lines.
         columns: the optional columns that it has.
         rows: the images, in the order of the file.
-        fingerprint: 32 bits that change with the file's text and with any image's contents.
+        fingerprint: 32 bits that change with the file's text and with any image's contents. They
+            are another number if the text is not plain, as its names were once kept as written.
     """
 
     file: Path
@@ -86,27 +89,24 @@ def read_table(file: Path) -> Table:
     rows = tuple(_row(file, line, entry) for line, entry in entries)
     _check_paths(file, rows)
     columns = frozenset(name for _, entry in entries for name in entry)
-    return Table(file, columns & set(OPTIONAL), rows, _fingerprint(data, rows))
+    return Table(file, columns & set(OPTIONAL), rows, _fingerprint(data, text, rows))
 
 
 def _csv_entries(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and cells by column; the delimiter is inferred from the header."""
-    try:
-        dialect = csv.Sniffer().sniff(text.partition("\n")[0], delimiters=",;\t")
-    except csv.Error:
-        raise DataError(
-            f"{file}, line 1: not a header of columns separated by commas; "
-            f"it must name {', '.join(REQUIRED)}"
-        ) from None
+    """Line number and cells by column; the first line is the header, or Excel's ``sep=;``."""
+    first = text.partition("\n")[0]
+    named = re.fullmatch(r'"?sep=([,;\t])"?\r?', first)
     reader = csv.reader(
         io.StringIO(text, newline=""),
-        delimiter=dialect.delimiter,
+        delimiter=named[1] if named else _delimiter(file, first),
         skipinitialspace=True,  # so that a quote may follow a space
         strict=True,
     )
     try:
-        header = [name.strip() for name in next(reader)]
-        _check_columns(f"{file}, line 1", header)
+        if named:
+            next(reader)
+        header = [name.strip() for name in next(reader, [])]
+        _check_columns(f"{file}, line {reader.line_num}", header)
         for cells in reader:
             if not any(cells):
                 continue
@@ -120,19 +120,40 @@ def _csv_entries(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(f"{file}, line {reader.line_num}: broken CSV: {error}") from error
 
 
+def _delimiter(file: Path, header: str) -> str:
+    """The delimiter, inferred from the header."""
+    try:
+        return csv.Sniffer().sniff(header, delimiters=",;\t").delimiter
+    except csv.Error:
+        raise DataError(
+            f"{file}, line 1: not a header of columns separated by commas; "
+            f"it must name {', '.join(REQUIRED)}"
+        ) from None
+
+
 def _json_entries(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and values by column."""
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = json.loads(line, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:  # also for thousands of digits or brackets
             raise DataError(f"{file}, line {number}: broken JSON: {error}") from error
         if not isinstance(entry, dict):
             raise DataError(f'{file}, line {number}: not a JSON object, as in {{"path": …}}')
         _check_columns(f"{file}, line {number}", list(entry))
         yield number, entry
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError if it has a key twice."""
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} occurs twice; leave one")
+    return entry
 
 
 def _check_columns(place: str, names: list[str]) -> None:
@@ -154,7 +175,8 @@ def _check_columns(place: str, names: list[str]) -> None:
 def _row(file: Path, line: int, entry: Mapping[str, Any]) -> Row:
     """One checked row; DataError with file and line."""
     place = f"{file}, line {line}"
-    path, identity, camera, split = (_text(place, name, entry[name]) for name in REQUIRED)
+    path, *names = (_text(place, name, entry[name]) for name in REQUIRED)
+    identity, camera, split = map(plain, names)
     if not re.fullmatch(_SPLIT, split):
         raise DataError(
             f"{place}: unknown split {split!r}; train, gallery or a name that begins with query, "
@@ -163,7 +185,7 @@ def _row(file: Path, line: int, entry: Mapping[str, Any]) -> Row:
     return Row(
         line=line,
         path=path,
-        file=file.parent / path,
+        file=file.parent / _on_disk(file.parent, path),
         identity=identity,
         camera=camera,
         split=split,
@@ -172,12 +194,20 @@ def _row(file: Path, line: int, entry: Mapping[str, Any]) -> Row:
     )
 
 
+def _on_disk(folder: Path, path: str) -> str:
+    """The path, or if no such file exists, its composed or decomposed form (as macOS writes it)."""
+    forms = dict.fromkeys([path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))])
+    if len(forms) == 1:
+        return path
+    return next((form for form in forms if os.path.isfile(folder / form)), path)
+
+
 def _text(place: str, name: str, value: Any) -> str:
     """A name; in JSON it may be a whole number."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise DataError(f"{place}: {name} must be a string or a whole number, not {value!r}")
     text = str(value).strip()
-    if not text:
+    if not plain(text):
         raise DataError(f"{place}: {name} is empty")
     if text.lower() in _MISSING:
         raise DataError(
@@ -240,9 +270,11 @@ def _check_paths(file: Path, rows: tuple[Row, ...]) -> None:
             )
 
 
-def _fingerprint(data: bytes, rows: tuple[Row, ...]) -> int:
+def _fingerprint(data: bytes, text: str, rows: tuple[Row, ...]) -> int:
     """Checksum over the table and every image: equal contents are equal data."""
     digest = hashlib.sha256(data)
+    if plain(text) != text:
+        digest.update(b"plain names")
     files = list(dict.fromkeys(str(row.file) for row in rows))
     shown = progress(files, "comparing images") if len(files) > _MANY_IMAGES else files
     for file in shown:

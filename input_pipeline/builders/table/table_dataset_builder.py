@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline.builders.base import ReidBuilder, Survey
 from input_pipeline.builders.records import Record
+from input_pipeline.builders.table.names import alike
 from input_pipeline.builders.table.reader import Table, read_table
 from input_pipeline.errors import DataError
 
@@ -91,7 +92,11 @@ class Builder(ReidBuilder):
                 "identities": identities,
                 "cameras": cameras,
                 "identity_map_sha256": hashlib.sha256(json.dumps(identities).encode()).hexdigest(),
-            }
+            },
+            warnings=[
+                f"{self.table.file}: {warning}"
+                for warning in alike("identities", identities) + alike("cameras", cameras)
+            ],
         )
         for row in rows:
             record = Record(

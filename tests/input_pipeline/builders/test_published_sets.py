@@ -12,7 +12,10 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import file_tree
 from input_pipeline.builders import available_datasets, load_builder, prepared_builder
+from input_pipeline.catalog import read_catalog
+from input_pipeline.copies import check_people, check_repeats
 from input_pipeline.errors import DataError
+from input_pipeline.validation import Findings, check_separate
 from tests.input_pipeline.trees import (
     TREES,
     encoded_picture,
@@ -137,6 +140,21 @@ def test_protocols_of_partial_reid():
         )
 
 
+@pytest.mark.parametrize("name", TREES)
+def test_nothing_in_a_published_set_occurs_twice_wrongly(name, tmp_path):
+    write_tree(name, tmp_path)
+    builder = prepare(name, tmp_path, tmp_path)
+    catalogs = {split: read_catalog(builder, split) for split in builder.info.splits}
+    train = catalogs.get("train")
+    found = Findings()
+    for split, catalog in catalogs.items():
+        found.add(check_repeats(split, catalog))
+        if train is not None and split != "train":
+            found.add(check_people(train.identities, split, catalog))
+            found.add(check_separate("train", train.image_sha256, split, catalog))
+    assert found == Findings()
+
+
 def test_junk_is_dropped_and_counted_distractors_stay(tmp_path):
     write_tree("market1501", tmp_path)
     builder = prepare("market1501", tmp_path, tmp_path)
@@ -227,6 +245,27 @@ def test_a_camera_that_the_set_does_not_have(name, file, cameras, tmp_path):
     write_bytes(tmp_path / TREES[name].root / file, b"?")
     line = refused(name, tmp_path, tmp_path)
     assert f"{TREES[name].root}/{file}: camera" in line and f"cameras {cameras}" in line
+
+
+def test_an_identity_that_cannot_be_stored_is_named(tmp_path):
+    write_tree("market1501", tmp_path)
+    file = tmp_path / TREES["market1501"].root / "query/99999999999999999999_c1s1_000001_01.png"
+    write_bytes(file, encoded_picture(file.name))
+    assert refused("market1501", tmp_path, tmp_path) == (
+        f"{file}: identity 99999999999999999999 is too large; rename or remove the file"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_with_two_versions_of_an_image_is_named(tmp_path):
+    write_tree("market1501", tmp_path / "in")
+    archive = zip_folder(tmp_path / "in", tmp_path / "market.zip")
+    name = f"{TREES['market1501'].root}/query/0001_c1s1_001051_00.jpg"
+    with zipfile.ZipFile(archive, "a") as packed:
+        packed.writestr(name, b"other")
+    assert refused("market1501", tmp_path, archive).startswith(
+        f"{archive}/{name}: the archive holds it twice, with different contents; unpack it"
+    )
 
 
 def test_a_missing_folder_and_an_empty_one(tmp_path):

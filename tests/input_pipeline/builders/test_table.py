@@ -245,6 +245,14 @@ def row(**changes):
         ("csv", CSV.replace("a/2", "a/2" * 999), "line 3"),
         ("jsonl", f"\n{row()}\n{{", "line 3: broken JSON"),
         ("jsonl", "[1]", "line 1: not a JSON object"),
+        (
+            "jsonl",
+            f'{row()}\n{row()[:-1]}, "identity": 5}}',
+            "line 2: broken JSON: 'identity' occurs twice; leave one",
+        ),
+        ("csv", "sep=;\npath;identity;camera\n", "line 2: no column split"),
+        ("csv", "sep=;", "line 1: no column path, identity"),
+        ("csv", CSV.replace("north", "\u200b\ufeff"), "line 2: camera is empty"),
         ("jsonl", '{"path": "a/1.jpg"}', "line 1: no column identity, camera, split"),
         (
             "jsonl",
@@ -298,6 +306,76 @@ def test_names_with_other_letters(name, folder):
     (folder / "mine.csv").write_bytes(text.encode())
     expected = 'a, "b"' if name.startswith('"') else name
     assert prepare(folder).info.metadata["identities"] == ["10", "9", expected]
+
+
+COMPOSED, DECOMPOSED = "jos\u00e9", "jose\u0301"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_names_that_look_equal_are_one_name(suffix, folder):
+    text = CSV if suffix == "csv" else JSON_LINES.replace(" 10", ' "10"')
+    text = text.replace("anna", COMPOSED).replace("10", f"{DECOMPOSED[:2]}\u200b{DECOMPOSED[2:]}")
+    text = text.replace("south", "nor\ufeffth")
+    (folder / f"mine.{suffix}").write_text(text, encoding="utf-8")
+    metadata = prepare(folder).info.metadata
+    assert metadata["identities"] == ["9", COMPOSED]
+    assert metadata["cameras"] == [COMPOSED, "north"]
+    assert metadata["warnings"] == []
+
+
+def test_a_table_of_ordinary_names_keeps_its_version(folder):
+    file = folder / "mine.csv"
+    versions = []
+    for name in ("anna", COMPOSED, DECOMPOSED):
+        file.write_text(CSV.replace("anna", name), encoding="utf-8")
+        digest = hashlib.sha256(file.read_bytes())
+        for path in IMAGES:
+            digest.update(hashlib.sha256((folder / path).read_bytes()).digest())
+        as_before = int.from_bytes(digest.digest()[:4], "big")
+        versions.append(read_table(file).fingerprint == as_before)
+    assert versions == [True, True, False]
+
+
+def test_names_that_look_alike_are_a_warning(folder):
+    file = folder / "mine.csv"
+    text = CSV.replace("10,south", "Anna,003").replace("9,10", "009,3.0").replace("9,north", "9,3")
+    file.write_text(text)
+    metadata = prepare(folder).info.metadata
+    assert metadata["identities"] == ["009", "9", "Anna", "anna"]
+    start = "differ from another only by case, leading zeros or a trailing .0, such as"
+    assert metadata["warnings"] == [
+        f"{file}: 2 identities {start} '009' and '9'; if they are the same, give them one name",
+        f"{file}: 2 cameras {start} '003' and '3'; if they are the same, give them one name",
+    ]
+
+
+@pytest.mark.parametrize("written", [COMPOSED, DECOMPOSED])
+@pytest.mark.parametrize("stored", [COMPOSED, DECOMPOSED])
+def test_accents_in_paths_may_be_encoded_otherwise(written, stored, folder):
+    (folder / "a").rename(folder / stored)
+    (folder / "mine.csv").write_text(CSV.replace("a/", f"{written}/"), encoding="utf-8")
+    images = rows(prepare(folder))
+    assert images["train", f"{written}/1.jpg"]["image"] == encoded_picture("a/1.jpg")
+
+
+def test_the_path_as_written_comes_first(folder):
+    for name in (COMPOSED, DECOMPOSED):
+        write_bytes(folder / f"{name}.png", encoded_picture(f"{name}.png"))
+    lines = [f"{name}.png,1,1,train" for name in (DECOMPOSED, COMPOSED)]
+    text = "\n".join(["path,identity,camera,split", *lines])
+    (folder / "mine.csv").write_text(text, encoding="utf-8")
+    stored = {path: row["image"] for (_, path), row in rows(prepare(folder)).items()}
+    names = (f"{COMPOSED}.png", f"{DECOMPOSED}.png")
+    assert stored == {name: encoded_picture(name) for name in names}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("line", ["sep={}\n", '"sep={}"\r\n'])
+def test_excels_line_names_the_delimiter(line, delimiter, folder):
+    text = line.format(delimiter) + CSV.replace(",", delimiter)
+    (folder / "mine.csv").write_text(text, newline="")
+    table = read_table(folder / "mine.csv")
+    assert [(row.line, row.path) for row in table.rows] == list(enumerate(IMAGES, 3))
 
 
 def test_there_must_be_exactly_one_table(folder):
