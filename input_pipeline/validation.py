@@ -76,16 +76,35 @@ def check_training(name: str, catalog: Catalog) -> Findings:
     return findings
 
 
-def check_poses(name: str, catalog: Catalog, pose_files: Sequence[str]) -> Findings:
-    """Check that the pose branches have poses to train with; an error if pose files are given.
+def check_poses(
+    name: str, catalog: Catalog, pose_files: Sequence[str], threshold: float
+) -> Findings:
+    """Check that the pose branches have poses to train with.
+
+    It is an error if pose files are given and no pose is drawn; fewer than half are a warning.
 
     Args:
         name: of the data set and split, for the messages.
         catalog: the training split, with its poses joined.
         pose_files: the files from which poses were joined.
+        threshold: lowest confidence that is drawn.
     """
-    if catalog.has_pose.any():
+    drawn = int(catalog.drawn(threshold).sum())
+    if drawn * 2 >= len(catalog):
         return Findings()
+    if drawn:
+        return Findings(
+            warnings=[
+                f"{name}: {drawn:,} of {len(catalog):,} training images have a pose that is drawn; "
+                "teachers learn from these alone"
+            ]
+        )
+    if catalog.has_pose.any():
+        line = (
+            f"{name}: none of the {catalog.has_pose.sum():,} poses is drawn, because no confidence "
+            f"reaches config.data.pose.threshold ({threshold:g}); lower it, or give better poses"
+        )
+        return Findings(errors=[line]) if pose_files else Findings(warnings=[line])
     if pose_files:
         return Findings(
             errors=[
@@ -191,17 +210,21 @@ def check_protocol(name: str, query: Catalog, gallery: Catalog) -> Findings:
     return Findings(errors=[f"{line}; look at the identities and cameras of both splits"])
 
 
-def check_teachers(name: str, query: Catalog, gallery: Catalog) -> Findings:
+def check_teachers(name: str, query: Catalog, gallery: Catalog, threshold: float) -> Findings:
     """Check that teachers, which need poses, can be scored on a protocol.
 
     Args:
         name: of the data set and protocol, for the messages.
         query: the query split, with its poses joined.
         gallery: the gallery split, likewise.
+        threshold: lowest confidence that is drawn.
     """
-    counts = f"{query.has_pose.sum()} of {len(query)} queries and {gallery.has_pose.sum()} of "
-    counts += f"{len(gallery)} gallery images have a pose"
-    posed = [known(split).select(split.has_pose) for split in (query, gallery)]
+    drawn = [split.drawn(threshold) for split in (query, gallery)]
+    counts = (
+        f"{drawn[0].sum()} of {len(query)} queries and {drawn[1].sum()} of {len(gallery)} gallery "
+        f"images have a pose that is drawn (config.data.pose.threshold={threshold:g})"
+    )
+    posed = [known(c).select(mask) for c, mask in zip((query, gallery), drawn, strict=True)]
     if len(queries_without_match(*posed)) == len(posed[0]):
         return Findings(
             errors=[
@@ -210,7 +233,7 @@ def check_teachers(name: str, query: Catalog, gallery: Catalog) -> Findings:
                 "config.eval.embeddings"
             ]
         )
-    if query.has_pose.all() and gallery.has_pose.all():
+    if all(mask.all() for mask in drawn):
         return Findings()
     return Findings(warnings=[f"{name}: {counts}; teachers are scored on these alone"])
 

@@ -62,14 +62,42 @@ def test_what_a_training_split_lacks():
 
 def test_a_split_without_poses_is_a_warning_and_an_error_if_files_were_given():
     bare = catalog([1, 1], [0, 1])
-    (warning,) = validation.check_poses("X", bare, ()).warnings
+    (warning,) = validation.check_poses("X", bare, (), 0.2).warnings
     assert warning.startswith("X: no image has a pose, so the main branch alone is trained")
-    (error,) = validation.check_poses("X", bare, ("a.npz", "b.npz")).errors
+    (error,) = validation.check_poses("X", bare, ("a.npz", "b.npz"), 0.2).errors
     assert error.startswith(
         "config.data.pose.files: no pose of a.npz, b.npz belongs to an image of X;"
     )
     posed = catalog([1, 1], [0, 1], posed=[1])
-    assert validation.check_poses("X", posed, ("a.npz",)) == validation.Findings()
+    assert validation.check_poses("X", posed, ("a.npz",), 0.2) == validation.Findings()
+
+
+def test_poses_that_are_not_drawn_do_not_count():
+    weak = catalog([1, 1, 2], [0, 1, 0], posed=[0, 1])  # confidences of 0.5
+    line = (
+        "X: none of the 2 poses is drawn, because no confidence reaches "
+        "config.data.pose.threshold (0.6); lower it, or give better poses"
+    )
+    assert validation.check_poses("X", weak, (), 0.6) == validation.Findings(warnings=[line])
+    assert validation.check_poses("X", weak, ("a.npz",), 0.6) == validation.Findings(errors=[line])
+    few = catalog([1, 1, 2], [0, 1, 0], posed=[1])
+    assert validation.check_poses("X", few, ("a.npz",), 0.5).warnings == [
+        "X: 1 of 3 training images have a pose that is drawn; teachers learn from these alone"
+    ]
+    assert validation.check_poses("X", weak, (), 0.5) == validation.Findings()
+
+
+def test_teachers_need_poses_that_are_drawn():
+    query, gallery = catalog([1], [0], posed=[0]), catalog([1, 2], [1, 1], posed=[0])
+    (error,) = validation.check_teachers("X", query, gallery, 0.6).errors
+    assert error.startswith(
+        "X: 0 of 1 queries and 0 of 2 gallery images have a pose that is drawn "
+        "(config.data.pose.threshold=0.6), and no match among them, so that no teacher"
+    )
+    assert validation.check_teachers("X", query, gallery, 0.5).warnings == [
+        "X: 1 of 1 queries and 1 of 2 gallery images have a pose that is drawn "
+        "(config.data.pose.threshold=0.5); teachers are scored on these alone"
+    ]
 
 
 def posed_at(*positions, size=(128, 64), confidence=1.0):
