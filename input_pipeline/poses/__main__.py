@@ -68,13 +68,15 @@ def _import(flags: argparse.Namespace) -> Coverage:
     else:
         annotations = FORMATS[flags.format](flags.input)
     joined = join(images, annotations, root.as_posix())
-    cache = build_cache(
+    cache, warnings = build_cache(
         images,
         joined,
         estimator=flags.estimator or flags.format,
         seen_size=flags.seen_size and tuple(flags.seen_size),
         keep_distractors=flags.keep_distractors,
     )
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     found = coverage(images, cache, joined)
     write_poses(flags.output, cache)
     write_left_over(found, _left_over_file(flags.output))

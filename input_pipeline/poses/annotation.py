@@ -25,6 +25,7 @@ class Annotation:
         people: (P, 17, 3) float32 x, y, confidence in [0, 1]; in the file's order.
         target: which of the people is flagged as the target; None where the format has no flags.
         part_maps: (h, w, 8) uint8, 255 for 1; None where the file holds keypoints.
+        size: height, width in pixels that the file gives the image; None where it gives none.
     """
 
     image: str
@@ -32,6 +33,7 @@ class Annotation:
     people: Float32[np.ndarray, "people 17 3"]
     target: int | None = None
     part_maps: UInt8[np.ndarray, "rows columns 8"] | None = None
+    size: tuple[int, int] | None = None
 
     @property
     def label(self) -> str:
@@ -170,10 +172,21 @@ def stack_people(people: list[np.ndarray]) -> Float32[np.ndarray, "people 17 3"]
     return np.stack(people) if people else np.zeros((0, NUM_JOINTS, 3), np.float32)
 
 
-def group_by_image(named: list[tuple[str, np.ndarray]], file: PoseFile) -> Iterator[Annotation]:
-    """One annotation per image from (image name, person), in the order of first mention."""
+def group_by_image(
+    named: list[tuple[str, np.ndarray]],
+    file: PoseFile,
+    sizes: Mapping[str, tuple[int, int]] = types.MappingProxyType({}),
+) -> Iterator[Annotation]:
+    """One annotation per image, in the order of first mention.
+
+    Args:
+        named: image name and person, (17, 3).
+        file: that names them.
+        sizes: height, width in pixels by image name, where known.
+    """
     groups: dict[str, list[np.ndarray]] = {}
     for name, person in named:
         groups.setdefault(file.image(name), []).append(person)
+    by_image = {file.image(name): size for name, size in sizes.items()}
     for image, people in groups.items():
-        yield Annotation(image, file.source, stack_people(people))
+        yield Annotation(image, file.source, stack_people(people), size=by_image.get(image))

@@ -173,7 +173,8 @@ def test_teachers_are_not_scored_without_any_pose(tiny_config, monkeypatch):
     assert (
         "occluded: 0 of 16 queries and 0 of 48 gallery images have a pose that is drawn "
         "(config.data.pose.threshold=0.2), and no match among them, so that no "
-        "teacher can be scored; give config.data.pose.files (docs/poses.md), or score main alone with config.eval.embeddings"
+        "teacher can be scored; give config.data.pose.files (docs/poses.md), or score main "
+        "alone with config.eval.embeddings"
     ) in str(error.value)
     evaluation_data(tiny_config())  # the main branch needs none
 

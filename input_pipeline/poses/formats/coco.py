@@ -52,9 +52,11 @@ def read_coco(path: Path, annotations: Path | None = None) -> Iterator[Annotatio
     for file in progress(pose_files(path, (".json",)), "reading"):
         value = file.read_json()
         if isinstance(value, list):
-            yield from group_by_image(list(_results(value, legend, file)), file)
+            yield from group_by_image(list(_results(value, legend, file)), file, legend.sizes)
         else:
-            flagged += group_by_image(list(_ground_truth(value, file)), file)
+            legend_here = _Legend.read(value, file)
+            named = list(_ground_truth(value, legend_here, file))
+            flagged += group_by_image(named, file, legend_here.sizes)
     yield from _flags_to_confidences(flagged)
 
 
@@ -64,11 +66,13 @@ class _Legend:
 
     Attributes:
         names: image → file name.
+        sizes: file name → height, width in pixels, where the file gives them.
         orders: category → which of its joints are COCO's, as in :func:`read_person`.
         path: the file that says so; None if none does.
     """
 
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     orders: Mapping[str, Mapping[int, np.ndarray]] = dataclasses.field(default_factory=dict)
     path: Path | None = None
 
@@ -83,7 +87,8 @@ class _Legend:
             category: orders_by_name(one, file) if one else joints.COCO_ONLY
             for category, one in joint_names.items()
         }
-        return cls(names, orders, file.path)
+        sizes = {image["file_name"]: size for image in images if (size := _size(image))}
+        return cls(names, sizes, orders, file.path)
 
     def name(self, entry: Any, file: PoseFile) -> str:
         """The file name of the image that an entry belongs to."""
@@ -110,6 +115,20 @@ class _Legend:
         if str(category) not in self.orders:
             raise file.error(f"category_id {category} is not among the categories of {self.path}")
         return read_person(numbers, self.orders[str(category)], file)
+
+
+def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width of an entry of ``images``; None unless both are whole and above 0.
+
+    >>> _size({"height": 128, "width": 64}), _size({"height": 0, "width": 0}), _size({})
+    ((128, 64), None, None)
+    """
+    given = [image.get(name) for name in ("height", "width")]
+    height, width = (
+        int(length) if isinstance(length, int | float) and length > 0 and length % 1 == 0 else 0
+        for length in given
+    )
+    return (height, width) if height and width else None
 
 
 def _joint_names(category: Any, file: PoseFile) -> list[Any]:
@@ -140,9 +159,8 @@ def _results(
         yield name, legend.person(entry, field(entry, "keypoints", list, file), file)
 
 
-def _ground_truth(value: Any, file: PoseFile) -> Iterator[tuple[str, np.ndarray]]:
+def _ground_truth(value: Any, legend: _Legend, file: PoseFile) -> Iterator[tuple[str, np.ndarray]]:
     """Image name and person of each annotation, with half its flag in place of a confidence."""
-    legend = _Legend.read(value, file)
     for entry in field(value, "annotations", list, file):
         name = legend.name(entry, file)
         if not entry.get("keypoints") or entry.get("num_keypoints") == 0:  # a box alone

@@ -95,6 +95,16 @@ def test_coco_image_numbers_are_named_by_annotations(write_json, make_person, as
     assert_people(annotation, make_person())
 
 
+def test_coco_images_may_have_a_size(write_json, make_person, as_numbers):
+    sizes = [{"height": 128, "width": 64.0}, {"height": 0, "width": 0}, {"width": "64"}]
+    images = [{"id": i, "file_name": f"{i}.jpg", **size} for i, size in enumerate(sizes)]
+    entries = [{"image_id": i, "keypoints": as_numbers(make_person())} for i in range(3)]
+    folder = write_json("results/all.json", entries)
+    write_json("names.json", {"images": images})
+    annotations = read_coco(folder / "results", folder / "names.json")
+    assert [annotation.size for annotation in annotations] == [(128, 64), None, None]
+
+
 def test_coco_annotations_carry_flags(write_json, make_person, as_numbers):
     person = make_person()
     flags = np.resize([2, 1, 0], 17)
