@@ -14,6 +14,11 @@ from input_pipeline.errors import DataError
 from input_pipeline.keypoints import JOINTS, NUM_JOINTS
 from input_pipeline.poses.joints import LIMB_JOINTS
 
+# OpenPose and AlphaPose write maxima of heat maps, up to about 1.4.
+HEATMAP_LIMIT = 2.0
+# MMPose writes the raw outputs of SimCC models (RTMPose, RTMW), which have no fixed bound.
+SIMCC_LIMIT = 20.0
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Annotation:
@@ -106,7 +111,10 @@ def people_in(value: Any, file: PoseFile) -> list[Any]:
 
 
 def read_person(
-    numbers: Any, orders: Mapping[int, np.ndarray], file: PoseFile
+    numbers: Any,
+    orders: Mapping[int, np.ndarray],
+    file: PoseFile,
+    limit: float = HEATMAP_LIMIT,
 ) -> Float32[np.ndarray, "17 3"]:
     """One person's keypoints from JSON.
 
@@ -114,12 +122,13 @@ def read_person(
         numbers: K·3 numbers x, y, confidence, flat or as K lists of three.
         orders: for each allowed K, which of the K joints are COCO's 17; -1: none of them.
         file: for the error.
+        limit: highest absolute confidence that the format's tools write.
 
     Returns:
         (17, 3) float32; confidences outside [0, 1] are clipped; zeros where the order has -1.
 
     Raises:
-        DataError: other than K·3 finite numbers.
+        DataError: other than K·3 finite numbers, or a confidence beyond the limit.
     """
     try:
         points = np.array(numbers)
@@ -138,6 +147,10 @@ def read_person(
         raise file.error("keypoints must be finite numbers")
     order = orders[len(points)]
     points = np.where(order[:, None] < 0, np.float32(0), points[order])
+    low, high = points[:, 2].min(), points[:, 2].max()
+    if max(high, -low) > limit:
+        extreme = f"up to {high:g}" if high >= -low else f"down to {low:g}"
+        raise file.error(f"confidences {extreme}; they must be in [0, 1]")
     points[:, 2] = points[:, 2].clip(0, 1)
     return points
 

@@ -10,6 +10,7 @@ import numpy as np
 from input_pipeline.keypoints import NUM_JOINTS
 from input_pipeline.poses import joints
 from input_pipeline.poses.annotation import (
+    SIMCC_LIMIT,
     Annotation,
     PoseFile,
     field,
@@ -105,7 +106,7 @@ class _Legend:
     def person(self, entry: Any, numbers: list[Any], file: PoseFile) -> np.ndarray:
         """(17, 3) keypoints of an entry with these numbers, by the joints of its category."""
         if not self.orders:
-            return read_person(numbers, joints.COCO_ONLY, file)
+            return read_person(numbers, joints.COCO_ONLY, file, SIMCC_LIMIT)
         category = entry.get("category_id")
         if category is None and len(self.orders) == 1:
             (category,) = self.orders
@@ -114,7 +115,7 @@ class _Legend:
             raise file.error(f"a category_id is missing; {self.path} has {count} categories")
         if str(category) not in self.orders:
             raise file.error(f"category_id {category} is not among the categories of {self.path}")
-        return read_person(numbers, self.orders[str(category)], file)
+        return read_person(numbers, self.orders[str(category)], file, SIMCC_LIMIT)
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -327,7 +327,7 @@ def test_mmpose_may_find_nobody(value, write_json):
 @pytest.mark.parametrize("further", [0, 9, 116, 119])
 def test_alphapose_results_clip_scores(further, write_json, make_person, as_numbers):
     person = make_person()
-    person[3, 2], person[4, 2] = 5.5, -0.25
+    person[3, 2], person[4, 2] = 1.4, -0.25
     numbers = as_numbers(person) + [77.0] * 3 * further
     entry = {"image_id": "a.jpg", "category_id": 1, "keypoints": numbers, "score": 2.9}
     annotation = one(
@@ -336,6 +336,40 @@ def test_alphapose_results_clip_scores(further, write_json, make_person, as_numb
     person[3, 2], person[4, 2] = 1, 0
     assert annotation.image == "a.jpg"
     assert_people(annotation, person)
+
+
+@pytest.mark.parametrize("name", ["openpose", "alphapose", "kpr", "openpifpaf", "coco", "mmpose"])
+@pytest.mark.parametrize(
+    ("scale", "extreme"), [(100, "up to 95"), (255, "up to 242.25"), (-30, "down to -28.5")]
+)
+def test_confidences_that_are_not_fractions_of_1_are_refused(
+    name, scale, extreme, write_json, make_person, as_numbers
+):
+    person = make_person()
+    person[:, 2] *= scale
+    entry = {"image_id": "a.jpg", "keypoints": as_numbers(person)}
+    value = {
+        "openpose": {"people": [{"pose_keypoints_2d": as_numbers(person)}]},
+        "mmpose": [{"keypoints": person[:, :2].tolist(), "keypoint_scores": person[:, 2].tolist()}],
+    }.get(name, [entry])
+    folder = write_json("a.json", value)
+    with pytest.raises(DataError) as error:
+        list(FORMATS[name](folder))
+    assert str(error.value) == (
+        f"{folder / 'a.json'}: confidences {extreme}; they must be in [0, 1]"
+    )
+
+
+def test_scores_of_simcc_models_are_clipped(write_json, make_person, as_numbers):
+    person = make_person()
+    person[:3, 2] = 1.1, 8.5, -0.5
+    entry = {"keypoints": person[:, :2].tolist(), "keypoint_scores": person[:, 2].tolist()}
+    folder = write_json("mmpose/a.json", [entry])
+    write_json("coco/a.json", [{"image_id": "a.jpg", "keypoints": as_numbers(person)}])
+    clipped = person.copy()
+    clipped[:3, 2] = 1, 1, 0
+    assert_people(one(FORMATS["mmpose"](folder / "mmpose")), clipped)
+    assert_people(one(FORMATS["coco"](folder / "coco")), clipped)
 
 
 @pytest.mark.parametrize(
