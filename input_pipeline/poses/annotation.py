@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from input_pipeline.errors import DataError
+from input_pipeline.file_tree import FileTree
 from input_pipeline.keypoints import JOINTS, NUM_JOINTS
 from input_pipeline.poses.joints import LIMB_JOINTS
 
@@ -77,21 +78,27 @@ class PoseFile:
 def pose_files(folder: Path, suffixes: tuple[str, ...]) -> list[PoseFile]:
     """The files with these suffixes below a folder, sorted; or ``folder`` itself if it is a file.
 
+    Links are followed, except to a folder above.
+
     Raises:
-        DataError: there are none.
+        DataError: there are none, or a folder cannot be read.
     """
     if folder.is_file():
         return [PoseFile(folder, folder.name)]
-    found = []
-    for path in folder.rglob("*"):
-        relative = path.relative_to(folder)
-        # Archives made on a Mac repeat every name, in __MACOSX or with a leading dot.
-        foreign = any(part.startswith((".", "__MACOSX")) for part in relative.parts)
-        if path.suffix.lower() in suffixes and not foreign and path.is_file():
-            found.append(PoseFile(path, relative.as_posix()))
+    tree = FileTree.scan(folder, opens=lambda archive: False)
+    if tree.problems:
+        raise DataError(f"--input={next(iter(tree.problems.values()))}")
+    # Archives made on a Mac repeat every name, in __MACOSX or with a leading dot.
+    found = [
+        PoseFile(folder / source, source)
+        for source in tree.files
+        if source.lower().endswith(suffixes)
+        and not any(part.startswith((".", "__MACOSX")) for part in source.split("/"))
+        and (folder / source).is_file()
+    ]
     if not found:
         raise DataError(f"--input={folder}: no {' or '.join(suffixes)} file there")
-    return sorted(found, key=lambda file: file.source)
+    return found
 
 
 def field(value: Any, name: str, kind: type | types.UnionType, file: PoseFile) -> Any:

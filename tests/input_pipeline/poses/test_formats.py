@@ -64,6 +64,27 @@ def test_files_are_read_in_order_and_foreign_ones_ignored(write_json):
     assert sources == ["a/10.json", "a/2.JSON", "b.json"]
 
 
+def test_links_are_followed_but_not_in_circles(write_json, tmp_path):
+    folder = write_json("own.json", {"people": []})
+    write_json("sub/1.json", {"people": []})
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "2.json").write_text('{"people": []}')
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "sub" / "above").symlink_to(folder)
+    (folder / "broken.json").symlink_to(tmp_path / "gone.json")
+    sources = [annotation.source for annotation in FORMATS["openpose"](folder)]
+    assert sources == ["linked/2.json", "own.json", "sub/1.json"]
+
+
+def test_openpose_people_without_a_body_have_no_pose(write_json, make_person, as_numbers):
+    people = [[], as_numbers(make_person(), 25)]
+    entries = [
+        {"pose_keypoints_2d": person, "hand_left_keypoints_2d": [1, 2, 3]} for person in people
+    ]
+    folder = write_json("1_keypoints.json", {"people": entries})
+    assert_people(one(FORMATS["openpose"](folder)), np.zeros((17, 3)), make_person())
+
+
 # --- COCO ----------------------------------------------------------------------------------------
 
 
