@@ -64,9 +64,12 @@ def _import(flags: argparse.Namespace) -> Coverage:
     path = Path(os.path.abspath(flags.input))
     root = path if path.is_dir() else path.parent
     if flags.annotations is not None:
-        annotations = read_coco(flags.input, flags.annotations)
+        read = read_coco(flags.input, flags.annotations)
     else:
-        annotations = FORMATS[flags.format](flags.input)
+        read = FORMATS[flags.format](flags.input)
+    annotations = list(read)
+    if not annotations:
+        raise UserError(f"--input={flags.input}: it contains no pose")
     joined = join(images, annotations, root.as_posix())
     cache, warnings = build_cache(
         images,

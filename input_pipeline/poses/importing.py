@@ -220,8 +220,6 @@ def _nothing_found(joined: Joined) -> str:
     lost = joined.unmatched + joined.ambiguous
     if any(annotation is not None for annotation in joined.annotations):
         return "--input: its files belong to images of the data set, but none shows a person"
-    if not lost:
-        return "--input: it contains no pose"
     return (
         f"--input: none of its {len(lost)} poses belongs to exactly one image of the data set "
         f"(first: {lost[0]}); poses are joined by file name: check --dataset and --input"

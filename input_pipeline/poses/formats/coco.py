@@ -32,7 +32,7 @@ def read_coco(path: Path, annotations: Path | None = None) -> Iterator[Annotatio
     Annotations are ``{"images": [{"id", "file_name"}], "annotations": [{"image_id",
     "keypoints"}]}`` with flags as confidences: 2 (labelled and visible) counts as 1, others as 0.
     If no file flags any joint with 2, 1 counts as 1: PoseTrack knows only 0 and 1. An annotation
-    without keypoints is a person without a pose.
+    without keypoints is a person without a pose. Keypoints may also be lists of three.
 
     If ``categories`` name their ``keypoints``, the joints are mapped by name; otherwise they are
     COCO's 17. Numbers may be written as text.
@@ -93,7 +93,7 @@ class _Legend:
 
     def name(self, entry: Any, file: PoseFile) -> str:
         """The file name of the image that an entry belongs to."""
-        image = field(entry, "image_id", int | str, file)
+        image = _number(entry, "image_id", file)
         if str(image) in self.names:
             return self.names[str(image)]
         if isinstance(image, str):
@@ -107,15 +107,26 @@ class _Legend:
         """(17, 3) keypoints of an entry with these numbers, by the joints of its category."""
         if not self.orders:
             return read_person(numbers, joints.COCO_ONLY, file, SIMCC_LIMIT)
-        category = entry.get("category_id")
-        if category is None and len(self.orders) == 1:
+        if entry.get("category_id") is not None:
+            category = _number(entry, "category_id", file)
+        elif len(self.orders) == 1:
             (category,) = self.orders
-        if category is None:
+        else:
             count = len(self.orders)
             raise file.error(f"a category_id is missing; {self.path} has {count} categories")
         if str(category) not in self.orders:
             raise file.error(f"category_id {category} is not among the categories of {self.path}")
         return read_person(numbers, self.orders[str(category)], file, SIMCC_LIMIT)
+
+
+def _number(entry: Any, name: str, file: PoseFile) -> int | str:
+    """A number or a name; pandas writes whole numbers as 7.0, which count as 7."""
+    value = field(entry, name, int | float | str, file)
+    if not isinstance(value, float):
+        return value
+    if not value.is_integer():
+        raise file.error(f"{name} {value} is not a whole number")
+    return int(value)
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -143,7 +154,7 @@ def _by_id(
     """Number as text → value; DataError if a number has two values."""
     found: dict[str, Any] = {}
     for entry in entries:
-        number = str(field(entry, "id", int | str, file))
+        number = str(_number(entry, "id", file))
         one = value(entry)
         if found.setdefault(number, one) != one:
             both = f"{found[number]} and {one}"
@@ -168,6 +179,8 @@ def _ground_truth(value: Any, legend: _Legend, file: PoseFile) -> Iterator[tuple
             yield name, np.zeros((NUM_JOINTS, 3), np.float32)
             continue
         numbers = list(field(entry, "keypoints", list, file))
+        if all(isinstance(point, list) and len(point) == 3 for point in numbers):
+            numbers = [number for point in numbers for number in point]
         flags = numbers[2::3]
         if not all(flag in (0, _LABELLED, _VISIBLE) for flag in flags):
             raise file.error("annotations flag each joint with 0, 1 or 2; scores belong in results")

@@ -151,8 +151,17 @@ def coco_value(*annotations, categories=None, images=((1, "a.jpg"),)):
     return value if categories is None else value | {"categories": categories}
 
 
-@pytest.mark.parametrize("numbered", [7, "7"])
-@pytest.mark.parametrize("mentioned", [7, "7"])
+def test_coco_annotations_may_list_each_joint(write_json, make_person, as_points):
+    person = make_person()
+    person[:, 2] = np.arange(17) % 3
+    entries = [{"image_id": "a.jpg", "keypoints": as_points(person, 17)}]
+    folder = write_json("a.json", {"images": [], "annotations": entries})
+    person[:, 2] = person[:, 2] == 2
+    assert_people(one(read_coco(folder)), person)
+
+
+@pytest.mark.parametrize("numbered", [7, "7", 7.0])
+@pytest.mark.parametrize("mentioned", [7, "7", 7.0])
 def test_coco_image_numbers_may_be_text(numbered, mentioned, write_json, make_person, as_numbers):
     results = [{"image_id": mentioned, "keypoints": as_numbers(make_person())}]
     folder = write_json("results.json", results)
@@ -644,6 +653,7 @@ def numbered_names(names):
             "image_id 3 has no file name; .*--annotations",
         ),
         ("coco", [{"image_id": "a", "keypoints": GOOD * 2}], "34 joints instead of 17"),
+        ("coco", [{"image_id": 3.5, "keypoints": GOOD}], r"image_id 3\.5 is not a whole number"),
         ("coco", {"images": []}, "'annotations' is missing"),
         (
             "coco",
@@ -653,7 +663,7 @@ def numbered_names(names):
         (
             "alphapose",
             [{"image_id": 3, "keypoints": GOOD}],
-            "'image_id' is missing or of the wrong",
+            "image_id 3 is not a file name; run AlphaPose without --eval",
         ),
         ("alphapose", [{"image_id": "a", "keypoints": GOOD[:48]}], "16 joints instead of 17"),
         ("alphapose", {"a.jpg": []}, 'no "people" at the top'),
