@@ -73,6 +73,20 @@ class Catalog:
         posed = np.any(self.keypoints[..., 2], axis=1)
         return posed if self.part_maps is None else posed | self.part_maps.any(axis=(1, 2, 3))
 
+    def drawn(self, threshold: float) -> Bool[np.ndarray, " images"]:
+        """Which images have a pose that is drawn, so that teachers can use it.
+
+        Args:
+            threshold: lowest confidence, or value of a part map, that is drawn, in [0, 1].
+
+        Returns:
+            (N,) bool; whether the joints are inside the image does not count.
+        """
+        highest = self.keypoints[..., 2].max(axis=1)
+        if self.part_maps is not None:
+            highest = np.maximum(highest, self.part_maps.max(axis=(1, 2, 3)) / np.float32(255))
+        return (highest >= np.float32(threshold)) & (highest > 0)
+
     def shuffle_poses(self, seed: int) -> "Catalog":
         """The control experiment: every image gets the pose of another image.
 

@@ -76,12 +76,12 @@ def training_data(config: Config) -> TrainingData:
     builder = open_builder(config, config.data.dataset)
     poses = read_pose_files(config)
     catalog = open_catalog(builder, "train", poses, memory_gib=config.data.memory_gib)
-    source = config.data.pose.source
+    source, threshold = config.data.pose.source, config.data.pose.threshold
     label = f"{builder.info.full_name} train"
     findings = check_training(label, catalog)
     findings.add(check_repeats(label, catalog))
     if config.trains_with_poses:
-        findings.add(check_poses(label, catalog, config.data.pose.files))
+        findings.add(check_poses(label, catalog, config.data.pose.files, threshold))
         findings.add(check_keypoints(label, catalog))
     if config.data.dataset not in evaluated_sets(config):  # else the evaluation warns
         findings.warnings += preparation_warnings(config, builder)
@@ -107,7 +107,7 @@ def training_data(config: Config) -> TrainingData:
         num_identities=catalog.num_identities,
         filenames=catalog.filenames,
         batches=batches,
-        description=_describe(catalog, builder, source),
+        description=_describe(catalog, builder, config),
         origin={
             "dataset": builder.info.full_name,
             "pose_files": _describe_pose_files(config, poses),
@@ -169,7 +169,7 @@ def evaluation_data(config: Config, training: TrainingData | None = None) -> Eva
             pair = catalogs[query], catalogs["gallery"]
             findings.add(check_protocol(label, *pair))
             if config.scores_with_poses:
-                findings.add(check_teachers(label, *pair))
+                findings.add(check_teachers(label, *pair, config.data.pose.threshold))
             data.protocols.append(
                 Protocol(
                     name=results[protocol],
@@ -188,10 +188,11 @@ def _add_few(
 ) -> None:
     """Add a protocol of the first queries with matches, and all gallery images of their people.
 
-    If teachers are scored, of the images with poses.
+    If teachers are scored, of the images with a pose that is drawn.
     """
     usable = [
-        c.has_pose if config.scores_with_poses else np.ones(len(c), bool) for c in (query, gallery)
+        c.drawn(config.data.pose.threshold) if config.scores_with_poses else np.ones(len(c), bool)
+        for c in (query, gallery)
     ]
     images = [known(c).select(mask) for c, mask in zip((query, gallery), usable, strict=True)]
     matched = np.delete(np.flatnonzero(usable[0]), queries_without_match(*images))
@@ -305,7 +306,7 @@ def evaluation_split(
     )
 
 
-def _describe(catalog: Catalog, builder: Any, pose_source: str) -> dict[str, Any]:
+def _describe(catalog: Catalog, builder: Any, config: Config) -> dict[str, Any]:
     """Fingerprints that show whether two runs read the same data."""
     description = {
         "name": builder.info.full_name.rpartition("/")[0],  # no version: the contents count
@@ -315,8 +316,8 @@ def _describe(catalog: Catalog, builder: Any, pose_source: str) -> dict[str, Any
             *(str(name).encode() for name in catalog.filenames),
             catalog.labels.astype("<i8").tobytes(),
         ),
-        "pose_source": pose_source,
-        "pose_coverage": float(catalog.has_pose.mean()),
+        "pose_source": config.data.pose.source,
+        "pose_coverage": float(catalog.drawn(config.data.pose.threshold).mean()),
         "poses_sha256": _sha256(
             np.ascontiguousarray(catalog.keypoints).tobytes(),
             b"" if catalog.part_maps is None else np.ascontiguousarray(catalog.part_maps).tobytes(),

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from input_pipeline.catalog import Catalog
 from input_pipeline.errors import DataError
-from input_pipeline.poses.coordinates import coordinate_fault, poses_outside
+from input_pipeline.poses.coordinates import are_fractions, are_swapped, joints_outside
 from pgfl_jax.retrieval.protocols import Images
 
 _NAMED = 5  # number of files that a message names
@@ -76,16 +76,35 @@ def check_training(name: str, catalog: Catalog) -> Findings:
     return findings
 
 
-def check_poses(name: str, catalog: Catalog, pose_files: Sequence[str]) -> Findings:
-    """Check that the pose branches have poses to train with; an error if pose files are given.
+def check_poses(
+    name: str, catalog: Catalog, pose_files: Sequence[str], threshold: float
+) -> Findings:
+    """Check that the pose branches have poses to train with.
+
+    It is an error if pose files are given and no pose is drawn; fewer than half are a warning.
 
     Args:
         name: of the data set and split, for the messages.
         catalog: the training split, with its poses joined.
         pose_files: the files from which poses were joined.
+        threshold: lowest confidence that is drawn.
     """
-    if catalog.has_pose.any():
+    drawn = int(catalog.drawn(threshold).sum())
+    if drawn * 2 >= len(catalog):
         return Findings()
+    if drawn:
+        return Findings(
+            warnings=[
+                f"{name}: {drawn:,} of {len(catalog):,} training images have a pose that is drawn; "
+                "teachers learn from these alone"
+            ]
+        )
+    if catalog.has_pose.any():
+        line = (
+            f"{name}: none of the {catalog.has_pose.sum():,} poses is drawn, because no confidence "
+            f"reaches config.data.pose.threshold ({threshold:g}); lower it, or give better poses"
+        )
+        return Findings(errors=[line]) if pose_files else Findings(warnings=[line])
     if pose_files:
         return Findings(
             errors=[
@@ -102,26 +121,75 @@ def check_poses(name: str, catalog: Catalog, pose_files: Sequence[str]) -> Findi
 
 
 def check_keypoints(name: str, catalog: Catalog) -> Findings:
-    """Check that keypoints are pixels of their images; an error if most are not.
+    """Check that keypoints are pixels of their images, as :func:`check_pixels` does.
 
     Args:
         name: of the data set and split, for the messages.
         catalog: the split, with its poses joined.
     """
     known = np.flatnonzero(catalog.image_sizes.all(axis=1))
-    keypoints, sizes = catalog.keypoints[known], catalog.image_sizes[known]
-    remedy = "give x, y in pixels of the image file, not of the frame that it was cut from"
-    if fault := coordinate_fault(keypoints, sizes, remedy):
-        return Findings(errors=[f"{name}: {fault}"])
-    astray = known[poses_outside(keypoints, sizes)]
-    if not astray.size:
-        return Findings()
-    return Findings(
-        warnings=[
-            f"{name}: the poses of {astray.size} images are wholly outside them: "
-            f"{some(catalog.filenames[astray])}; {remedy}"
-        ]
+    return check_pixels(
+        name,
+        catalog.filenames[known],
+        catalog.keypoints[known],
+        catalog.image_sizes[known],
+        "give x, y in pixels of the image file, not of the frame that it was cut from",
     )
+
+
+def check_pixels(
+    name: str,
+    filenames: Shaped[np.ndarray, " images"],
+    keypoints: Float[np.ndarray, "images 17 3"],
+    sizes: Int[np.ndarray, "images 2"],
+    remedy: str,
+) -> Findings:
+    """Check that keypoints are pixels of their images.
+
+    Joints below a confidence of 0.2 do not count. These are errors: more than half of the joints
+    are outside their images; more than a tenth are, but almost none with x and y swapped; or all
+    joints of an image are between -1 and 1, in more than 5 % of the images. Less is a warning.
+
+    Args:
+        name: of the data set and split, or of the option, for the messages.
+        filenames: (N,) names of the images.
+        keypoints: (N, 17, 3) x, y, confidence.
+        sizes: (N, 2) height, width of the images in pixels.
+        remedy: what to do about joints outside their images.
+    """
+    confident, outside = joints_outside(keypoints, sizes)
+    posed = confident.any(axis=1)
+    if not posed.any():
+        return Findings()
+    fractions = np.flatnonzero(are_fractions(keypoints, sizes))
+    line = (
+        f"{name}: the keypoints of {fractions.size:,} of {posed.sum():,} images are between -1 and "
+        f"1: {some(filenames[fractions])}; they are fractions, or -1 for missing joints; give "
+        "pixels (OpenPose: --keypoint_scale 0), and confidence 0 for missing joints"
+    )
+    if fractions.size > 0.05 * posed.sum():
+        return Findings(errors=[line])
+    findings = Findings(warnings=[line] if fractions.size else [])
+    share = outside.sum() / confident.sum()
+    many = f"{name}: {share:.0%} of the confident keypoints are outside their images"
+    if are_swapped(keypoints, sizes):
+        findings.errors.append(f"{many}, but almost none with x and y swapped; give x before y")
+    elif share > 0.5:
+        findings.errors.append(f"{many}; {remedy}")
+    if findings.errors:
+        return findings
+    if share > 0.1:
+        findings.warnings.append(
+            f"{name}: {outside.sum():,} of {confident.sum():,} confident keypoints are outside "
+            f"their images: {some(filenames[outside.any(axis=1)])}; {remedy}"
+        )
+    astray = np.flatnonzero(posed & (outside == confident).all(axis=1))
+    if astray.size:
+        findings.warnings.append(
+            f"{name}: the poses of {astray.size} images are wholly outside them: "
+            f"{some(filenames[astray])}; {remedy}"
+        )
+    return findings
 
 
 def check_separate(
@@ -191,17 +259,21 @@ def check_protocol(name: str, query: Catalog, gallery: Catalog) -> Findings:
     return Findings(errors=[f"{line}; look at the identities and cameras of both splits"])
 
 
-def check_teachers(name: str, query: Catalog, gallery: Catalog) -> Findings:
+def check_teachers(name: str, query: Catalog, gallery: Catalog, threshold: float) -> Findings:
     """Check that teachers, which need poses, can be scored on a protocol.
 
     Args:
         name: of the data set and protocol, for the messages.
         query: the query split, with its poses joined.
         gallery: the gallery split, likewise.
+        threshold: lowest confidence that is drawn.
     """
-    counts = f"{query.has_pose.sum()} of {len(query)} queries and {gallery.has_pose.sum()} of "
-    counts += f"{len(gallery)} gallery images have a pose"
-    posed = [known(split).select(split.has_pose) for split in (query, gallery)]
+    drawn = [split.drawn(threshold) for split in (query, gallery)]
+    counts = (
+        f"{drawn[0].sum()} of {len(query)} queries and {drawn[1].sum()} of {len(gallery)} gallery "
+        f"images have a pose that is drawn (config.data.pose.threshold={threshold:g})"
+    )
+    posed = [known(c).select(mask) for c, mask in zip((query, gallery), drawn, strict=True)]
     if len(queries_without_match(*posed)) == len(posed[0]):
         return Findings(
             errors=[
@@ -210,7 +282,7 @@ def check_teachers(name: str, query: Catalog, gallery: Catalog) -> Findings:
                 "config.eval.embeddings"
             ]
         )
-    if query.has_pose.all() and gallery.has_pose.all():
+    if all(mask.all() for mask in drawn):
         return Findings()
     return Findings(warnings=[f"{name}: {counts}; teachers are scored on these alone"])
 

@@ -23,7 +23,7 @@ from pgfl_jax.config import (
     parse_config,
     stored_config,
 )
-from pgfl_jax.report.manifest import check_same_options, read_config
+from pgfl_jax.report.manifest import check_same_options, read_config, read_run
 from pgfl_jax.report.writers import write_json
 from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
 from pgfl_jax.train import train
@@ -102,3 +102,10 @@ def test_a_data_set_of_ones_own_kept_its_content_when_it_was_renamed():
     assert current_dataset_name("manifest/shop") == "table/shop"
     assert current_dataset_name("market1501") == "market1501"
     assert stored_config({"data.dataset": "manifest/shop"}).data.dataset == "table/shop"
+
+
+def test_a_run_that_counted_weak_poses_goes_on(run):
+    config, stored_data = read_config(run), json.loads((run / "manifest.json").read_text())["data"]
+    read_run(run, config, stored_data | {"pose_coverage": 0.5})
+    with pytest.raises(ConfigError, match=r"config\.data\.pose\.files: .*\(poses_sha256 was"):
+        read_run(run, config, stored_data | {"poses_sha256": "0" * 64})

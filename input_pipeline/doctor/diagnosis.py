@@ -66,7 +66,8 @@ def training(survey: Survey) -> Found:
             found = validation.check_training(split.label, split.catalog)
             yield Findings(warnings=found.warnings)  # its errors are those of its images
             if config.trains_with_poses:
-                yield validation.check_poses(split.label, split.catalog, config.data.pose.files)
+                pose = config.data.pose
+                yield validation.check_poses(split.label, split.catalog, pose.files, pose.threshold)
             yield Findings(errors=_batch_problems(config, split))
 
 

@@ -60,19 +60,20 @@ def split_facts(survey: Survey, split: Split) -> dict[str, str]:
 def _pose_facts(survey: Survey, split: Split) -> dict[str, str]:
     """How many images have a pose, from which file, and the mean confidences of the joints."""
     catalog, count = split.catalog, len(split.catalog)
-    facts = {"with a pose": _share(int(catalog.has_pose.sum()), count)}
+    drawn = catalog.drawn(survey.config.data.pose.threshold)
+    facts = {"with a pose": _share(int(drawn.sum()), count)}
     if any(one.catalog.part_maps is not None for one in survey.splits):
         maps = np.zeros((count, 1)) if catalog.part_maps is None else catalog.part_maps
         facts["as part maps"] = _share(int(maps.reshape(count, -1).any(axis=1).sum()), count)
     for (path, _), matches in zip(survey.poses, split.matches, strict=True):
         facts[f"known to {Path(path).name}"] = _share(matches, count)
-    drawn = catalog.keypoints[catalog.keypoints[..., 2].any(axis=1)]
-    mean = drawn[..., 2].mean(axis=0) if len(drawn) else np.full(len(JOINTS), np.nan)
+    posed = catalog.keypoints[catalog.keypoints[..., 2].any(axis=1)]
+    mean = posed[..., 2].mean(axis=0) if len(posed) else np.full(len(JOINTS), np.nan)
     confidence = dict(zip(JOINTS, (f"{value:.2f}" for value in mean), strict=True))
-    facts["confidence: nose"] = confidence["nose"] if len(drawn) else "–"
+    facts["confidence: nose"] = confidence["nose"] if len(posed) else "–"
     for joint in (name.removeprefix(_LEFT) for name in JOINTS if name.startswith(_LEFT)):
         both = f"{confidence[_LEFT + joint]} / {confidence['right_' + joint]}"
-        facts[f"confidence: {joint} (left / right)"] = both if len(drawn) else "–"
+        facts[f"confidence: {joint} (left / right)"] = both if len(posed) else "–"
     return facts
 
 

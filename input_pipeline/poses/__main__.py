@@ -64,17 +64,22 @@ def _import(flags: argparse.Namespace) -> Coverage:
     path = Path(os.path.abspath(flags.input))
     root = path if path.is_dir() else path.parent
     if flags.annotations is not None:
-        annotations = read_coco(flags.input, flags.annotations)
+        read = read_coco(flags.input, flags.annotations)
     else:
-        annotations = FORMATS[flags.format](flags.input)
+        read = FORMATS[flags.format](flags.input)
+    annotations = list(read)
+    if not annotations:
+        raise UserError(f"--input={flags.input}: it contains no pose")
     joined = join(images, annotations, root.as_posix())
-    cache = build_cache(
+    cache, warnings = build_cache(
         images,
         joined,
         estimator=flags.estimator or flags.format,
         seen_size=flags.seen_size and tuple(flags.seen_size),
         keep_distractors=flags.keep_distractors,
     )
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     found = coverage(images, cache, joined)
     write_poses(flags.output, cache)
     write_left_over(found, _left_over_file(flags.output))

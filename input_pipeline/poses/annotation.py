@@ -11,8 +11,14 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from input_pipeline.errors import DataError
+from input_pipeline.file_tree import FileTree
 from input_pipeline.keypoints import JOINTS, NUM_JOINTS
 from input_pipeline.poses.joints import LIMB_JOINTS
+
+# OpenPose and AlphaPose write maxima of heat maps, up to about 1.4.
+HEATMAP_LIMIT = 2.0
+# MMPose writes the raw outputs of SimCC models (RTMPose, RTMW), which have no fixed bound.
+SIMCC_LIMIT = 20.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,6 +31,7 @@ class Annotation:
         people: (P, 17, 3) float32 x, y, confidence in [0, 1]; in the file's order.
         target: which of the people is flagged as the target; None where the format has no flags.
         part_maps: (h, w, 8) uint8, 255 for 1; None where the file holds keypoints.
+        size: height, width in pixels that the file gives the image; None where it gives none.
     """
 
     image: str
@@ -32,6 +39,7 @@ class Annotation:
     people: Float32[np.ndarray, "people 17 3"]
     target: int | None = None
     part_maps: UInt8[np.ndarray, "rows columns 8"] | None = None
+    size: tuple[int, int] | None = None
 
     @property
     def label(self) -> str:
@@ -70,21 +78,27 @@ class PoseFile:
 def pose_files(folder: Path, suffixes: tuple[str, ...]) -> list[PoseFile]:
     """The files with these suffixes below a folder, sorted; or ``folder`` itself if it is a file.
 
+    Links are followed, except to a folder above.
+
     Raises:
-        DataError: there are none.
+        DataError: there are none, or a folder cannot be read.
     """
     if folder.is_file():
         return [PoseFile(folder, folder.name)]
-    found = []
-    for path in folder.rglob("*"):
-        relative = path.relative_to(folder)
-        # Archives made on a Mac repeat every name, in __MACOSX or with a leading dot.
-        foreign = any(part.startswith((".", "__MACOSX")) for part in relative.parts)
-        if path.suffix.lower() in suffixes and not foreign and path.is_file():
-            found.append(PoseFile(path, relative.as_posix()))
+    tree = FileTree.scan(folder, opens=lambda archive: False)
+    if tree.problems:
+        raise DataError(f"--input={next(iter(tree.problems.values()))}")
+    # Archives made on a Mac repeat every name, in __MACOSX or with a leading dot.
+    found = [
+        PoseFile(folder / source, source)
+        for source in tree.files
+        if source.lower().endswith(suffixes)
+        and not any(part.startswith((".", "__MACOSX")) for part in source.split("/"))
+        and (folder / source).is_file()
+    ]
     if not found:
         raise DataError(f"--input={folder}: no {' or '.join(suffixes)} file there")
-    return sorted(found, key=lambda file: file.source)
+    return found
 
 
 def field(value: Any, name: str, kind: type | types.UnionType, file: PoseFile) -> Any:
@@ -104,7 +118,10 @@ def people_in(value: Any, file: PoseFile) -> list[Any]:
 
 
 def read_person(
-    numbers: Any, orders: Mapping[int, np.ndarray], file: PoseFile
+    numbers: Any,
+    orders: Mapping[int, np.ndarray],
+    file: PoseFile,
+    limit: float = HEATMAP_LIMIT,
 ) -> Float32[np.ndarray, "17 3"]:
     """One person's keypoints from JSON.
 
@@ -112,12 +129,13 @@ def read_person(
         numbers: K·3 numbers x, y, confidence, flat or as K lists of three.
         orders: for each allowed K, which of the K joints are COCO's 17; -1: none of them.
         file: for the error.
+        limit: highest absolute confidence that the format's tools write.
 
     Returns:
         (17, 3) float32; confidences outside [0, 1] are clipped; zeros where the order has -1.
 
     Raises:
-        DataError: other than K·3 finite numbers.
+        DataError: other than K·3 finite numbers, or a confidence beyond the limit.
     """
     try:
         points = np.array(numbers)
@@ -136,6 +154,10 @@ def read_person(
         raise file.error("keypoints must be finite numbers")
     order = orders[len(points)]
     points = np.where(order[:, None] < 0, np.float32(0), points[order])
+    low, high = points[:, 2].min(), points[:, 2].max()
+    if max(high, -low) > limit:
+        extreme = f"up to {high:g}" if high >= -low else f"down to {low:g}"
+        raise file.error(f"confidences {extreme}; they must be in [0, 1]")
     points[:, 2] = points[:, 2].clip(0, 1)
     return points
 
@@ -170,10 +192,21 @@ def stack_people(people: list[np.ndarray]) -> Float32[np.ndarray, "people 17 3"]
     return np.stack(people) if people else np.zeros((0, NUM_JOINTS, 3), np.float32)
 
 
-def group_by_image(named: list[tuple[str, np.ndarray]], file: PoseFile) -> Iterator[Annotation]:
-    """One annotation per image from (image name, person), in the order of first mention."""
+def group_by_image(
+    named: list[tuple[str, np.ndarray]],
+    file: PoseFile,
+    sizes: Mapping[str, tuple[int, int]] = types.MappingProxyType({}),
+) -> Iterator[Annotation]:
+    """One annotation per image, in the order of first mention.
+
+    Args:
+        named: image name and person, (17, 3).
+        file: that names them.
+        sizes: height, width in pixels by image name, where known.
+    """
     groups: dict[str, list[np.ndarray]] = {}
     for name, person in named:
         groups.setdefault(file.image(name), []).append(person)
+    by_image = {file.image(name): size for name, size in sizes.items()}
     for image, people in groups.items():
-        yield Annotation(image, file.source, stack_people(people))
+        yield Annotation(image, file.source, stack_people(people), size=by_image.get(image))

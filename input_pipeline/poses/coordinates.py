@@ -5,55 +5,56 @@ from jaxtyping import Bool, Float, Int
 
 from input_pipeline.poses.target import CONFIDENT
 
-
-def coordinate_fault(
-    keypoints: Float[np.ndarray, "images 17 3"], sizes: Int[np.ndarray, "images 2"], remedy: str
-) -> str:
-    """Why most of the keypoints cannot be pixels of their images; empty if they can.
-
-    Joints below a confidence of 0.2 do not count.
-
-    Args:
-        keypoints: (N, 17, 3) x, y, confidence.
-        sizes: (N, 2) height, width of the images in pixels.
-        remedy: what to do about keypoints outside their images.
-
-    >>> pose = np.array([[[0.5, 0.25, 1.0]] * 17])
-    >>> coordinate_fault(pose, np.array([[128, 64]]), "").partition(":")[0]
-    'all keypoints lie between -1 and 1'
-    """
-    confident, outside = _outside(keypoints, sizes)
-    if not confident.any():
-        return ""
-    if np.abs(keypoints[..., :2][confident]).max() <= 1 and np.median(sizes) > 8:
-        return (
-            "all keypoints lie between -1 and 1: they are fractions, or -1 for missing joints; "
-            "they must be pixels (OpenPose: --keypoint_scale 0), with confidence 0 for missing "
-            "joints"
-        )
-    share = outside.sum() / confident.sum()
-    if share > 0.5:
-        return f"{share:.0%} of the confident keypoints lie outside their images; {remedy}"
-    return ""
+_SMALL = 8  # in smaller images, pixels can be between -1 and 1
 
 
-def poses_outside(
+def joints_outside(
     keypoints: Float[np.ndarray, "images 17 3"], sizes: Int[np.ndarray, "images 2"]
-) -> Int[np.ndarray, " outside"]:
-    """Indices of the images that have confident joints, all of them outside the image.
+) -> tuple[Bool[np.ndarray, "images 17"], Bool[np.ndarray, "images 17"]]:
+    """Which joints have a confidence of at least 0.2, and which of these are outside the image.
 
     Args:
-        keypoints: (N, 17, 3) x, y, confidence.
+        keypoints: (N, 17, 3) x, y in pixels, confidence.
         sizes: (N, 2) height, width of the images in pixels.
+
+    >>> pose = np.array([[[70.0, 20.0, 1.0]] * 17])
+    >>> [joints.all() for joints in joints_outside(pose, np.array([[128, 64]]))]
+    [np.True_, np.True_]
     """
-    confident, outside = _outside(keypoints, sizes)
-    return np.flatnonzero(confident.any(axis=1) & (outside == confident).all(axis=1))
-
-
-def _outside(
-    keypoints: np.ndarray, sizes: np.ndarray
-) -> tuple[Bool[np.ndarray, "images 17"], Bool[np.ndarray, "images 17"]]:
-    """Which joints are confident, and which of these are outside the image."""
     position, confident = keypoints[..., :2], keypoints[..., 2] >= CONFIDENT
     inside = np.logical_and(position >= -0.5, position <= sizes[:, None, ::-1] - 0.5)
     return confident, confident & ~inside.all(axis=-1)
+
+
+def are_fractions(
+    keypoints: Float[np.ndarray, "images 17 3"], sizes: Int[np.ndarray, "images 2"]
+) -> Bool[np.ndarray, " images"]:
+    """Which images have all their confident joints between -1 and 1, and are larger than 8 pixels.
+
+    Args:
+        keypoints: (N, 17, 3) x, y, confidence.
+        sizes: (N, 2) height, width of the images in pixels.
+
+    >>> pose = np.array([[[0.5, 0.25, 1.0]] * 17])
+    >>> are_fractions(pose, np.array([[128, 64]])), are_fractions(pose, np.array([[4, 2]]))
+    (array([ True]), array([False]))
+    """
+    confident = keypoints[..., 2] >= CONFIDENT
+    small = (np.abs(keypoints[..., :2]) <= 1).all(axis=-1)
+    return confident.any(axis=1) & (small | ~confident).all(axis=1) & (sizes > _SMALL).all(axis=1)
+
+
+def are_swapped(
+    keypoints: Float[np.ndarray, "images 17 3"], sizes: Int[np.ndarray, "images 2"]
+) -> bool:
+    """Whether x and y are swapped: many joints are outside, but almost none are after a swap.
+
+    That is more than 10 % of the confident joints, and less than 2 %.
+
+    Args:
+        keypoints: (N, 17, 3) x, y, confidence; at least one confident joint.
+        sizes: (N, 2) height, width of the images in pixels.
+    """
+    confident, given = joints_outside(keypoints, sizes)
+    swapped = joints_outside(keypoints[..., [1, 0, 2]], sizes)[1]
+    return given.sum() > 0.1 * confident.sum() and swapped.sum() < 0.02 * confident.sum()

@@ -10,10 +10,10 @@ from input_pipeline.errors import DataError
 from input_pipeline.keypoints import NUM_JOINTS
 from input_pipeline.poses.annotation import Annotation
 from input_pipeline.poses.cache import PoseCache
-from input_pipeline.poses.coordinates import coordinate_fault
 from input_pipeline.poses.images import Images
 from input_pipeline.poses.join import AMBIGUOUS, UNMATCHED, ImageIndex
 from input_pipeline.poses.target import choose_target
+from input_pipeline.validation import check_pixels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ def build_cache(
     estimator: str,
     seen_size: tuple[int, int] | None = None,
     keep_distractors: bool = False,
-) -> PoseCache:
+) -> tuple[PoseCache, list[str]]:
     """The pose file's rows, from annotations that are joined to their images.
 
     The target is the flagged person, else the one that :func:`choose_target` picks. An image whose
@@ -88,13 +88,17 @@ def build_cache(
         images: of the data set.
         joined: their annotations.
         estimator: what made the poses.
-        seen_size: height, width to which the images were resized for the estimator; None if they
-            were not resized.
+        seen_size: height, width to which the images were resized for the estimator; None: the size
+            that an annotation gives, or else that of the image.
         keep_distractors: whether to keep the people who are not the target.
+
+    Returns:
+        The pose file's content, and warnings, one line each.
 
     Raises:
         DataError: no image has a pose, or the coordinates cannot be pixels of these images.
     """
+    warnings = [] if seen_size else _other_sizes(images, joined)
     poses = [
         pose
         for row, annotation in enumerate(joined.annotations)
@@ -104,10 +108,13 @@ def build_cache(
         raise DataError(_nothing_found(joined))
     rows = np.array([pose.row for pose in poses])
     keypoints = np.stack([pose.target for pose in poses])
-    _check_coordinates(keypoints, images.sizes[rows], seen_size)
+    found = check_pixels(
+        "--input", images.filenames[rows], keypoints, images.sizes[rows], _remedy(seen_size)
+    )
+    found.raise_errors()
     others = [pose.others for pose in poses]
     owners = np.repeat(np.arange(len(poses)), [len(people) for people in others])
-    return PoseCache(
+    cache = PoseCache(
         image_sha256=images.sha256[rows],
         splits=images.splits[rows],
         filenames=images.filenames[rows],
@@ -118,6 +125,42 @@ def build_cache(
         distractors=np.concatenate(others) if keep_distractors else None,
         distractor_rows=owners if keep_distractors else None,
     )
+    return cache, warnings + found.warnings
+
+
+def _other_sizes(images: Images, joined: Joined) -> list[str]:
+    """A warning about images whose annotations give them another size; DataError if turned."""
+    given = {
+        row: annotation.size
+        for row, annotation in enumerate(joined.annotations)
+        if annotation and annotation.size and annotation.size != tuple(images.sizes[row])
+    }
+    turned = [row for row, size in given.items() if size[::-1] == tuple(images.sizes[row])]
+    if not given:
+        return []
+    row = (turned or [*given])[0]
+    first = (
+        f"(first: {images.filenames[row]}, height × width {_times(given[row])} there, "
+        f"{_times(images.sizes[row])} here)"
+    )
+    if turned:
+        raise DataError(
+            f"--input: it swaps height and width of {len(turned):,} images {first}; correct them, "
+            "or turn the images and make their poses again"
+        )
+    return [
+        f"--input: it gives {len(given):,} images another size than they have {first}; their "
+        "keypoints are scaled"
+    ]
+
+
+def _times(size: Iterable[int]) -> str:
+    """A size as text.
+
+    >>> _times((128, 64))
+    '128 × 64'
+    """
+    return " × ".join(map(str, size))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,7 +178,7 @@ def _pose(
     row: int, annotation: Annotation, size: np.ndarray, seen_size: tuple[int, int] | None
 ) -> _Pose | None:
     """The pose that an annotation gives an image; people without a confident joint do not count."""
-    people = _to_stored_pixels(annotation.people, size, seen_size)
+    people = _to_stored_pixels(annotation.people, size, seen_size or annotation.size)
     if len(people):
         chosen = annotation.target
         if chosen is None:
@@ -154,7 +197,7 @@ def _to_stored_pixels(
     people: Float32[np.ndarray, "people 17 3"], size: np.ndarray, seen_size: tuple[int, int] | None
 ) -> Float32[np.ndarray, "people 17 3"]:
     """Keypoints of the resized image as keypoints of the stored one: x' = (x + 0.5) W / w - 0.5."""
-    if seen_size is None:
+    if seen_size is None or seen_size == tuple(size):
         return people
     people = people.copy()
     scale = (size / seen_size)[::-1].astype(np.float32)
@@ -177,23 +220,14 @@ def _nothing_found(joined: Joined) -> str:
     lost = joined.unmatched + joined.ambiguous
     if any(annotation is not None for annotation in joined.annotations):
         return "--input: its files belong to images of the data set, but none shows a person"
-    if not lost:
-        return "--input: it contains no pose"
     return (
         f"--input: none of its {len(lost)} poses belongs to exactly one image of the data set "
         f"(first: {lost[0]}); poses are joined by file name: check --dataset and --input"
     )
 
 
-def _check_coordinates(
-    keypoints: np.ndarray, sizes: np.ndarray, seen_size: tuple[int, int] | None
-) -> None:
-    """Raise DataError if most confident keypoints miss their images, or are not pixels at all."""
-    remedy = "check --seen-size"
-    if not seen_size:
-        remedy = (
-            "give the size at which the estimator saw the images as --seen-size HEIGHT WIDTH, or "
-            "correct x and y if they are swapped"
-        )
-    if fault := coordinate_fault(keypoints, sizes, remedy):
-        raise DataError(f"--input: {fault}")
+def _remedy(seen_size: tuple[int, int] | None) -> str:
+    """What to do about keypoints outside their images."""
+    if seen_size:
+        return "check --seen-size"
+    return "give the size at which the estimator saw the images as --seen-size HEIGHT WIDTH"

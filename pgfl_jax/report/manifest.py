@@ -146,6 +146,8 @@ def read_run(
     check_same_options(workdir, config)
     manifest = read_json(workdir / "manifest.json")
     for name, new in (data or {}).items():
+        if name == "pose_coverage":  # the poses and the threshold decide it; both are compared
+            continue
         old = manifest["data"].get(name)
         if name == "name":
             old = current_dataset_name(old)

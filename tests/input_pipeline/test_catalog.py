@@ -290,6 +290,17 @@ def test_a_pose_without_confidence_is_none():
     np.testing.assert_array_equal(catalog.has_pose, [True, True, False, True, False, True, True])
 
 
+def test_a_pose_is_drawn_from_the_threshold_on():
+    catalog = made().without_poses()
+    catalog.keypoints[0, 3, 2], catalog.keypoints[1, 3, 2] = 0.2, 0.19
+    maps = np.zeros((len(catalog), 2, 2, 8), np.uint8)
+    maps[2, 1, 1, 7], maps[3, 1, 1, 7] = 51, 50  # 51 / 255 = 0.2
+    for threshold, drawn in ((0.2, [0, 2]), (0.0, [0, 1, 2, 3])):
+        posed = catalog.replace_poses(catalog.keypoints, maps).drawn(threshold)
+        assert np.flatnonzero(posed).tolist() == drawn
+    assert np.flatnonzero(catalog.drawn(0.2)).tolist() == [0]
+
+
 def test_selected_images_keep_their_columns(catalog):
     chosen = catalog.select(np.array([2, 0]))
     assert list(chosen.images) == [catalog.images[2], catalog.images[0]]

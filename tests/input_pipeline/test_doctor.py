@@ -148,7 +148,7 @@ def test_the_numbers_of_a_split(tiny_config):
 
 def test_part_maps_and_pose_files_are_counted(tiny_config):
     maps = np.zeros((4, 3, 2, 8), np.uint8)
-    maps[2, 1, 1, 5] = 9
+    maps[2, 1, 1, 5] = 99
     split = split_of("train", [(encode(i), i, 0) for i in range(4)], part_maps=maps)
     split = dataclasses.replace(split, matches=(4, 1))
     survey = survey_of(tiny_config(), split, poses=[("a/one.npz", None), ("two.npz", None)])
@@ -295,7 +295,7 @@ def pose_file(path, images, grid=None):
     texts = {"sources": names, "estimators": names, "filenames": names}
     splits = np.array(["train"] * len(images))
     keypoints = np.full((len(images), 17, 3), 0 if grid else 0.9, np.float32)
-    part_maps = grid and np.full((len(images), *grid, 8), 9, np.uint8)
+    part_maps = grid and np.full((len(images), *grid, 8), 99, np.uint8)
     poses = {"keypoints": keypoints, "part_maps": part_maps}
     cache = PoseCache(image_sha256=digests, splits=splits, **poses, **texts)
     write_poses(path, cache)

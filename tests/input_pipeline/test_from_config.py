@@ -92,6 +92,19 @@ def test_coverage_counts_own_and_given_poses(tiny_config, catalogs, tmp_path):
     assert same["pose_coverage"] == 1.0
 
 
+def test_coverage_counts_the_poses_that_are_drawn(tiny_config, catalogs, tmp_path, capsys):
+    train = catalogs["train"]
+    keypoints = train.keypoints.copy()
+    keypoints[5:, :, 2] = 0.1
+    path = write_cache(tmp_path / "poses.npz", train, range(len(train)), keypoints)
+    training = training_data(tiny_config(**{"data.pose.files": (str(path),)}))
+    assert training.description["pose_coverage"] == 5 / len(train)
+    batch = first_batch(training)
+    assert (batch["visibility"].max(axis=1) > 0).sum() <= 5
+    line = f"5 of {len(train)} training images have a pose that is drawn; teachers learn from"
+    assert line in capsys.readouterr().err
+
+
 def test_a_missing_pose_file_is_named(tiny_config, tmp_path):
     config = tiny_config(**{"data.pose.files": (str(tmp_path / "gone.npz"),)})
     with pytest.raises(DataError, match=r"gone\.npz: no such pose file"):
@@ -225,9 +238,10 @@ def test_teachers_are_not_scored_without_any_pose(tiny_config, monkeypatch):
     with pytest.raises(DataError) as error:
         evaluation_data(tiny_config(**TEACHERS))
     assert (
-        "occluded: 0 of 16 queries and 0 of 48 gallery images have a pose, and no match among "
-        "them, so that no teacher can be scored; give config.data.pose.files (docs/poses.md), or "
-        "score main alone with config.eval.embeddings"
+        "occluded: 0 of 16 queries and 0 of 48 gallery images have a pose that is drawn "
+        "(config.data.pose.threshold=0.2), and no match among them, so that no "
+        "teacher can be scored; give config.data.pose.files (docs/poses.md), or score main "
+        "alone with config.eval.embeddings"
     ) in str(error.value)
     evaluation_data(tiny_config())  # the main branch needs none
 
@@ -237,7 +251,7 @@ def test_the_dry_run_of_teachers_is_of_images_with_poses(
 ):
     _lose_poses(monkeypatch, slice(0, 6))
     dry_run = evaluation_data(tiny_config(**TEACHERS)).dry_run
-    warned = "occluded: 10 of 16 queries and 42 of 48 gallery images have a pose; teachers are sco"
+    warned = "occluded: 10 of 16 queries and 42 of 48 gallery images have a pose that is drawn"
     assert warned in capsys.readouterr().err
     query = dry_run.splits[dry_run.protocols[0].query]
     gallery = dry_run.splits[dry_run.protocols[0].gallery]

@@ -62,14 +62,42 @@ def test_what_a_training_split_lacks():
 
 def test_a_split_without_poses_is_a_warning_and_an_error_if_files_were_given():
     bare = catalog([1, 1], [0, 1])
-    (warning,) = validation.check_poses("X", bare, ()).warnings
+    (warning,) = validation.check_poses("X", bare, (), 0.2).warnings
     assert warning.startswith("X: no image has a pose, so the main branch alone is trained")
-    (error,) = validation.check_poses("X", bare, ("a.npz", "b.npz")).errors
+    (error,) = validation.check_poses("X", bare, ("a.npz", "b.npz"), 0.2).errors
     assert error.startswith(
         "config.data.pose.files: no pose of a.npz, b.npz belongs to an image of X;"
     )
     posed = catalog([1, 1], [0, 1], posed=[1])
-    assert validation.check_poses("X", posed, ("a.npz",)) == validation.Findings()
+    assert validation.check_poses("X", posed, ("a.npz",), 0.2) == validation.Findings()
+
+
+def test_poses_that_are_not_drawn_do_not_count():
+    weak = catalog([1, 1, 2], [0, 1, 0], posed=[0, 1])  # confidences of 0.5
+    line = (
+        "X: none of the 2 poses is drawn, because no confidence reaches "
+        "config.data.pose.threshold (0.6); lower it, or give better poses"
+    )
+    assert validation.check_poses("X", weak, (), 0.6) == validation.Findings(warnings=[line])
+    assert validation.check_poses("X", weak, ("a.npz",), 0.6) == validation.Findings(errors=[line])
+    few = catalog([1, 1, 2], [0, 1, 0], posed=[1])
+    assert validation.check_poses("X", few, ("a.npz",), 0.5).warnings == [
+        "X: 1 of 3 training images have a pose that is drawn; teachers learn from these alone"
+    ]
+    assert validation.check_poses("X", weak, (), 0.5) == validation.Findings()
+
+
+def test_teachers_need_poses_that_are_drawn():
+    query, gallery = catalog([1], [0], posed=[0]), catalog([1, 2], [1, 1], posed=[0])
+    (error,) = validation.check_teachers("X", query, gallery, 0.6).errors
+    assert error.startswith(
+        "X: 0 of 1 queries and 0 of 2 gallery images have a pose that is drawn "
+        "(config.data.pose.threshold=0.6), and no match among them, so that no teacher"
+    )
+    assert validation.check_teachers("X", query, gallery, 0.5).warnings == [
+        "X: 1 of 1 queries and 1 of 2 gallery images have a pose that is drawn "
+        "(config.data.pose.threshold=0.5); teachers are scored on these alone"
+    ]
 
 
 def posed_at(*positions, size=(128, 64), confidence=1.0):
@@ -85,8 +113,11 @@ def posed_at(*positions, size=(128, 64), confidence=1.0):
 )
 def test_keypoints_that_are_not_pixels_are_an_error(positions):
     (error,) = validation.check_keypoints("X train", posed_at(*positions)).errors
-    assert error.startswith("X train: all keypoints lie between -1 and 1: they are fractions")
-    assert "must be pixels" in error
+    assert error == (
+        "X train: the keypoints of 2 of 2 images are between -1 and 1: a, b; they are fractions, "
+        "or -1 for missing joints; give pixels (OpenPose: --keypoint_scale 0), and confidence 0 "
+        "for missing joints"
+    )
     doubtful = posed_at(*positions, confidence=0.1)
     assert validation.check_keypoints("X", doubtful) == validation.Findings()
     tiny = posed_at((0.5, 0.25), size=(4, 2))  # here these can be pixels
@@ -96,14 +127,50 @@ def test_keypoints_that_are_not_pixels_are_an_error(positions):
 def test_keypoints_of_the_whole_frame_are_an_error_if_they_are_the_most():
     frame, inside, corner = (900, 400), (20, 30), (63.5, 127.5)
     (error,) = validation.check_keypoints("X train", posed_at(frame, frame, inside)).errors
-    assert error.startswith("X train: 67% of the confident keypoints lie outside their images; ")
+    assert error.startswith("X train: 67% of the confident keypoints are outside their images; ")
     assert "not of the frame" in error
     found = validation.check_keypoints("X train", posed_at(frame, inside, corner))
-    assert not found.errors and len(found.warnings) == 1
-    assert found.warnings[0].startswith("X train: the poses of 1 images are wholly outside them: a")
+    assert not found.errors and len(found.warnings) == 2
+    assert found.warnings[0].startswith(
+        "X train: 17 of 51 confident keypoints are outside their images: a; give x, y in pixels"
+    )
+    assert found.warnings[1].startswith("X train: the poses of 1 images are wholly outside them: a")
     assert validation.check_keypoints("X", posed_at(inside, corner)) == validation.Findings()
     unknown = posed_at(frame, inside, size=(0, 0))  # damaged files, which another check names
     assert validation.check_keypoints("X", unknown) == validation.Findings()
+
+
+def test_fractions_of_a_few_images_are_a_warning_and_of_more_an_error():
+    pixels = [(20, 30)]
+    (error,) = validation.check_keypoints("X", posed_at(*pixels, *[(0.5, 0.2)] * 23)).errors
+    assert error.startswith("X: the keypoints of 23 of 24 images are between -1 and 1: b, c, d, e")
+    found = validation.check_keypoints("X", posed_at((0.5, 0.2), *pixels * 19))
+    assert not found.errors and len(found.warnings) == 1
+    assert found.warnings[0].startswith("X: the keypoints of 1 of 20 images are between -1 and 1: ")
+    assert len(validation.check_keypoints("X", posed_at((0.5, 0.2), *pixels * 18)).errors) == 1
+
+
+def test_swapped_coordinates_are_an_error():
+    people = posed_at((20, 30))
+    people.keypoints[0, :, 1] = np.linspace(5, 120, 17)  # 8 of 17 joints are below row 64
+    assert validation.check_keypoints("X", people) == validation.Findings()
+    people.keypoints[..., :2] = people.keypoints[..., 1::-1].copy()
+    (error,) = validation.check_keypoints("X", people).errors
+    assert error == (
+        "X: 47% of the confident keypoints are outside their images, but almost none with x and y "
+        "swapped; give x before y"
+    )
+
+
+def test_joints_outside_are_a_warning_from_a_tenth_on():
+    people = posed_at((20, 30))
+    people.keypoints[0, :1, :2] = 200
+    assert validation.check_keypoints("X", people) == validation.Findings()
+    people.keypoints[0, :2, :2] = 200
+    assert validation.check_keypoints("X", people).warnings == [
+        "X: 2 of 17 confident keypoints are outside their images: a; give x, y in pixels of the "
+        "image file, not of the frame that it was cut from"
+    ]
 
 
 def test_queries_without_match_are_a_warning_and_an_error_if_there_are_no_others():

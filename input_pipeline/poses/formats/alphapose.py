@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from input_pipeline.poses import joints
 from input_pipeline.poses.annotation import (
@@ -38,7 +39,7 @@ def _read_file(file: PoseFile) -> Iterator[Annotation]:
     if isinstance(value, list):
         named = [
             (
-                field(entry, "image_id", str, file),
+                _name(entry, file),
                 read_person(field(entry, "keypoints", list, file), joints.COCO_FIRST, file),
             )
             for entry in value
@@ -49,3 +50,11 @@ def _read_file(file: PoseFile) -> Iterator[Annotation]:
             yield Annotation(file.image(name), file.source, read_people(image, file))
     else:
         yield Annotation(file.source, file.source, read_people(value, file))
+
+
+def _name(entry: Any, file: PoseFile) -> str:
+    """The file name of the image of an entry."""
+    name = field(entry, "image_id", str | int | float, file)
+    if not isinstance(name, str):
+        raise file.error(f"image_id {name} is not a file name; run AlphaPose without --eval")
+    return name

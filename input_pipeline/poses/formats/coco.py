@@ -10,6 +10,7 @@ import numpy as np
 from input_pipeline.keypoints import NUM_JOINTS
 from input_pipeline.poses import joints
 from input_pipeline.poses.annotation import (
+    SIMCC_LIMIT,
     Annotation,
     PoseFile,
     field,
@@ -31,7 +32,7 @@ def read_coco(path: Path, annotations: Path | None = None) -> Iterator[Annotatio
     Annotations are ``{"images": [{"id", "file_name"}], "annotations": [{"image_id",
     "keypoints"}]}`` with flags as confidences: 2 (labelled and visible) counts as 1, others as 0.
     If no file flags any joint with 2, 1 counts as 1: PoseTrack knows only 0 and 1. An annotation
-    without keypoints is a person without a pose.
+    without keypoints is a person without a pose. Keypoints may also be lists of three.
 
     If ``categories`` name their ``keypoints``, the joints are mapped by name; otherwise they are
     COCO's 17. Numbers may be written as text.
@@ -52,9 +53,11 @@ def read_coco(path: Path, annotations: Path | None = None) -> Iterator[Annotatio
     for file in progress(pose_files(path, (".json",)), "reading"):
         value = file.read_json()
         if isinstance(value, list):
-            yield from group_by_image(list(_results(value, legend, file)), file)
+            yield from group_by_image(list(_results(value, legend, file)), file, legend.sizes)
         else:
-            flagged += group_by_image(list(_ground_truth(value, file)), file)
+            legend_here = _Legend.read(value, file)
+            named = list(_ground_truth(value, legend_here, file))
+            flagged += group_by_image(named, file, legend_here.sizes)
     yield from _flags_to_confidences(flagged)
 
 
@@ -64,11 +67,13 @@ class _Legend:
 
     Attributes:
         names: image → file name.
+        sizes: file name → height, width in pixels, where the file gives them.
         orders: category → which of its joints are COCO's, as in :func:`read_person`.
         path: the file that says so; None if none does.
     """
 
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     orders: Mapping[str, Mapping[int, np.ndarray]] = dataclasses.field(default_factory=dict)
     path: Path | None = None
 
@@ -83,11 +88,12 @@ class _Legend:
             category: orders_by_name(one, file) if one else joints.COCO_ONLY
             for category, one in joint_names.items()
         }
-        return cls(names, orders, file.path)
+        sizes = {image["file_name"]: size for image in images if (size := _size(image))}
+        return cls(names, sizes, orders, file.path)
 
     def name(self, entry: Any, file: PoseFile) -> str:
         """The file name of the image that an entry belongs to."""
-        image = field(entry, "image_id", int | str, file)
+        image = _number(entry, "image_id", file)
         if str(image) in self.names:
             return self.names[str(image)]
         if isinstance(image, str):
@@ -100,16 +106,41 @@ class _Legend:
     def person(self, entry: Any, numbers: list[Any], file: PoseFile) -> np.ndarray:
         """(17, 3) keypoints of an entry with these numbers, by the joints of its category."""
         if not self.orders:
-            return read_person(numbers, joints.COCO_ONLY, file)
-        category = entry.get("category_id")
-        if category is None and len(self.orders) == 1:
+            return read_person(numbers, joints.COCO_ONLY, file, SIMCC_LIMIT)
+        if entry.get("category_id") is not None:
+            category = _number(entry, "category_id", file)
+        elif len(self.orders) == 1:
             (category,) = self.orders
-        if category is None:
+        else:
             count = len(self.orders)
             raise file.error(f"a category_id is missing; {self.path} has {count} categories")
         if str(category) not in self.orders:
             raise file.error(f"category_id {category} is not among the categories of {self.path}")
-        return read_person(numbers, self.orders[str(category)], file)
+        return read_person(numbers, self.orders[str(category)], file, SIMCC_LIMIT)
+
+
+def _number(entry: Any, name: str, file: PoseFile) -> int | str:
+    """A number or a name; pandas writes whole numbers as 7.0, which count as 7."""
+    value = field(entry, name, int | float | str, file)
+    if not isinstance(value, float):
+        return value
+    if not value.is_integer():
+        raise file.error(f"{name} {value} is not a whole number")
+    return int(value)
+
+
+def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width of an entry of ``images``; None unless both are whole and above 0.
+
+    >>> _size({"height": 128, "width": 64}), _size({"height": 0, "width": 0}), _size({})
+    ((128, 64), None, None)
+    """
+    given = [image.get(name) for name in ("height", "width")]
+    height, width = (
+        int(length) if isinstance(length, int | float) and length > 0 and length % 1 == 0 else 0
+        for length in given
+    )
+    return (height, width) if height and width else None
 
 
 def _joint_names(category: Any, file: PoseFile) -> list[Any]:
@@ -123,7 +154,7 @@ def _by_id(
     """Number as text → value; DataError if a number has two values."""
     found: dict[str, Any] = {}
     for entry in entries:
-        number = str(field(entry, "id", int | str, file))
+        number = str(_number(entry, "id", file))
         one = value(entry)
         if found.setdefault(number, one) != one:
             both = f"{found[number]} and {one}"
@@ -140,15 +171,16 @@ def _results(
         yield name, legend.person(entry, field(entry, "keypoints", list, file), file)
 
 
-def _ground_truth(value: Any, file: PoseFile) -> Iterator[tuple[str, np.ndarray]]:
+def _ground_truth(value: Any, legend: _Legend, file: PoseFile) -> Iterator[tuple[str, np.ndarray]]:
     """Image name and person of each annotation, with half its flag in place of a confidence."""
-    legend = _Legend.read(value, file)
     for entry in field(value, "annotations", list, file):
         name = legend.name(entry, file)
         if not entry.get("keypoints") or entry.get("num_keypoints") == 0:  # a box alone
             yield name, np.zeros((NUM_JOINTS, 3), np.float32)
             continue
         numbers = list(field(entry, "keypoints", list, file))
+        if all(isinstance(point, list) and len(point) == 3 for point in numbers):
+            numbers = [number for point in numbers for number in point]
         flags = numbers[2::3]
         if not all(flag in (0, _LABELLED, _VISIBLE) for flag in flags):
             raise file.error("annotations flag each joint with 0, 1 or 2; scores belong in results")

@@ -9,6 +9,7 @@ from jaxtyping import Float32
 
 from input_pipeline.poses import joints
 from input_pipeline.poses.annotation import (
+    SIMCC_LIMIT,
     Annotation,
     PoseFile,
     field,
@@ -85,4 +86,4 @@ def _person(
     if not planar or len(positions) != len(scores):
         raise file.error("keypoints must be x, y for each of the keypoint_scores")
     joined = [[*position, score] for position, score in zip(positions, scores, strict=True)]
-    return read_person(joined, orders, file)
+    return read_person(joined, orders, file, SIMCC_LIMIT)

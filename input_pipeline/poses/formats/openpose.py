@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from input_pipeline.keypoints import NUM_JOINTS
 from input_pipeline.poses import joints
 from input_pipeline.poses.annotation import (
     Annotation,
@@ -35,12 +36,20 @@ def read_openpose(path: Path) -> Iterator[Annotation]:
 
 
 def read_people(value: Any, file: PoseFile) -> Float32[np.ndarray, "people 17 3"]:
-    """The people of one image in either spelling; ``null`` means nobody."""
+    """The people of one image in either spelling; ``null`` means nobody.
+
+    A person without numbers, of whom only the hands or the face were found, has no pose.
+    """
     if value is None:
         return stack_people([])
     for people, numbers in _SPELLINGS:
         if isinstance(value, Mapping) and people in value:
             persons = field(value, people, list | None, file) or []
             found = [field(person, numbers, list, file) for person in persons]
-            return stack_people([read_person(one, joints.COCO_FROM, file) for one in found])
+            return stack_people(
+                [
+                    read_person(one or [0.0] * NUM_JOINTS * 3, joints.COCO_FROM, file)
+                    for one in found
+                ]
+            )
     raise file.error('not the format expected: no "people" at the top')

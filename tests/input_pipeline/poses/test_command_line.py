@@ -181,6 +181,7 @@ def test_what_matches_nothing_is_listed(run, people, write_json, as_numbers):
         (["--input", "nowhere"], "--input=nowhere: no such file or folder"),
         (["--input", ".", "--annotations", "x.json"], "--annotations: belongs to --format coco"),
         (["--input", "bad.json"], "bad.json: not valid JSON"),
+        (["--input", "empty.json", "--format", "alphapose"], "empty.json: it contains no pose"),
         (["--input", "other.json"], "none of its 1 poses belongs to exactly one image"),
         (["--input", "other.json", "--dataset", "nothing"], "unknown data set 'nothing'"),
     ],
@@ -188,6 +189,7 @@ def test_what_matches_nothing_is_listed(run, people, write_json, as_numbers):
 def test_errors_are_one_line_and_write_nothing(flags, message, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "empty.json").write_text("[]")
     (tmp_path / "other.json").write_text(json.dumps({"people": []}))
     status, out, err, output = run("import", "--format", "openpose", *flags)
     assert (status, out) == (1, "") and not list(output.parent.iterdir())

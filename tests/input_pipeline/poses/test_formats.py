@@ -64,6 +64,27 @@ def test_files_are_read_in_order_and_foreign_ones_ignored(write_json):
     assert sources == ["a/10.json", "a/2.JSON", "b.json"]
 
 
+def test_links_are_followed_but_not_in_circles(write_json, tmp_path):
+    folder = write_json("own.json", {"people": []})
+    write_json("sub/1.json", {"people": []})
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "2.json").write_text('{"people": []}')
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "sub" / "above").symlink_to(folder)
+    (folder / "broken.json").symlink_to(tmp_path / "gone.json")
+    sources = [annotation.source for annotation in FORMATS["openpose"](folder)]
+    assert sources == ["linked/2.json", "own.json", "sub/1.json"]
+
+
+def test_openpose_people_without_a_body_have_no_pose(write_json, make_person, as_numbers):
+    people = [[], as_numbers(make_person(), 25)]
+    entries = [
+        {"pose_keypoints_2d": person, "hand_left_keypoints_2d": [1, 2, 3]} for person in people
+    ]
+    folder = write_json("1_keypoints.json", {"people": entries})
+    assert_people(one(FORMATS["openpose"](folder)), np.zeros((17, 3)), make_person())
+
+
 # --- COCO ----------------------------------------------------------------------------------------
 
 
@@ -95,6 +116,16 @@ def test_coco_image_numbers_are_named_by_annotations(write_json, make_person, as
     assert_people(annotation, make_person())
 
 
+def test_coco_images_may_have_a_size(write_json, make_person, as_numbers):
+    sizes = [{"height": 128, "width": 64.0}, {"height": 0, "width": 0}, {"width": "64"}]
+    images = [{"id": i, "file_name": f"{i}.jpg", **size} for i, size in enumerate(sizes)]
+    entries = [{"image_id": i, "keypoints": as_numbers(make_person())} for i in range(3)]
+    folder = write_json("results/all.json", entries)
+    write_json("names.json", {"images": images})
+    annotations = read_coco(folder / "results", folder / "names.json")
+    assert [annotation.size for annotation in annotations] == [(128, 64), None, None]
+
+
 def test_coco_annotations_carry_flags(write_json, make_person, as_numbers):
     person = make_person()
     flags = np.resize([2, 1, 0], 17)
@@ -120,8 +151,17 @@ def coco_value(*annotations, categories=None, images=((1, "a.jpg"),)):
     return value if categories is None else value | {"categories": categories}
 
 
-@pytest.mark.parametrize("numbered", [7, "7"])
-@pytest.mark.parametrize("mentioned", [7, "7"])
+def test_coco_annotations_may_list_each_joint(write_json, make_person, as_points):
+    person = make_person()
+    person[:, 2] = np.arange(17) % 3
+    entries = [{"image_id": "a.jpg", "keypoints": as_points(person, 17)}]
+    folder = write_json("a.json", {"images": [], "annotations": entries})
+    person[:, 2] = person[:, 2] == 2
+    assert_people(one(read_coco(folder)), person)
+
+
+@pytest.mark.parametrize("numbered", [7, "7", 7.0])
+@pytest.mark.parametrize("mentioned", [7, "7", 7.0])
 def test_coco_image_numbers_may_be_text(numbered, mentioned, write_json, make_person, as_numbers):
     results = [{"image_id": mentioned, "keypoints": as_numbers(make_person())}]
     folder = write_json("results.json", results)
@@ -317,7 +357,7 @@ def test_mmpose_may_find_nobody(value, write_json):
 @pytest.mark.parametrize("further", [0, 9, 116, 119])
 def test_alphapose_results_clip_scores(further, write_json, make_person, as_numbers):
     person = make_person()
-    person[3, 2], person[4, 2] = 5.5, -0.25
+    person[3, 2], person[4, 2] = 1.4, -0.25
     numbers = as_numbers(person) + [77.0] * 3 * further
     entry = {"image_id": "a.jpg", "category_id": 1, "keypoints": numbers, "score": 2.9}
     annotation = one(
@@ -326,6 +366,40 @@ def test_alphapose_results_clip_scores(further, write_json, make_person, as_numb
     person[3, 2], person[4, 2] = 1, 0
     assert annotation.image == "a.jpg"
     assert_people(annotation, person)
+
+
+@pytest.mark.parametrize("name", ["openpose", "alphapose", "kpr", "openpifpaf", "coco", "mmpose"])
+@pytest.mark.parametrize(
+    ("scale", "extreme"), [(100, "up to 95"), (255, "up to 242.25"), (-30, "down to -28.5")]
+)
+def test_confidences_that_are_not_fractions_of_1_are_refused(
+    name, scale, extreme, write_json, make_person, as_numbers
+):
+    person = make_person()
+    person[:, 2] *= scale
+    entry = {"image_id": "a.jpg", "keypoints": as_numbers(person)}
+    value = {
+        "openpose": {"people": [{"pose_keypoints_2d": as_numbers(person)}]},
+        "mmpose": [{"keypoints": person[:, :2].tolist(), "keypoint_scores": person[:, 2].tolist()}],
+    }.get(name, [entry])
+    folder = write_json("a.json", value)
+    with pytest.raises(DataError) as error:
+        list(FORMATS[name](folder))
+    assert str(error.value) == (
+        f"{folder / 'a.json'}: confidences {extreme}; they must be in [0, 1]"
+    )
+
+
+def test_scores_of_simcc_models_are_clipped(write_json, make_person, as_numbers):
+    person = make_person()
+    person[:3, 2] = 1.1, 8.5, -0.5
+    entry = {"keypoints": person[:, :2].tolist(), "keypoint_scores": person[:, 2].tolist()}
+    folder = write_json("mmpose/a.json", [entry])
+    write_json("coco/a.json", [{"image_id": "a.jpg", "keypoints": as_numbers(person)}])
+    clipped = person.copy()
+    clipped[:3, 2] = 1, 1, 0
+    assert_people(one(FORMATS["mmpose"](folder / "mmpose")), clipped)
+    assert_people(one(FORMATS["coco"](folder / "coco")), clipped)
 
 
 @pytest.mark.parametrize(
@@ -579,6 +653,7 @@ def numbered_names(names):
             "image_id 3 has no file name; .*--annotations",
         ),
         ("coco", [{"image_id": "a", "keypoints": GOOD * 2}], "34 joints instead of 17"),
+        ("coco", [{"image_id": 3.5, "keypoints": GOOD}], r"image_id 3\.5 is not a whole number"),
         ("coco", {"images": []}, "'annotations' is missing"),
         (
             "coco",
@@ -588,7 +663,7 @@ def numbered_names(names):
         (
             "alphapose",
             [{"image_id": 3, "keypoints": GOOD}],
-            "'image_id' is missing or of the wrong",
+            "image_id 3 is not a file name; run AlphaPose without --eval",
         ),
         ("alphapose", [{"image_id": "a", "keypoints": GOOD[:48]}], "16 joints instead of 17"),
         ("alphapose", {"a.jpg": []}, 'no "people" at the top'),
