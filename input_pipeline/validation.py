@@ -192,6 +192,24 @@ def check_pixels(
     return findings
 
 
+def check_upright(name: str, turned: Shaped[np.ndarray, " images"] | Sequence[str]) -> Findings:
+    """Warn that poses of images with an EXIF orientation may be turned.
+
+    Args:
+        name: of the data set and split, or of the option, for the messages.
+        turned: names of the images whose EXIF orientation is not 1.
+    """
+    if not len(turned):
+        return Findings()
+    return Findings(
+        warnings=[
+            f"{name}: {len(turned):,} images have an EXIF orientation other than 1: "
+            f"{some(turned)}; pose tools that read with OpenCV turn them, this project does not: "
+            "if their poses are turned, remove the orientation and make the poses again"
+        ]
+    )
+
+
 def check_separate(
     train: str,
     train_sha256: Shaped[np.ndarray, " images"] | Sequence[str],
@@ -287,7 +305,7 @@ def check_teachers(name: str, query: Catalog, gallery: Catalog, threshold: float
     return Findings(warnings=[f"{name}: {counts}; teachers are scored on these alone"])
 
 
-def some(names: Shaped[np.ndarray, " names"]) -> str:
+def some(names: Shaped[np.ndarray, " names"] | Sequence[str]) -> str:
     """The first five names, with an ellipsis if there are more.
 
     >>> some(np.array(["a", "b"])), some(np.arange(9))
