@@ -12,6 +12,7 @@ from input_pipeline.encoded_images import (
     RECORD_FRAME,
     RECORD_HEADER,
     EncodedImages,
+    exif_orientation,
     image_size,
     lost_file,
     open_shard,
@@ -86,6 +87,11 @@ class Catalog:
         if self.part_maps is not None:
             highest = np.maximum(highest, self.part_maps.max(axis=(1, 2, 3)) / np.float32(255))
         return (highest >= np.float32(threshold)) & (highest > 0)
+
+    @functools.cached_property
+    def turned(self) -> Bool[np.ndarray, " images"]:
+        """(N,) bool: whether viewers turn or mirror an image (EXIF); every file is read once."""
+        return np.array([exif_orientation(image) > 1 for image in self.images], bool)
 
     def shuffle_poses(self, seed: int) -> "Catalog":
         """The control experiment: every image gets the pose of another image.

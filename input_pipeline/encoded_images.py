@@ -6,6 +6,7 @@ its shard, and reading it means copying its bytes, whether the shard is in memor
 """
 
 import functools
+import io
 import operator
 import os
 import struct
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int
+from PIL import ExifTags, Image
 
 from input_pipeline.errors import DataError
 
@@ -146,3 +148,22 @@ def _jpeg_size(image: bytes) -> tuple[int, int] | None:
         position += 2 + length
         if marker == 0xFFDA:  # the scan: pixel data cannot contain an end marker
             return size if image.find(b"\xff\xd9", position) >= 0 else None
+
+
+def exif_orientation(image: bytes) -> int:
+    """How a viewer turns or mirrors a JPEG or PNG file, by the orientation tag of its EXIF data.
+
+    Args:
+        image: the encoded file; its pixels are not decoded.
+
+    Returns:
+        2 … 8 as EXIF numbers them; 1, upright, also without a readable tag.
+    """
+    if b"Exif\x00\x00" not in image and b"eXIf" not in image:
+        return 1
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            orientation: int = opened.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises almost anything for a damaged file
+        return 1
+    return orientation if orientation in range(1, 9) else 1

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, Shaped
 
 from input_pipeline.catalog import Catalog
 from input_pipeline.errors import DataError
-from input_pipeline.poses.coordinates import are_fractions, are_swapped, joints_outside
+from input_pipeline.poses.coordinates import are_fractions, joints_outside
 from pgfl_jax.retrieval.protocols import Images
 
 _NAMED = 5  # number of files that a message names
@@ -147,8 +147,9 @@ def check_pixels(
     """Check that keypoints are pixels of their images.
 
     Joints below a confidence of 0.2 do not count. These are errors: more than half of the joints
-    are outside their images; more than a tenth are, but almost none with x and y swapped; or all
-    joints of an image are between -1 and 1, in more than 5 % of the images. Less is a warning.
+    are outside their images; more than a tenth are, and with x and y swapped less than a quarter of
+    these; or all joints of an image are between -1 and 1, in more than 5 % of the images. Less is a
+    warning.
 
     Args:
         name: of the data set and split, or of the option, for the messages.
@@ -171,9 +172,12 @@ def check_pixels(
         return Findings(errors=[line])
     findings = Findings(warnings=[line] if fractions.size else [])
     share = outside.sum() / confident.sum()
+    swapped = joints_outside(keypoints[..., [1, 0, 2]], sizes)[1].sum() / confident.sum()
     many = f"{name}: {share:.0%} of the confident keypoints are outside their images"
-    if are_swapped(keypoints, sizes):
-        findings.errors.append(f"{many}, but almost none with x and y swapped; give x before y")
+    if share > 0.1 and swapped < share / 4:
+        findings.errors.append(
+            f"{many}, but {swapped:.0%} with x and y swapped; give x before y, in pixels"
+        )
     elif share > 0.5:
         findings.errors.append(f"{many}; {remedy}")
     if findings.errors:
@@ -190,6 +194,24 @@ def check_pixels(
             f"{some(filenames[astray])}; {remedy}"
         )
     return findings
+
+
+def check_upright(name: str, turned: Shaped[np.ndarray, " images"] | Sequence[str]) -> Findings:
+    """Warn that poses of images with an EXIF orientation may be turned.
+
+    Args:
+        name: of the data set and split, or of the option, for the messages.
+        turned: names of the images whose EXIF orientation is not 1.
+    """
+    if not len(turned):
+        return Findings()
+    return Findings(
+        warnings=[
+            f"{name}: {len(turned):,} images have an EXIF orientation other than 1: "
+            f"{some(turned)}; pose tools that read with OpenCV turn them, this project does not: "
+            "if their poses are turned, remove the orientation and make the poses again"
+        ]
+    )
 
 
 def check_separate(
@@ -287,7 +309,7 @@ def check_teachers(name: str, query: Catalog, gallery: Catalog, threshold: float
     return Findings(warnings=[f"{name}: {counts}; teachers are scored on these alone"])
 
 
-def some(names: Shaped[np.ndarray, " names"]) -> str:
+def some(names: Shaped[np.ndarray, " names"] | Sequence[str]) -> str:
     """The first five names, with an ellipsis if there are more.
 
     >>> some(np.array(["a", "b"])), some(np.arange(9))

@@ -51,19 +51,22 @@ def _imports(*paths, everywhere):
 
 
 def test_the_wheel_requires_what_it_imports_and_nothing_else():
-    assert _imports(ROOT / "pgfl_jax", everywhere=False) == _required()
+    exporters = ROOT / "pgfl_jax" / "export"
+    others = [path for path in (ROOT / "pgfl_jax").iterdir() if path != exporters]
+    assert _imports(*others, everywhere=False) == _required()
+    assert _imports(exporters, everywhere=False) <= _required("export")
 
 
 def test_what_is_imported_late_is_in_an_extra():
     late = _imports(ROOT / "pgfl_jax", everywhere=True) - _required()
-    assert late <= _required("train", "parity"), late
+    assert late <= _required("train", "parity", "export"), late
 
 
 def test_a_clone_runs_with_the_train_extra():
     sources = [ROOT / name for name in ("main.py", "configs", "input_pipeline", "pgfl_jax")]
     missing = _imports(*sources, everywhere=False) - _required("train")
-    # The builders can prepare on a cluster, and run a pose model, where these are installed.
-    assert missing <= _required("beam", "poses"), missing
+    # For preparing on a cluster, running a pose model, and exporting.
+    assert missing <= _required("beam", "poses", "export"), missing
 
 
 def test_the_tested_versions_satisfy_every_lower_bound():

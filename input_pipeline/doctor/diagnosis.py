@@ -72,11 +72,15 @@ def training(survey: Survey) -> Found:
 
 
 def keypoints(survey: Survey) -> Found:
-    """Keypoints that are not pixels of their images."""
+    """Keypoints that are not pixels of their images, or of images that other tools turn."""
     config = survey.config
     for split in survey.splits:
         read = config.trains_with_poses if split.name == "train" else config.scores_with_poses
         found = validation.check_keypoints(split.label, split.catalog)
+        posed = split.catalog.has_pose
+        if posed.any():  # else no image has to be read again
+            turned = split.catalog.filenames[posed & split.catalog.turned]
+            found.add(validation.check_upright(split.label, turned))
         yield unless_used(found, split.used and read)
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from absl import logging
 
 from input_pipeline.builders import prepared_builder
@@ -22,6 +23,7 @@ from input_pipeline.poses.formats.coco import read_coco
 from input_pipeline.poses.images import images_of, read_catalogs
 from input_pipeline.poses.importing import build_cache, join
 from input_pipeline.poses.model import PoseModel
+from input_pipeline.validation import check_upright
 from pgfl_jax.command_line import guarded, user_path, writable_folder
 from pgfl_jax.errors import UserError
 
@@ -60,7 +62,8 @@ def _import(flags: argparse.Namespace) -> Coverage:
     if not flags.input.exists():
         raise UserError(f"--input={flags.input}: no such file or folder")
     builder = prepared_builder(flags.dataset, flags.data_dir, flags.manual_dir)
-    images = images_of(read_catalogs(builder))
+    catalogs = read_catalogs(builder)
+    images = images_of(catalogs)
     path = Path(os.path.abspath(flags.input))
     root = path if path.is_dir() else path.parent
     if flags.annotations is not None:
@@ -78,6 +81,8 @@ def _import(flags: argparse.Namespace) -> Coverage:
         seen_size=flags.seen_size and tuple(flags.seen_size),
         keep_distractors=flags.keep_distractors,
     )
+    turned = np.concatenate([catalog.turned for catalog in catalogs.values()])
+    warnings += check_upright("--dataset", images.filenames[turned]).warnings
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     found = coverage(images, cache, joined)

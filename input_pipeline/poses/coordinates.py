@@ -42,19 +42,3 @@ def are_fractions(
     confident = keypoints[..., 2] >= CONFIDENT
     small = (np.abs(keypoints[..., :2]) <= 1).all(axis=-1)
     return confident.any(axis=1) & (small | ~confident).all(axis=1) & (sizes > _SMALL).all(axis=1)
-
-
-def are_swapped(
-    keypoints: Float[np.ndarray, "images 17 3"], sizes: Int[np.ndarray, "images 2"]
-) -> bool:
-    """Whether x and y are swapped: many joints are outside, but almost none are after a swap.
-
-    That is more than 10 % of the confident joints, and less than 2 %.
-
-    Args:
-        keypoints: (N, 17, 3) x, y, confidence; at least one confident joint.
-        sizes: (N, 2) height, width of the images in pixels.
-    """
-    confident, given = joints_outside(keypoints, sizes)
-    swapped = joints_outside(keypoints[..., [1, 0, 2]], sizes)[1]
-    return given.sum() > 0.1 * confident.sum() and swapped.sum() < 0.02 * confident.sum()

@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import io
 import os
 
 import cv2
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from PIL import ExifTags, Image
 
 from input_pipeline.catalog import Catalog, _check_columns, read_catalog
-from input_pipeline.encoded_images import EncodedImages, image_size, open_shard
+from input_pipeline.encoded_images import EncodedImages, exif_orientation, image_size, open_shard
 from input_pipeline.errors import DataError
 from input_pipeline.poses.cache import PoseCache, join_poses
 
@@ -299,6 +301,24 @@ def test_a_pose_is_drawn_from_the_threshold_on():
         posed = catalog.replace_poses(catalog.keypoints, maps).drawn(threshold)
         assert np.flatnonzero(posed).tolist() == drawn
     assert np.flatnonzero(catalog.drawn(0.2)).tolist() == [0]
+
+
+def test_images_that_viewers_turn_are_known_by_their_exif_tag():
+    picture = Image.new("RGB", (4, 8))
+
+    def encoded(kind, orientation):
+        exif, file = Image.Exif(), io.BytesIO()
+        exif[ExifTags.Base.Orientation] = orientation
+        picture.save(file, kind, exif=exif)
+        return file.getvalue()
+
+    images = [encoded("JPEG", orientation) for orientation in (0, 1, 2, 6, 8, 9)]
+    plain = io.BytesIO()
+    picture.save(plain, "JPEG")
+    images += [encoded("PNG", 3), plain.getvalue(), b"Exif\x00\x00 of no picture"]
+    assert [exif_orientation(image) for image in images] == [1, 1, 2, 6, 8, 1, 3, 1, 1]
+    catalog = dataclasses.replace(made(), images=np.array([*images[:5], *images[6:8]], object))
+    assert np.flatnonzero(catalog.turned).tolist() == [2, 3, 4, 5]
 
 
 def test_selected_images_keep_their_columns(catalog):

@@ -754,9 +754,9 @@ def write_table(folder, rows):
 @pytest.mark.parametrize(
     ("x", "y", "problem"),
     [
-        (0.5, 0.25, "all keypoints lie between -1 and 1"),
-        (-1, -1, "all keypoints lie between -1 and 1"),
-        (870, 440, "100% of the confident keypoints lie outside their images"),
+        (0.5, 0.25, "the keypoints of 16 of 16 images are between -1 and 1"),
+        (-1, -1, "the keypoints of 16 of 16 images are between -1 and 1"),
+        (870, 440, "100% of the confident keypoints are outside their images"),
         (20, 30, None),
     ],
 )
@@ -783,7 +783,7 @@ def test_keypoints_of_a_table_must_be_pixels_of_its_images(
         training_data(config)
     assert f"  - {refused.value}\n" in text
     evaluation_data(config)  # the main branch is scored without poses
-    with pytest.raises(DataError, match=f" query: {problem}"):
+    with pytest.raises(DataError, match=f" query: {problem.replace('16', '1')}"):
         evaluation_data(teachers)
 
 
@@ -915,3 +915,20 @@ def test_a_mistyped_option_is_one_line():
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 1
     assert "no such option: 'heigth'" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_posed_images_that_other_tools_turn_are_a_warning(tiny_config, monkeypatch):
+    keypoints = np.zeros((4, 17, 3), np.float32)
+    keypoints[:3] = 2
+    keypoints[:3, :, 2] = 1
+    split = split_of("train", [(encode(i), i, 0) for i in range(4)], keypoints=keypoints)
+    turned = {encode(1), encode(3)}
+    monkeypatch.setattr(
+        "input_pipeline.catalog.exif_orientation", lambda image: 6 if image in turned else 1
+    )
+    errors, warnings, *_ = found(diagnosis.keypoints, survey_of(tiny_config(), split))
+    assert not errors and warnings == [
+        "set train: 1 images have an EXIF orientation other than 1: train_b; pose tools that read "
+        "with OpenCV turn them, this project does not: if their poses are turned, remove the "
+        "orientation and make the poses again"
+    ]

@@ -153,12 +153,13 @@ def test_fractions_of_a_few_images_are_a_warning_and_of_more_an_error():
 def test_swapped_coordinates_are_an_error():
     people = posed_at((20, 30))
     people.keypoints[0, :, 1] = np.linspace(5, 120, 17)  # 8 of 17 joints are below row 64
+    people.keypoints[0, 0, 0] = -3  # as tools guess it of a person that the image cuts off
     assert validation.check_keypoints("X", people) == validation.Findings()
     people.keypoints[..., :2] = people.keypoints[..., 1::-1].copy()
     (error,) = validation.check_keypoints("X", people).errors
     assert error == (
-        "X: 47% of the confident keypoints are outside their images, but almost none with x and y "
-        "swapped; give x before y"
+        "X: 53% of the confident keypoints are outside their images, but 6% with x and y "
+        "swapped; give x before y, in pixels"
     )
 
 

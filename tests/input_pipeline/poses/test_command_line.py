@@ -161,6 +161,15 @@ def test_poses_of_resized_images(run, people, write_json, as_numbers, catalogs):
     )
 
 
+def test_images_that_other_tools_turn_are_named(run, people, write_json, as_numbers, monkeypatch):
+    monkeypatch.setattr("input_pipeline.catalog.exif_orientation", lambda image: 6)
+    flags = write_alphapose(people, write_json, as_numbers)
+    status, _, err, output = run("import", "--format", "alphapose", *flags)
+    assert status == 0 and len(read_poses(output))
+    line = f"warning: --dataset: {len(people)} images have an EXIF orientation other than 1: "
+    assert err.startswith(line + Path(people[0][1]).name) and err.count("\n") == 1
+
+
 def test_what_matches_nothing_is_listed(run, people, write_json, as_numbers):
     flags = write_openpose(people[:3], write_json, as_numbers)
     for number in range(12):
