@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32, Int
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
@@ -52,8 +52,8 @@ class TrainImages(Dataset):
         image, keypoints = random_crop(image, keypoints, config.augment.pad)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float()
         pixels.mul_(self._scale).add_(self._offset)
-        random_erasing(pixels, keypoints, config.augment)
         return {
+            "erased": random_erasing(pixels, config.augment),
             "images": pixels,
             "keypoints": keypoints,
             "labels": self._labels[index],
@@ -91,7 +91,9 @@ class Collate:
         """Stack rows of `TrainImages`; in a worker, the images go to shared memory."""
         keypoints = torch.from_numpy(np.stack([row.pop("keypoints") for row in rows]))
         batch = default_collate(rows)
-        batch["part_maps"], batch["visibility"] = part_maps(keypoints, self.config, self.map_shape)
+        batch["part_maps"], batch["visibility"] = part_maps(
+            keypoints, batch.pop("erased"), self.config, self.map_shape
+        )
         return batch
 
 
@@ -150,32 +152,27 @@ def random_flip(
 def random_crop(
     image: Image.Image, keypoints: Keypoints, pad: int
 ) -> tuple[Image.Image, Keypoints]:
-    """Shift by up to ``pad`` pixels in each direction, padding with black; hide joints outside."""
+    """Shift by up to ``pad`` pixels in each direction, padding with black."""
     width, height = image.size
     # PIL's crop fills the outside with black, so padding and cropping take one copy.
     left, top = (torch.randint(2 * pad + 1, (2,)) - pad).tolist()
     keypoints[:, 0] -= left
     keypoints[:, 1] -= top
-    position = keypoints[:, :2]
-    outside = (position < -0.5) | (position >= (width - 0.5, height - 0.5))
-    keypoints[outside.any(axis=1), 2] = 0
     return image.crop((left, top, left + width, top + height)), keypoints
 
 
 def random_erasing(
-    pixels: Float32[torch.Tensor, "3 height width"], keypoints: Keypoints, config: AugmentConfig
-) -> None:
-    """Set a random rectangle to 0 and hide its joints, both in place."""
+    pixels: Float32[torch.Tensor, "3 height width"], config: AugmentConfig
+) -> Int[torch.Tensor, "4"]:
+    """Set a random rectangle to 0 in place; returns its top, left, bottom and right."""
     if torch.rand(()) >= config.erasing:
-        return
+        return torch.zeros(4, dtype=torch.int64)
     proposals = torch.rand(_ERASING_ATTEMPTS, 2).tolist()
     height, width = erasing_size(proposals, (pixels.shape[1], pixels.shape[2]), config)
     top = int(torch.randint(pixels.shape[1] - height + 1, ()))
     left = int(torch.randint(pixels.shape[2] - width + 1, ()))
     pixels[:, top : top + height, left : left + width] = 0
-    position = keypoints[:, :2] + 0.5
-    inside = (position >= (left, top)) & (position < (left + width, top + height))
-    keypoints[inside.all(axis=1), 2] = 0
+    return torch.tensor([top, left, top + height, left + width])
 
 
 def erasing_size(
@@ -202,12 +199,18 @@ def erasing_size(
 
 
 def part_maps(
-    keypoints: Float32[torch.Tensor, "batch 17 3"], config: DataConfig, map_shape: tuple[int, int]
+    keypoints: Float32[torch.Tensor, "batch 17 3"],
+    erased: Int[torch.Tensor, "batch 4"],
+    config: DataConfig,
+    map_shape: tuple[int, int],
 ) -> tuple[Float32[torch.Tensor, "batch 8 height width"], Float32[torch.Tensor, "batch 8"]]:
     """The maps of :func:`input_pipeline.pose_maps.part_maps`, channels first.
 
+    Limbs are cut off at the border of the input, also where it shows padding.
+
     Args:
         keypoints: x and y in pixels of the network's input, and confidence in [0, 1].
+        erased: top, left, bottom and right of the erased rectangles.
         config: the data options.
         map_shape: (h, w) of the maps.
 
@@ -220,16 +223,51 @@ def part_maps(
     points = torch.cat([keypoints, torch.cat([position, confidence], dim=-1)], dim=1)
     start, end = points[:, _SEGMENTS[:, 0]], points[:, _SEGMENTS[:, 1]]
     weight = torch.minimum(start[..., 2], end[..., 2])
-    weight = torch.where(weight >= config.pose.threshold, weight, 0.0)
-    squared = _squared_distances(start, end, (config.height, config.width), map_shape)
+    shape = config.height, config.width
+    start, end, shown = _clip(start[..., :2], end[..., :2], shape)
+    squared = _squared_distances(start, end, shape, map_shape)
+    left = ~_cells_inside(erased, shape, map_shape)[:, None]
+    corner = ((shape[0] / map_shape[0]) ** 2 + (shape[1] / map_shape[1]) ** 2) / 4
+    shown &= ((squared <= 1.001 * corner) & left).any(-1).any(-1)
+    weight = torch.where(shown & (weight >= config.pose.threshold), weight, 0.0)
     squared.mul_(-0.5 / (config.pose.sigma * config.height) ** 2)
-    drawn = squared.exp_().mul_(weight[..., None, None])
+    drawn = squared.exp_().mul_(weight[..., None, None]).mul_(left)
     return _max_per_part(drawn), _max_per_part(weight)
 
 
+def _clip(
+    start: Float[torch.Tensor, "batch segments 2"],
+    end: Float[torch.Tensor, "batch segments 2"],
+    shape: tuple[int, int],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The part of each segment inside the input, and whether there is any."""
+    direction = end - start
+    steps = torch.where(direction.abs() < 1e-6, 1e-6, direction)
+    to_low = (-0.5 - start) / steps
+    to_high = (torch.tensor([shape[1] - 0.5, shape[0] - 0.5]) - start) / steps
+    enters = torch.minimum(to_low, to_high).amax(-1)
+    leaves = torch.maximum(to_low, to_high).amin(-1)
+    first, last = enters.clamp(0, 1)[..., None], leaves.clamp(0, 1)[..., None]
+    inside = (enters <= leaves) & (enters <= 1) & (leaves >= 0)
+    return start + first * direction, start + last * direction, inside
+
+
+def _cells_inside(
+    rectangles: Int[torch.Tensor, "batch 4"], shape: tuple[int, int], map_shape: tuple[int, int]
+) -> Bool[torch.Tensor, "batch rows columns"]:
+    """Which cells have their centre in a rectangle."""
+    lines = []
+    for axis in (0, 1):
+        centres = (torch.arange(map_shape[axis]) + 0.5) * shape[axis] / map_shape[axis]
+        lines.append(
+            (centres >= rectangles[:, axis, None]) & (centres < rectangles[:, axis + 2, None])
+        )
+    return lines[0][:, :, None] & lines[1][:, None, :]
+
+
 def _squared_distances(
-    start: Float[torch.Tensor, "batch segments 3"],
-    end: Float[torch.Tensor, "batch segments 3"],
+    start: Float[torch.Tensor, "batch segments 2"],
+    end: Float[torch.Tensor, "batch segments 2"],
     image_shape: tuple[int, int],
     map_shape: tuple[int, int],
 ) -> Float[torch.Tensor, "batch segments height width"]:
@@ -237,7 +275,7 @@ def _squared_distances(
     (height, width), (rows, columns) = image_shape, map_shape
     y = ((torch.arange(rows) + 0.5) * (height / rows) - 0.5)[:, None]
     x = ((torch.arange(columns) + 0.5) * (width / columns) - 0.5)[None, :]
-    direction = end[..., :2] - start[..., :2]
+    direction = end - start
     scale = 1 / (direction**2).sum(-1).clamp(min=1e-12)[..., None, None]
     along_x, along_y = direction[..., 0, None, None], direction[..., 1, None, None]
     from_x, from_y = x - start[..., 0, None, None], y - start[..., 1, None, None]

@@ -19,6 +19,7 @@ from absl.testing import flagsaver
 from flax.traverse_util import flatten_dict
 
 import main
+from input_pipeline.from_config import evaluation_data, training_data
 from pgfl_jax.command_line import parse_flags
 from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.experiment import Experiment
@@ -33,7 +34,8 @@ from pgfl_jax.pretrained import (
     save_state_dict,
     to_state_dict,
 )
-from tests.runs import finish, leaves, start
+from pgfl_jax.train import begin, train
+from tests.runs import leaves
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -679,31 +681,38 @@ def test_a_sharded_state_and_its_average_start_from_the_file(tmp_path, tiny_conf
     np.testing.assert_array_equal(kernel, drawn.params["main_classifier"]["kernel"])
 
 
-def test_a_run_needs_the_file_only_to_start(tiny_data_dir, tmp_path):
-    variables = random_variables("resnet8")
+@pytest.mark.usefixtures("small_network")
+def test_a_run_needs_the_file_only_to_start(tiny_config, tmp_path, capsys):
+    devices = jax.devices()[:1]
+    drawn = Experiment.create(tiny_config(seed=1), num_identities=16, num_images=128)
+    start = jax.device_get(drawn.init_state(make_mesh(devices)))
     path, workdir = tmp_path / "net.safetensors", tmp_path / "run"
-    save_state_dict(path, to_state_dict(variables, 10))
-    # One step: an epoch has 8.
-    options = (
-        f"--config.model.pretrained={path}", "--config.train.epochs=0.125",
-        "--config.optim.warmup_epochs=0.0",
-        "--config.model.pose_branches=False",
-    )  # fmt: skip
-    code, out, err = finish(start(tiny_data_dir, workdir, *options))
-    assert code == 0, err
-    assert out.startswith(f"{path}: ") and "0 missing; " in out.splitlines()[0]
+    variables = {"params": start.params, "batch_stats": start.batch_stats}
+    save_state_dict(path, to_state_dict(variables, 16))
+    config = tiny_config(
+        **{
+            "model.pretrained": str(path),
+            "model.pose_branches": False,
+            "train.epochs": 0.125,  # one step
+            "optim.warmup_epochs": 0.0,
+        }
+    )
+    data = training_data(config), evaluation_data(config)
+    pretrained = begin(config, workdir, evaluates=False)
+    train(config, workdir, *data, pretrained=pretrained, devices=devices)
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{path}: ") and "0 missing; " in shown.splitlines()[0]
     assert len(json.loads((workdir / "manifest.json").read_text())["pretrained_sha256"]) == 64
     stored = leaves(workdir, 1)
-    theirs = variables["batch_stats"]["trunk"]["bn1"]["var"]
-    ours = stored["batch_stats/trunk/bn1/var"]
     # One step moves a running statistic by a tenth of the way.
-    assert (ours >= 0.9 * theirs).all()
-    kernel = stored["params/trunk/layer1_0/conv1/kernel"]
-    theirs = variables["params"]["trunk"]["layer1_0"]["conv1"]["kernel"]
-    assert 0 < abs(kernel - theirs).max() < 1e-2
+    before = start.batch_stats["trunk"]["bn1"]["var"]
+    assert (stored["batch_stats/trunk/bn1/var"] >= 0.9 * before).all()
+    kernel = start.params["trunk"]["layer1_0"]["conv1"]["kernel"]
+    assert 0 < abs(stored["params/trunk/layer1_0/conv1/kernel"] - kernel).max() < 1e-2
     path.unlink()
-    code, out, err = finish(start(tiny_data_dir, workdir, *options))
-    assert code == 0 and "is finished" in out, err
+    assert begin(config, workdir, evaluates=False) is None
+    train(config, workdir, *data, devices=devices)
+    assert "is finished" in capsys.readouterr().out
 
 
 # ml_collections loads the configuration file with a deprecated function.

@@ -8,6 +8,8 @@ from pgfl_jax.experiment import Experiment
 from pgfl_jax.models import pgfl
 from pgfl_jax.train_step import loss_and_gradients, make_train_step
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 IDENTITIES = 6
 POSE_TERMS = {"id_foreground", "id_parts", "triplet_foreground", "triplet_parts", "alignment",
               "semantic", "kd_feature_foreground", "kd_feature_parts", "kd_logit_foreground",

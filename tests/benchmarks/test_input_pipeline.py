@@ -96,9 +96,15 @@ def test_part_maps_equal_ours_for_any_keypoints():
     keypoints[..., :2] = keypoints[..., :2] * 60 - 15  # some outside
     keypoints[0, 5] = keypoints[0, 7]  # a limb without length
     keypoints[1] = 0
-    maps, visibility = torch_loader.part_maps(torch.from_numpy(keypoints), config, MAP_SHAPE)
+    corner = rng.integers(0, 8, (50, 2))
+    erased = np.concatenate([corner, corner + rng.integers(0, 20, (50, 2))], axis=1)
+    maps, visibility = torch_loader.part_maps(
+        torch.from_numpy(keypoints), torch.from_numpy(erased), config, MAP_SHAPE
+    )
     expected = pose_maps.part_maps(
         keypoints,
+        None,
+        erased.astype(np.int32),
         image_shape=(HEIGHT, WIDTH),
         map_shape=MAP_SHAPE,
         sigma=config.pose.sigma,
@@ -117,7 +123,7 @@ def coordinate_image():
 
 
 def test_augmented_keypoints_stay_on_their_pixels():
-    """In an augmented lossless image, each visible joint's pixel must encode its old position."""
+    """In an augmented lossless image, each joint's pixel that is left must encode its old position."""
     encoded = io.BytesIO()
     Image.fromarray(coordinate_image()).save(encoded, "PNG")
     images = np.empty(1, object)
@@ -138,14 +144,18 @@ def test_augmented_keypoints_stay_on_their_pixels():
         red, green = pixels[:2]
         mirrored = bool((np.diff(red[red.any(axis=1)], axis=1) == -1).sum() > red.size // 8)
         names = FLIP if mirrored else np.arange(17)
-        for (x, y, confidence), (old_x, old_y) in zip(row["keypoints"], places[names], strict=True):
-            if confidence:
-                place = (int(y), int(x))
-                assert (red[place], green[place]) == (old_x + 1, old_y + 1)
-        hidden += (row["keypoints"][:, 2] == 0).sum()
+        x, y, confidence = row["keypoints"].T
+        top, left, bottom, right = row["erased"].tolist()
+        erased = (x >= left) & (x < right) & (y >= top) & (y < bottom)
+        seen = (x >= 0) & (x < WIDTH) & (y >= 0) & (y < HEIGHT) & ~erased
+        assert (confidence == 1).all()
+        for joint in np.flatnonzero(seen):
+            place = (int(y[joint]), int(x[joint]))
+            assert (red[place], green[place]) == tuple(places[names][joint] + 1)
+        hidden += (~seen).sum()
         flipped += mirrored
         gone = {(x, y) for x, y in places} - set(zip(*(pixels[:2].reshape(2, -1) - 1), strict=True))
-        assert len(gone) <= (row["keypoints"][:, 2] == 0).sum()  # hidden where they cannot be seen
+        assert len(gone) <= (~seen).sum()
     assert 0.4 < flipped / repeats < 0.6
     assert 0.1 < hidden / (17 * repeats) < 0.4
     np.testing.assert_array_equal(catalog.keypoints, keypoints)  # untouched

@@ -87,7 +87,7 @@ def test_a_refusal_is_one_line_and_changes_nothing(drive, undisturbed):
     code, _, err = finish(drive(undisturbed, "--config.model.backbone=resnet18"))
     assert (code, err) == (1, f"error: {_refusal(undisturbed, 'model.backbone')}\n")
     after = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
-    folders = {undisturbed / "checkpoints"}
+    folders = {undisturbed / "checkpoints", undisturbed / ".lock"}
     assert {p: t for p, t in after.items() if p not in folders} == {
         p: t for p, t in before.items() if p not in folders
     }
