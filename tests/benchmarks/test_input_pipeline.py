@@ -123,7 +123,7 @@ def coordinate_image():
 
 
 def test_augmented_keypoints_stay_on_their_pixels():
-    """In an augmented lossless image, each joint's pixel that is left must encode its old position."""
+    """In an augmented lossless image, each joint's pixel that is left encodes its old position."""
     encoded = io.BytesIO()
     Image.fromarray(coordinate_image()).save(encoded, "PNG")
     images = np.empty(1, object)

@@ -29,15 +29,18 @@ OPTIONS = {
 }
 
 
-def _start(workdir, data_dir, **changes):
-    options = {**OPTIONS, "data.data_dir": data_dir, **changes}
+MAIN = OPTIONS | {"train.epochs": 1.25}  # of the runs of main.py: 10 steps
+
+
+def _start(workdir, data_dir):
+    options = {**MAIN, "data.data_dir": data_dir}
     flags = [f"--config.{name}={value}" for name, value in options.items()]
     return [train(workdir, *flags, *process) for process in two(free_port())]
 
 
 def _config(data_dir):
     values = synthetic_tiny.get_config()
-    values.update_from_flattened_dict({**OPTIONS, "data.data_dir": str(data_dir)})
+    values.update_from_flattened_dict({**MAIN, "data.data_dir": str(data_dir)})
     return parse_config(values)
 
 
@@ -57,7 +60,7 @@ def test_process_0_alone_prints_and_writes(undisturbed):
     lines = out0.splitlines()
     assert lines[0] == "evaluation at step 0"
     shown = [line.split("|")[0] for line in lines if line.startswith("step ")]
-    assert shown == [f"step {step:2d}/{STEPS} " for step in range(5, STEPS + 1, 5)]
+    assert shown == ["step  5/10 ", "step 10/10 "]
     assert lines[-1].startswith("best step ")
     workdir = folder / "run"
     assert {path.name for path in workdir.iterdir()} == {
@@ -66,7 +69,7 @@ def test_process_0_alone_prints_and_writes(undisturbed):
     }  # fmt: skip
     assert len(list((workdir / "metrics").iterdir())) == 1
     logged = [line["step"] for line in history(workdir)]
-    assert logged == sorted([*range(0, STEPS + 1, 5), 20, STEPS])
+    assert logged == [0, 5, 10, 10]
     assert json.loads((workdir / "manifest.json").read_text())["processes"] == 2
     versions = (folder / "data" / "synthetic_occluded_reid" / "tiny").iterdir()
     assert [path.name.count("incomplete") for path in versions] == [0]
@@ -89,7 +92,7 @@ def test_the_evaluation_is_that_of_one_process(undisturbed, tmp_path):
     for result in results:
         path = folder / "run" / "results" / f"{result['protocol']}.json"
         stored = json.loads(path.read_text())
-        assert stored["step"] == result["step"] == STEPS
+        assert stored["step"] == result["step"] == 10
         assert stored["num_query"] == result["num_query"] == 16
         for name in ("mAP", "mINP"):
             assert stored[name] == pytest.approx(result[name], abs=1e-6)
