@@ -74,11 +74,12 @@ def network(backbone, pooling):
 def test_networks_give_the_same_embeddings_at_any_batch(backbone, pooling, convolutions):
     embed = network(backbone, pooling)
     model = convert(embed, batch((64, 32, 3), np.uint8))
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 64, 32, 3), np.uint8)
+    expected = np.asarray(jax.jit(embed)(pictures))
     for count in (1, 3):
-        pictures = np.random.default_rng(count).integers(0, 256, (count, 64, 32, 3), np.uint8)
-        found, expected = run(model, pictures), np.asarray(jax.jit(embed)(pictures))
-        assert found.shape == expected.shape
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+        found = run(model, pictures[:count])
+        assert found.shape == (count, expected.shape[1])
+        np.testing.assert_allclose(found, expected[:count], rtol=0, atol=1e-6)
     counts = operations(model)
     assert counts["Conv"] == convolutions
     # Channels move to the second axis once, at the input.
