@@ -102,6 +102,16 @@ def test_keypoints_win_over_dense_maps_and_dense_maps_over_nothing(
     assert read_poses(tmp_path / "poses.npz").part_maps.shape == (3, 3, 2, 8)
 
 
+def test_the_pose_of_the_exact_folder_wins_over_all_others(make_images, make_person):
+    images = make_images(("query", "query/a.jpg", 1))
+    exact, other = make_person(5, 5), make_person(9, 9)
+    cache = built(images, keypoints("others/a.json", other), keypoints("query/a.json", exact))
+    assert cache.sources.tolist() == ["query/a.json"]
+    np.testing.assert_array_equal(cache.keypoints, [exact])
+    cache = built(images, dense("query/a.npy"), keypoints("others/a.json", other))
+    assert cache.sources.tolist() == ["query/a.npy"]
+
+
 def test_keypoints_of_resized_images_are_scaled_back(make_images, make_person):
     images = make_images(("query", "a.jpg", 1), size=(60, 50))
     person = make_person(0, 0)
