@@ -203,6 +203,18 @@ def test_coordinates_of_another_size_are_detected(make_images, make_person):
     built(images, keypoints("a", person))
 
 
+def test_poses_of_smaller_copies_are_a_warning_that_names_seen_size(make_images, make_person):
+    names = [str(number) for number in range(12)]
+    images = make_images(*(("query", f"{name}.jpg", name) for name in names), size=(120, 100))
+    joined = join(images, [keypoints(name, make_person(20, 15)) for name in names], "/root")
+    (warning,) = build_cache(images, joined, estimator="tool")[1]
+    assert warning.startswith("--input: 99% of the confident keypoints are in the left 44% and the")
+    assert warning.endswith(
+        "give the size at which the estimator saw the images as --seen-size HEIGHT WIDTH"
+    )
+    assert build_cache(images, joined, estimator="tool", seen_size=(60, 50))[1] == []
+
+
 def test_normalised_coordinates_are_detected(make_images, make_person):
     images = make_images(("query", "a.jpg", 1))
     person = make_person()
