@@ -65,6 +65,8 @@ def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
         reason = getattr(error, "strerror", None) or "damaged, or not a picture"
         if isinstance(error, IsADirectoryError):
             reason = "is a folder; give it alone, or give its pictures"
+        if isinstance(error, FileNotFoundError) and os.path.islink(path):
+            reason = f"a broken link, to {os.readlink(os.fspath(path))}"
         raise PictureError(f"{os.fspath(path)}: {reason}") from error
 
 
@@ -140,10 +142,11 @@ def list_pictures(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
     """The pictures of a folder and the folders below it, and its other files.
 
     Links to folders are followed; a folder that several paths lead to is listed once. Hidden files
-    and folders, and macOS's ``__MACOSX``, are ignored.
+    and folders, and macOS's ``__MACOSX``, are ignored. A broken link counts as a picture whatever
+    its name, since it may have led to a folder of them; :func:`decode` names it.
 
     Returns:
-        The files with one of ``SUFFIXES``, sorted by path, and those without.
+        The files with one of ``SUFFIXES`` and the broken links, sorted by path; the other files.
 
     Raises:
         PictureError: the folder holds no pictures, or does not exist.
@@ -151,11 +154,16 @@ def list_pictures(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
     root = Path(folder)
     if not root.is_dir():
         raise PictureError(f"{root}: no such folder")
-    files = sorted(path for path in _walk(root, set()) if path.is_file())
-    pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
+    pictures: list[Path] = []
+    others: list[Path] = []
+    for path in sorted(_walk(root, set())):
+        if not path.exists() or (path.is_file() and path.suffix.lower() in SUFFIXES):
+            pictures.append(path)
+        elif path.is_file():
+            others.append(path)
     if not pictures:
         raise PictureError(f"{root}: no pictures ({', '.join(SUFFIXES)})")
-    return pictures, [path for path in files if path.suffix.lower() not in SUFFIXES]
+    return pictures, others
 
 
 def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:

@@ -180,13 +180,24 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path):
     (folder / "a").symlink_to(elsewhere)
     (folder / "c").symlink_to(elsewhere)  # the same folder again
     (elsewhere / "deep" / "up").symlink_to(folder)
-    (folder / "gone.jpg").symlink_to("nowhere")
     found, _ = preprocessing.list_pictures(folder)
     assert [path.relative_to(folder).as_posix() for path in found] == [
         "a/1.jpg",
         "a/deep/2.jpg",
         "b.jpg",
     ]
+
+
+def test_broken_links_are_pictures_that_cannot_be_read(tmp_path):
+    (tmp_path / "b.jpg").write_bytes(b"")
+    for name in ("a.jpg", "share", "z"):
+        (tmp_path / name).symlink_to(tmp_path / ("z" if name == "z" else "nowhere"))
+    found, others = preprocessing.list_pictures(tmp_path)
+    assert [path.name for path in found] == ["a.jpg", "b.jpg", "share", "z"] and not others
+    with pytest.raises(PictureError, match=r"share: a broken link, to .*nowhere$"):
+        preprocessing.decode(tmp_path / "share")
+    with pytest.raises(PictureError, match=r"z: Too many levels of symbolic links"):
+        preprocessing.decode(tmp_path / "z")
 
 
 @pytest.mark.parametrize("suffix", preprocessing.SUFFIXES)
