@@ -11,9 +11,9 @@ from input_pipeline.poses.images import Images
 UNMATCHED, AMBIGUOUS = -1, -2
 
 # Endings of poses and images that share a name: 7.jpg, 7.json, 7_keypoints.json, 7.jpg.npy,
-# 7.jpg.predictions.json.
+# 7.jpg.predictions.json, 7.jpg.pifpaf.json.
 _ENDINGS = re.compile(
-    r"(_keypoints|_openpose|\.(predictions|json|npy|jpe?g|png|bmp|tiff?|gif|webp|ppm))+$",
+    r"(_keypoints|_openpose|\.(predictions|pifpaf|json|npy|jpe?g|png|bmp|tiff?|gif|webp|ppm))+$",
     re.IGNORECASE,
 )
 

@@ -116,6 +116,28 @@ def test_coco_image_numbers_are_named_by_annotations(write_json, make_person, as
     assert_people(annotation, make_person())
 
 
+def test_coco_results_of_ultralytics_name_their_files(write_json, make_person, as_numbers):
+    # Its image_id is the stem, as a number where it can be one: 0007.jpg is 7.
+    names = {7: "0007.jpg", "a_1": "a_1.jpg"}
+    entries = [
+        {"image_id": number, "file_name": name, "keypoints": as_numbers(make_person())}
+        for number, name in names.items()
+    ]
+    folder = write_json("results.json", entries)
+    assert [one.image for one in read_coco(folder / "results.json")] == ["0007.jpg", "a_1.jpg"]
+    images = [{"id": 7, "file_name": "query/0007.png"}, {"id": 8, "file_name": "query/8.jpg"}]
+    write_json("names.json", {"images": images})
+    named = read_coco(folder / "results.json", folder / "names.json")
+    assert [one.image for one in named] == ["query/0007.png", "a_1.jpg"]
+    images[0]["file_name"] = "query/7.jpg"
+    write_json("names.json", {"images": images})
+    with pytest.raises(DataError) as error:
+        list(read_coco(folder / "results.json", folder / "names.json"))
+    assert str(error.value) == (
+        f"{folder}/results.json: image_id 7 is 0007.jpg, but query/7.jpg in {folder}/names.json"
+    )
+
+
 def test_coco_images_may_have_a_size(write_json, make_person, as_numbers):
     sizes = [{"height": 128, "width": 64.0}, {"height": 0, "width": 0}, {"width": "64"}]
     images = [{"id": i, "file_name": f"{i}.jpg", **size} for i, size in enumerate(sizes)]

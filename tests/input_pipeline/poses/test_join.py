@@ -13,6 +13,7 @@ from input_pipeline.poses.join import AMBIGUOUS, UNMATCHED, ImageIndex, bare_pat
         ("1.JPG.npy", "1"),
         ("query/1_openpose.json", "query/1"),
         ("query/1.jpg.predictions.json", "query/1"),
+        ("query/1.jpg.pifpaf.json", "query/1"),
         ("predictions.json", "predictions"),
         ("a.b.tif", "a.b"),
         ("1.jpg.jpg", "1"),
