@@ -71,9 +71,18 @@ def test_links_are_followed_but_not_in_circles(write_json, tmp_path):
     (tmp_path / "elsewhere" / "2.json").write_text('{"people": []}')
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
     (folder / "sub" / "above").symlink_to(folder)
-    (folder / "broken.json").symlink_to(tmp_path / "gone.json")
+    (folder / ".hidden").symlink_to(tmp_path / "gone")
     sources = [annotation.source for annotation in FORMATS["openpose"](folder)]
     assert sources == ["linked/2.json", "own.json", "sub/1.json"]
+
+
+@pytest.mark.parametrize("name", ["broken.json", "share"])
+def test_a_broken_link_is_named(name, write_json, tmp_path):
+    folder = write_json("own.json", {"people": []})
+    (folder / name).symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError) as error:
+        list(FORMATS["openpose"](folder))
+    assert str(error.value) == f"--input={folder / name}: a broken link; repair or remove it"
 
 
 def test_openpose_people_without_a_body_have_no_pose(write_json, make_person, as_numbers):
