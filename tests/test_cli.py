@@ -75,6 +75,9 @@ def test_what_cannot_be_read_is_left_out_and_said(folder, tmp_path, capsys):
     run = ["--run", str(GOLDEN_RUN), "--out", str(out)]
     assert cli.main(["embed", str(folder), *run]) == 1
     assert "c.jpg: damaged, or not a picture" in capsys.readouterr().err
+    (folder / "share").symlink_to("/absent/share")
+    assert cli.main(["embed", str(folder), *run]) == 1
+    assert "share: a broken link, to /absent/share\n" in capsys.readouterr().err
     assert read(out)["filenames"].tolist() == ["a/1.png", "a/2.jpg", "b.png"]
     assert cli.main(["embed", str(folder / "c.jpg"), *run]) == 1
     assert "error: none of 1 pictures can be read" in capsys.readouterr().err

@@ -109,3 +109,12 @@ def test_a_run_that_counted_weak_poses_goes_on(run):
     read_run(run, config, stored_data | {"pose_coverage": 0.5})
     with pytest.raises(ConfigError, match=r"config\.data\.pose\.files: .*\(poses_sha256 was"):
         read_run(run, config, stored_data | {"poses_sha256": "0" * 64})
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", '{"data": 1}', '{"data": {}}'])
+def test_a_damaged_manifest_is_one_line_when_the_run_is_used(content, run):
+    (run / "manifest.json").write_text(content)
+    with pytest.raises(ConfigError) as error:
+        read_run(run, read_config(run))
+    line = f"{run}/manifest.json: not the manifest of a run; put a copy back"
+    assert str(error.value) == line

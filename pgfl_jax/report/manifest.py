@@ -140,11 +140,17 @@ def read_run(
         data: fingerprints of the training data, which must equal the run's; None: not compared.
 
     Raises:
-        ConfigError: an option or a fingerprint differs; names it.
+        ConfigError: an option or a fingerprint differs; names it. Or the manifest is damaged.
         FileNotFoundError: the folder holds no run.
     """
     check_same_options(workdir, config)
-    manifest = read_json(workdir / "manifest.json")
+    path = workdir / "manifest.json"
+    manifest = read_json(path)
+    kinds = {"data": dict, "num_identities": int, "num_images": int}
+    if not isinstance(manifest, dict) or not all(
+        isinstance(manifest.get(name), kind) for name, kind in kinds.items()
+    ):
+        raise ConfigError(f"{path}: not the manifest of a run; put a copy back")
     for name, new in (data or {}).items():
         if name == "pose_coverage":  # the poses and the threshold decide it; both are compared
             continue
@@ -161,7 +167,7 @@ def read_run(
     return manifest
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Any:
     """A JSON file of a run; a ConfigError if it is damaged, a FileNotFoundError if not there."""
     if not path.exists():
         raise FileNotFoundError(
