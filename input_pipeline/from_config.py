@@ -11,7 +11,12 @@ import numpy as np
 
 from input_pipeline.builders import other_source, prepared_builder
 from input_pipeline.catalog import Catalog, read_catalog
-from input_pipeline.copies import check_people, check_repeats
+from input_pipeline.copies import (
+    check_copied_queries,
+    check_people,
+    check_repeats,
+    copied_queries,
+)
 from input_pipeline.errors import DataError
 from input_pipeline.pipeline import (
     evaluation_batch_size,
@@ -168,6 +173,8 @@ def evaluation_data(config: Config, training: TrainingData | None = None) -> Eva
             label = f"{full_name} {protocol}"
             pair = catalogs[query], catalogs["gallery"]
             findings.add(check_protocol(label, *pair))
+            copies = copied_queries(*pair)
+            findings.add(check_copied_queries(label, pair[0].filenames, *copies))
             if config.scores_with_poses:
                 findings.add(check_teachers(label, *pair, config.data.pose.threshold))
             data.protocols.append(

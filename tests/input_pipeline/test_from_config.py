@@ -179,6 +179,35 @@ def test_a_name_cannot_end_like_the_names_of_other_results(suffix, tiny_config, 
     )
 
 
+def test_a_query_that_finds_its_own_picture_is_a_warning(tiny_config, tmp_path, capsys):
+    # Camera 0 repeats camera 1's picture of person 7 (ranked) and its own of person 8 (junk).
+    rows = [
+        ("query", "a", 7, 0), ("query", "b", 8, 0),
+        ("gallery", "a", 7, 1), ("gallery", "b", 8, 0), ("gallery", "c", 8, 1),
+    ]  # fmt: skip
+    lines = ["path,identity,camera,split"]
+    for split, content, identity, camera in rows:
+        path = f"{split}_{identity}_{camera}.png"
+        write_bytes(tmp_path / "in" / path, encoded_picture(f"{content}.png"))
+        lines.append(f"{path},{identity},{camera},{split}")
+    (tmp_path / "in/shop.csv").write_text("\n".join(lines))
+    folders = {"data.data_dir": str(tmp_path / "data"), "data.manual_dir": str(tmp_path / "in")}
+    evaluation_data(tiny_config(**folders, **{"eval.datasets": ("table/shop",)}))
+    warned = capsys.readouterr().err.splitlines()
+    assert [line.split(" ", 2)[2] for line in warned if "rank" in line] == [
+        "query: 2 queries are also in the gallery; for 1 of them all copies are junk (same "
+        "identity and camera) and leave the ranking; for 1 a copy is ranked and distorts the "
+        "scores: query_7_0.png; remove one of each pair"
+    ]
+
+
+def test_the_junk_copies_of_occluded_duke_are_no_warning(tiny_config, tmp_path, capsys):
+    write_tree("occluded_duke", tmp_path / "in")
+    folders = {"data.data_dir": str(tmp_path / "data"), "data.manual_dir": str(tmp_path / "in")}
+    evaluation_data(tiny_config(**folders, **{"eval.datasets": ("occluded_duke",)}))
+    assert "also in the gallery" not in capsys.readouterr().err
+
+
 def test_another_source_of_prepared_data_is_a_warning(tiny_config, tmp_path, capsys):
     write_tree("partial_ilids", tmp_path / "one")
     evaluated = {"data.data_dir": str(tmp_path / "data"), "eval.datasets": ("partial_ilids",)}
