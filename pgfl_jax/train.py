@@ -25,6 +25,7 @@ from pgfl_jax.report.manifest import (
 )
 from pgfl_jax.report.profiler import Profiler
 from pgfl_jax.report.step_log import StepLog
+from pgfl_jax.report.training_images import TRAINING_IMAGES, write_training_images
 from pgfl_jax.report.writers import say
 from pgfl_jax.retrieval.evaluate import Evaluator
 from pgfl_jax.retrieval.protocols import EvaluationData
@@ -168,6 +169,8 @@ def train(
         evaluator.dry_run(state)  # what cannot be evaluated must fail now, not hours later
         if is_primary():
             write_run(workdir, config, training.facts() | _facts(evaluation, begin))
+            if restored is None or not (workdir / TRAINING_IMAGES).exists():
+                write_training_images(workdir, training.image_sha256)
         with (
             StepLog(workdir, restored, begin.pending, experiment, training.filenames) as log,
             Profiler(config.profile, workdir) as profiler,
