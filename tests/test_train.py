@@ -379,6 +379,14 @@ def test_a_recipe_from_random_weights_is_a_warning(tiny_config, ten_steps, tmp_p
     assert capsys.readouterr().err == ""
 
 
+def test_a_new_run_says_what_it_will_not_reach(tiny_config, capsys, tmp_path):
+    begin(tiny_config(**{"loss.kd_ramp": 5.5}), tmp_path, evaluates=False)
+    assert capsys.readouterr().err == (
+        "warning: config.loss.kd_ramp = 5.5: distillation would reach its weight at epoch 5.5, "
+        "after the last one (config.train.epochs = 5)\n"
+    )
+
+
 @pytest.mark.usefixtures("small_network")
 def test_a_start_that_failed_leaves_the_workdir_free(tiny_config, tmp_path):
     too_many = tiny_config(**{"data.identities_per_batch": 100, "data.images_per_identity": 2})
