@@ -1,6 +1,7 @@
 """From a configuration to the data of a run: the training set and the evaluation splits."""
 
 import hashlib
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ from input_pipeline.validation import (
 from pgfl_jax.config import Config
 from pgfl_jax.distributed.collectives import is_primary
 from pgfl_jax.report.training_images import TRAINING_IMAGES, read_training_images
+from pgfl_jax.report.writers import STEP_SUFFIX
 from pgfl_jax.retrieval.protocols import EvaluationData, EvaluationSplit, Protocol
 from pgfl_jax.train import TrainingData
 
@@ -280,7 +282,7 @@ def _check_result_name(result: str, owner: str, named: dict[str, str]) -> None:
         named: the owners of the earlier names; this one is added.
     """
     suffix = result.rpartition(".")[2]
-    if suffix in _RESULT_SUFFIXES:
+    if suffix in _RESULT_SUFFIXES or re.fullmatch(STEP_SUFFIX, suffix):
         raise DataError(
             f"{owner}: its results would be named {result}.json, where .{suffix} has another "
             "meaning; rename the data set or the split"

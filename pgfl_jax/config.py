@@ -55,6 +55,13 @@ _AreaRange = Annotated[
 _Backbone = Annotated[
     str, Check(lambda name: name in BACKBONES, f"is not one of {', '.join(BACKBONES)}")
 ]
+_Checkpoint = Annotated[
+    str,
+    Check(
+        lambda name: bool(re.fullmatch("newest|best|untrained|[0-9]+", name)),
+        "must be newest, best, untrained or a step",
+    ),
+]
 _Steps = Annotated[
     tuple[int, ...],
     Check(
@@ -253,9 +260,9 @@ class EvalConfig:
     # Data sets to evaluate on; empty: data.dataset itself. The first set's first protocol selects
     # the best step.
     datasets: tuple[str, ...] = ()
-    # What --mode=evaluate takes: newest · best (by the first protocol's mAP) · untrained (needs no
-    # run)
-    checkpoint: Literal["newest", "best", "untrained"] = "newest"
+    # What --mode=evaluate takes: newest · best (by the first protocol's mAP) · a step, as "960" ·
+    # untrained (needs no run)
+    checkpoint: _Checkpoint = "newest"
     # Images per evaluation batch at most, over all devices; a split is cut into even batches.
     batch_size: PositiveInt = 256
     # main (images alone) · foreground, parts (the teachers, with the test set's poses)

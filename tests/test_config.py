@@ -77,6 +77,8 @@ def test_a_map_cell_is_the_backbones_stride():
         ("profile", (5,), "must be empty or (first, last)"),
         ("profile", (5, 4), "must be empty or (first, last)"),
         ("eval.embeddings", ("foreground",), "must begin with main"),
+        ("eval.checkpoint", "last", "must be newest, best, untrained or a step"),
+        ("eval.checkpoint", "-3", "must be newest, best, untrained or a step"),
         ("eval.occlusion_bins", (0.5, 0.2), "must rise"),
     ],
 )

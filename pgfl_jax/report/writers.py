@@ -9,6 +9,8 @@ from pgfl_jax.distributed.collectives import is_primary
 from pgfl_jax.errors import UserError
 from pgfl_jax.files import replacing
 
+# What is added to the names of results of a checkpoint that was chosen by its number.
+STEP_SUFFIX = "step[0-9]+"
 BRANCHES = ("_main", "_foreground", "_parts")
 
 

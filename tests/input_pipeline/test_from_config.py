@@ -168,7 +168,9 @@ def test_two_protocols_cannot_share_a_results_file(tiny_config, tmp_path):
     )
 
 
-@pytest.mark.parametrize("suffix", ["average", "best", "foreground", "parts", "untrained"])
+@pytest.mark.parametrize(
+    "suffix", ["average", "best", "foreground", "parts", "step30", "untrained"]
+)
 def test_a_name_cannot_end_like_the_names_of_other_results(suffix, tiny_config, tmp_path):
     config = tables(tiny_config, tmp_path, **{f"shop.{suffix}": "query"})
     with pytest.raises(DataError) as error:
@@ -224,6 +226,22 @@ def test_another_source_of_prepared_data_is_a_warning(tiny_config, tmp_path, cap
     ]
     shutil.rmtree(tmp_path / "one")
     assert len(warnings_of("~/none.zip")) == 1
+
+
+def test_a_relative_source_is_the_same_from_another_folder(
+    tiny_config, tmp_path, monkeypatch, capsys
+):
+    write_tree("partial_ilids", tmp_path / "one/in")
+    evaluated = {"data.data_dir": str(tmp_path / "data"), "eval.datasets": ("partial_ilids",)}
+    (tmp_path / "two").mkdir()
+    for place, manual_dir in (("one", "in"), ("two", "../one/in"), ("two", "in")):
+        monkeypatch.chdir(tmp_path / place)
+        evaluation_data(tiny_config(**evaluated, **{"data.manual_dir": manual_dir}))
+        warned = [line for line in capsys.readouterr().err.splitlines() if "prepared from" in line]
+        assert warned == [
+            f"warning: {tmp_path}/data/partial_ilids was prepared from {tmp_path}/one/in; delete "
+            "it to prepare it from in"
+        ] * (place == "two" and manual_dir == "in")
 
 
 def test_a_table_may_move(tiny_config, tmp_path, capsys):
