@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from pgfl_jax.checkpoint import checkpoint_steps
 from pgfl_jax.config import Config, ConfigError, current_dataset_name, stored_config
 from pgfl_jax.report.writers import write_json
 
@@ -170,6 +171,11 @@ def read_run(
 def read_json(path: Path) -> Any:
     """A JSON file of a run; a ConfigError if it is damaged, a FileNotFoundError if not there."""
     if not path.exists():
+        if checkpoint_steps(path.parent):
+            raise FileNotFoundError(
+                f"{path}: not found, though {path.parent} holds checkpoints; put a copy of it "
+                "back, or use another --workdir"
+            )
         raise FileNotFoundError(
             f"{path}: not found; is {path.parent} the folder of a training run?"
         )
