@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 Repeat = Callable[[int], None]
 
@@ -45,13 +45,21 @@ class Program:
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], *, cwd: str | None = None,
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        cwd: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
         """Start it; :meth:`ready` waits for its first run."""
         self.name = name
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=cwd,
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=cwd,
             env=os.environ | dict(env or {}),
         )
         self.start_seconds = math.nan

@@ -7,7 +7,8 @@ image costs -log Σ_cells m·a, which is 0 when all energy falls where m = 1.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pgfl_jax.losses.masking import masked_mean, safe_log, spatial_distribution, upcast
+from pgfl_jax.losses.masking import masked_mean, safe_log, spatial_distribution
+from pgfl_jax.precision import upcast
 
 
 def foreground_alignment(

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from pgfl_jax.losses.masking import EPS, masked_mean, upcast
+from pgfl_jax.losses.masking import EPS, masked_mean
+from pgfl_jax.precision import upcast
 
 
 def feature_distillation(

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pgfl_jax.losses.masking import masked_mean, upcast
+from pgfl_jax.losses.masking import masked_mean
+from pgfl_jax.precision import upcast
 
 
 def identity_loss(

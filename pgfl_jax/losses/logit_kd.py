@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pgfl_jax.losses.masking import masked_mean, upcast
+from pgfl_jax.losses.masking import masked_mean
+from pgfl_jax.precision import upcast
 
 
 def logit_distillation(

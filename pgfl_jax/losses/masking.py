@@ -1,4 +1,4 @@
-"""What all losses share: precision, masked means and safe logarithms (docs/method.md, "Losses").
+"""What all losses share: masked means and safe logarithms (docs/method.md, "Losses").
 
 All losses follow two rules. They compute in float32 at least, whatever the network's precision. And
 a masked item adds exactly nothing to the value or to any gradient, so a batch without poses gives
@@ -6,22 +6,13 @@ pose terms of exactly 0 rather than 0 / 0.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float
 
 EPS = 1e-6
 """The smallest probability passed to a logarithm, and the smallest norm used as a divisor."""
 
 TINY = 1e-12
 """The smallest sum used as a divisor of a map; its inverse square is still finite in float32."""
-
-
-def upcast(values: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Casts to float32; float64 stays float64.
-
-    >>> str(upcast(jnp.ones(2, jnp.bfloat16)).dtype)
-    'float32'
-    """
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
 def masked_mean(

@@ -8,7 +8,8 @@ a part costs KL(p̂_g ‖ a_g) = Σ_cells p̂_g·(log p̂_g - log a_g). Logarith
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pgfl_jax.losses.masking import masked_mean, safe_log, spatial_distribution, upcast
+from pgfl_jax.losses.masking import masked_mean, safe_log, spatial_distribution
+from pgfl_jax.precision import upcast
 
 
 def channel_group_semantic(

@@ -18,7 +18,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from pgfl_jax.distributed.sharding import AXES, constrain
-from pgfl_jax.losses.masking import masked_mean, upcast
+from pgfl_jax.losses.masking import masked_mean
+from pgfl_jax.precision import upcast
 
 
 class HardestPairs(NamedTuple):

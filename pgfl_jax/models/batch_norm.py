@@ -26,7 +26,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pgfl_jax.models.column_sums import column_sums
+from pgfl_jax.models.column_sums import column_sums, evaluate
+from pgfl_jax.models.convolution import convolve, skip
+from pgfl_jax.precision import upcast
 
 EPSILON = 1e-5
 MOMENTUM = 0.9
@@ -42,10 +44,6 @@ class Statistics(NamedTuple):
     var: PerChannel
 
 
-def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _on(x: Array, vector: Array) -> Array:
     """A vector over the last axis of ``x``."""
     return vector.reshape((1,) * (x.ndim - 1) + (-1,))
@@ -53,6 +51,14 @@ def _on(x: Array, vector: Array) -> Array:
 
 def _rows(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
+
+
+def affine(
+    scale: PerChannel, bias: PerChannel, mean: PerChannel, var: PerChannel
+) -> tuple[PerChannel, PerChannel]:
+    """(a, b) with γ (x − μ) / √(σ² + ε) + β = a x + b."""
+    factor = scale * jax.lax.rsqrt(var + EPSILON)
+    return factor, bias - mean * factor
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -76,61 +82,64 @@ def normalise(
 
     Reference: S. Ioffe, C. Szegedy, "Batch Normalization", ICML 2015.
     """
-    return _normalise(x, scale, bias, shift, shortcut, relu)[0]
+    return _forward(x, scale, bias, shift, shortcut, relu)[0]
 
 
-def _normalise(x, scale, bias, shift, shortcut, relu):
+def _forward(
+    x: Features,
+    scale: PerChannel,
+    bias: PerChannel,
+    shift: PerChannel,
+    shortcut: Features | None,
+    relu: bool,
+) -> tuple[tuple[Features, Statistics], tuple]:
     count = x.size // x.shape[-1]
-    sums = column_sums(
-        lambda x, shift: (x - shift, jnp.square(x - shift)), (_rows(x),), (shift,)
-    )
+    sums = column_sums(lambda x, shift: (x - shift, jnp.square(x - shift)), (_rows(x),), (shift,))
     first, second = (total / count for total in sums)
     mean, var = shift + first, jnp.maximum(second - jnp.square(first), 0)
-    factor = scale * jax.lax.rsqrt(var + EPSILON)
-    y = _wide(x) * _on(x, factor) + _on(x, bias - mean * factor)
+    factor, offset = affine(scale, bias, mean, var)
+    y = upcast(x) * _on(x, factor) + _on(x, offset)
     if shortcut is not None:
         y = y + shortcut
     y = (jax.nn.relu(y) if relu else y).astype(x.dtype)
+    # Without a shortcut, x alone says where the ReLU lets a value through.
     kept = y if relu and shortcut is not None else None
     return (y, Statistics(mean, var)), (x, scale, bias, mean, var, shortcut is not None, kept)
 
 
-def _normalise_backward(relu, saved, gradients):
+def _backward(relu: bool, saved: tuple, gradients: tuple[Features, Statistics]) -> tuple:
     x, scale, bias, mean, var, has_shortcut, y = saved
     inverse = jax.lax.rsqrt(var + EPSILON)
     factor = scale * inverse
-
-    def reached(x, gradient, y=None):
-        """The gradient where the ReLU let the value through."""
-        if not relu:
-            return gradient
-        return jnp.where((y if y is not None else (x - mean) * factor + bias) > 0, gradient, 0)
-
+    matrices: tuple[Array, ...] = _rows(x), _rows(gradients[0])
     if y is not None:
-        d, d_bias, d_scale = column_sums(
+        d, d_bias, projection = column_sums(
             lambda x, gradient, y, mean: ((d := jnp.where(y > 0, gradient, 0)), d * (x - mean)),
-            (_rows(x), _rows(gradients[0]), _rows(y)), (mean,), keep=True,
+            (*matrices, _rows(y)),
+            (mean,),
+            keep=True,
         )
-        d = d.reshape(x.shape)
     else:
-        def terms(x, gradient, mean, factor, bias):
+
+        def terms(
+            x: Array, gradient: Array, mean: Array, factor: Array, bias: Array
+        ) -> tuple[Array, Array]:
             d = jnp.where((x - mean) * factor + bias > 0, gradient, 0) if relu else gradient
             return d, d * (x - mean)
-        d_bias, d_scale = column_sums(
-            terms, (_rows(x), _rows(gradients[0])), (mean, factor, bias)
-        )
-        d = gradients[0]
-        if relu:
-            d = jnp.where((_wide(x) - _on(x, mean)) * _on(x, factor) + _on(x, bias) > 0, d, 0)
-    d_scale = d_scale * inverse
-    count = x.size // x.shape[-1]
-    centred = (_wide(x) - _on(x, mean)) * _on(x, inverse * d_scale / count)
-    d_x = _on(x, factor) * (_wide(d) - _on(x, d_bias / count) - centred)
-    d_x = d_x.astype(x.dtype)
-    return d_x, d_scale, d_bias, jnp.zeros_like(mean), d if has_shortcut else None
+
+        vectors = mean, factor, bias
+        d_bias, projection = column_sums(terms, matrices, vectors)
+        d, _ = evaluate(terms, matrices, vectors)  # again: cheaper than writing and reading it
+    count = matrices[0].shape[0]
+    slope = inverse * inverse * projection / count
+    centred = upcast(matrices[0]) - mean[None]
+    d_x = factor[None] * (upcast(d) - (d_bias / count)[None] - centred * slope[None])
+    d_shortcut = d.astype(x.dtype).reshape(x.shape) if has_shortcut else None
+    d_x = d_x.astype(x.dtype).reshape(x.shape)
+    return d_x, inverse * projection, d_bias, jnp.zeros_like(mean), d_shortcut
 
 
-normalise.defvjp(_normalise, _normalise_backward)
+normalise.defvjp(_forward, _backward)
 
 
 @jax.custom_vjp
@@ -143,7 +152,7 @@ def moments(
     """
     count = rows.shape[0]
     products = jax.lax.dot_general(
-        rows, rows, (((0,), (0,)), ((), ())), preferred_element_type=_wide(rows).dtype
+        rows, rows, (((0,), (0,)), ((), ())), preferred_element_type=upcast(rows).dtype
     )
     return column_sums(lambda x: (x,), (rows,), ())[0] / count, products / count
 
@@ -151,7 +160,7 @@ def moments(
 def _moments_backward(rows, gradients):
     mean, products = (gradient / rows.shape[0] for gradient in gradients)
     through = rows @ (2 * products).astype(rows.dtype)
-    return ((_wide(through) + mean[None]).astype(rows.dtype),)
+    return ((upcast(through) + mean[None]).astype(rows.dtype),)
 
 
 moments.defvjp(lambda rows: (moments(rows), rows), _moments_backward)
@@ -188,63 +197,6 @@ def _finish_backward(relu, saved, gradient):
 _finish.defvjp(_finish_forward, _finish_backward)
 
 
-def convolve(x: Array, kernel: Array, stride: int) -> Array:
-    """x * kernel without bias, padded symmetrically by half of the kernel as in PyTorch.
-
-    A 1x1 kernel (I, O) is a matrix product, several times faster than XLA's convolution on CPUs.
-
-    Args:
-        x: (B, h, w, I).
-        kernel: (I, O) or (k, k, I, O).
-        stride: of both axes.
-
-    Returns:
-        (B, ceil(h / stride), ceil(w / stride), O).
-    """
-    if kernel.ndim == 2:
-        return skip(x, stride) @ kernel
-    if x.shape[-1] == 3 and stride == 2:
-        return jax.lax.platform_dependent(x, kernel, cuda=_stem, default=partial(_plain, stride=2))
-    return _plain(x, kernel, stride)
-
-
-def _plain(x: Array, kernel: Array, stride: int) -> Array:
-    padding = [(kernel.shape[0] // 2,) * 2] * 2
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def _stem(x: Array, kernel: Array) -> Array:
-    """A 7x7 convolution of three channels with stride 2, as 4x4 of sixteen with stride 1.
-
-    Matrix units take channels by eight; three would be padded to eight at five times the arithmetic.
-    Blocks of 2x2 pixels become channels, with a fourth colour of 0. Where u counts rows from the
-    first one under the kernel, 2 (i − 2) + u with a row of zeros above the kernel, u = 2 a + b is
-    row b of block i − 2 + a.
-    """
-    batch, height, width, _ = x.shape
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, 1)))
-    x = x.reshape(batch, height // 2, 2, width // 2, 2, 4).swapaxes(2, 3)
-    x = x.reshape(batch, height // 2, width // 2, 16)
-    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 1), (0, 0)))
-    kernel = kernel.reshape(4, 2, 4, 2, 4, -1).swapaxes(1, 2).reshape(4, 4, 16, -1)
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), [(2, 1), (2, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def skip(x: Array, stride: int) -> Array:
-    """Every ``stride``-th row and column of (B, h, w, C)."""
-    if stride == 1:
-        return x
-    # Without the barrier XLA's GPU compiler fuses the slice into the product, and aborts where a
-    # basic block adds its shortcut ("subdim_size_accumulator", jaxlib 0.10.2 and 0.11.2).
-    return jax.lax.optimization_barrier(
-        jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
-    )
-
-
 class BatchNorm(nn.Module):
     """BatchNorm over all axes but the last, with what comes before and after it.
 
@@ -276,8 +228,8 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             factor, offset = self.scale, self.bias
             if self.has_variable("batch_stats", "mean"):
-                factor, offset = _affine(factor, offset, self.mean.value, self.var.value)
-            return _finish(_wide(x) * _on(x, factor), offset, shortcut, relu).astype(x.dtype)
+                factor, offset = affine(factor, offset, self.mean.value, self.var.value)
+            return _finish(upcast(x) * _on(x, factor), offset, shortcut, relu).astype(x.dtype)
         shift = jax.lax.stop_gradient(self.mean.value)
         y, statistics = normalise(x, self.scale, self.bias, shift, shortcut, relu)
         self._update(statistics)
@@ -297,7 +249,7 @@ class BatchNorm(nn.Module):
         x = x.astype(dtype)
         if self.use_running_average:
             if self.has_variable("batch_stats", "mean"):
-                factor, offset = _affine(self.scale, self.bias, self.mean.value, self.var.value)
+                factor, offset = affine(self.scale, self.bias, self.mean.value, self.var.value)
                 kernel = kernel * _on(kernel, factor)
             else:
                 offset = self.bias
@@ -322,8 +274,10 @@ class BatchNorm(nn.Module):
         factor = self.scale * jax.lax.rsqrt(var + EPSILON)
         scaled = (kernel * factor[None]).astype(x.dtype)
         # By the rounded kernel: the mean of the result is then β to full precision.
-        mean = jnp.matmul(mean_in, _wide(scaled), precision=jax.lax.Precision.HIGHEST)
-        self._update(Statistics(jnp.matmul(mean_in, kernel, precision=jax.lax.Precision.HIGHEST), var))
+        mean = jnp.matmul(mean_in, upcast(scaled), precision=jax.lax.Precision.HIGHEST)
+        self._update(
+            Statistics(jnp.matmul(mean_in, kernel, precision=jax.lax.Precision.HIGHEST), var)
+        )
         y = x @ scaled
         return checkpoint_name(_finish(y, self.bias - mean, shortcut, relu), "convolution")
 
@@ -333,14 +287,6 @@ class BatchNorm(nn.Module):
         mean, var = jax.lax.stop_gradient(statistics)
         self.mean.value = MOMENTUM * self.mean.value + (1 - MOMENTUM) * mean
         self.var.value = MOMENTUM * self.var.value + (1 - MOMENTUM) * var
-
-
-def _affine(
-    scale: PerChannel, bias: PerChannel, mean: PerChannel, var: PerChannel
-) -> tuple[PerChannel, PerChannel]:
-    """(a, b) with γ (x − μ) / √(σ² + ε) + β = a x + b."""
-    factor = scale * jax.lax.rsqrt(var + EPSILON)
-    return factor, bias - mean * factor
 
 
 def fold(params: Mapping[str, Any], stats: Mapping[str, Any], dtype: DTypeLike) -> dict[str, Any]:
@@ -359,11 +305,12 @@ def fold(params: Mapping[str, Any], stats: Mapping[str, Any], dtype: DTypeLike) 
         if "mean" not in averages:
             folded[name] = fold(params[name], averages, dtype)
             continue
-        factor, offset = _affine(**params[name], **averages)
+        factor, offset = affine(**params[name], **averages)
         convolution = name.replace("bn", "conv")
         if convolution != name:
             folded[convolution] = jax.tree.map(
-                lambda kernel, factor=factor: (kernel * _on(kernel, factor)).astype(dtype), params[convolution]
+                lambda kernel, factor=factor: (kernel * _on(kernel, factor)).astype(dtype),
+                params[convolution],
             )
         folded[name] = {"scale": factor, "bias": offset}
     return folded

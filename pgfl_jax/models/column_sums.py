@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from pgfl_jax.distributed.sharding import AXES
+from pgfl_jax.precision import upcast
 
 _TILE = 8192
 """Elements that one program of the GPU adds at a time."""
@@ -26,12 +27,12 @@ def column_sums(
 ) -> tuple[Array, ...]:
     """Σ over rows of each of ``terms(*matrices, *vectors)``.
 
-    XLA's sums over rows read 16-bit channels at less than half of an H100's bandwidth. There, a
-    kernel of ours adds tiles of rows; elsewhere this is :func:`jax.numpy.sum`.
+    On NVIDIA GPUs, one kernel of ours makes all sums of 16-bit matrices, and the kept term with
+    them; XLA sometimes reads the matrices again for each. Elsewhere this is :func:`jax.numpy.sum`.
 
     Args:
-        terms: elementwise, from the matrices, widened to at least float32, and the vectors, as rows,
-            to arrays of the matrices' shape.
+        terms: elementwise, from the matrices, in at least float32, and the vectors, as rows, to
+            arrays of the matrices' shape.
         matrices: (N, C) each.
         vectors: (C,) each.
         keep: return the first term as well, in the matrices' type.
@@ -40,15 +41,15 @@ def column_sums(
         The sums, (C,) each; with ``keep``, the first term (N, C) before them.
     """
     number = len(matrices)
-    count = len(jax.eval_shape(lambda *arrays: _evaluate(terms, number, arrays), *matrices, *vectors))
 
     def plain(*arrays: Array) -> tuple[Array, ...]:
-        found = _evaluate(terms, number, arrays)
+        found = evaluate(terms, arrays[:number], arrays[number:])
         kept = (found[0].astype(arrays[0].dtype),) if keep else ()
         return *kept, *(jnp.sum(term, axis=0) for term in found)
 
     if matrices[0].shape[1] % 64 or matrices[0].dtype != jnp.bfloat16:
         return plain(*matrices, *vectors)
+    count = len(jax.eval_shape(plain, *matrices, *vectors)) - keep
     on_gpu = partial(_partial_sums, terms, number, count, keep)
     mesh = jax.sharding.get_abstract_mesh()
     if set(AXES) <= set(mesh.axis_names):
@@ -63,9 +64,11 @@ def column_sums(
     return jax.lax.platform_dependent(*matrices, *vectors, cuda=by_kernel, default=plain)
 
 
-def _evaluate(terms: Terms, number: int, arrays: Sequence[Array]) -> tuple[Array, ...]:
-    wide = [array.astype(jnp.promote_types(array.dtype, jnp.float32)) for array in arrays]
-    return terms(*wide[:number], *(vector[None] for vector in wide[number:]))
+def evaluate(
+    terms: Terms, matrices: Sequence[Array], vectors: Sequence[Array]
+) -> tuple[Array, ...]:
+    """The terms themselves; arguments as for :func:`column_sums`."""
+    return terms(*map(upcast, matrices), *(upcast(vector)[None] for vector in vectors))
 
 
 def _partial_sums(
@@ -88,7 +91,7 @@ def _partial_sums(
 
         def add(tile: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
             lines = pl.ds(tile * height, height)
-            found = _evaluate(terms, number, [*(r[lines, here] for r in inputs[:number]), *vectors])
+            found = evaluate(terms, [ref[lines, here] for ref in inputs[:number]], vectors)
             if keep:
                 outputs[0][lines, here] = found[0].astype(outputs[0].dtype)
             return tuple(total + term for total, term in zip(sums, found, strict=True))

@@ -21,13 +21,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pgfl_jax.models.batch_norm import BatchNorm, convolve
+from pgfl_jax.models.batch_norm import BatchNorm
+from pgfl_jax.models.convolution import Kernel, convolve
 from pgfl_jax.models.pooling import max_pool
 
 Features = Float[Array, "batch height width channels"]
 Output = Float[Array, "batch out_height out_width out_channels"]
-
-_he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 # What the backward pass keeps of a block's forward pass; it recomputes the rest.
@@ -39,29 +38,6 @@ REMAT_POLICIES: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "blocks": jax.checkpoint_policies.nothing_saveable,
     }
 )
-
-
-class Kernel(nn.Module):
-    """The weights of a convolution without bias: (I, O) if ``size`` is 1, else (k, k, I, O)."""
-
-    features: int
-    size: int
-
-    @nn.compact
-    def __call__(self, inputs: int) -> Array:
-        """The kernel for ``inputs`` channels."""
-        if self.size == 1:
-            return _Matrix((inputs, self.features), name="dense")()
-        shape = self.size, self.size, inputs, self.features
-        return self.param("kernel", _he_init, shape, jnp.float32)
-
-
-class _Matrix(nn.Module):
-    shape: tuple[int, int]
-
-    @nn.compact
-    def __call__(self) -> Array:
-        return self.param("kernel", _he_init, self.shape, jnp.float32)
 
 
 class InstanceBatchNorm(nn.Module):
@@ -77,9 +53,7 @@ class InstanceBatchNorm(nn.Module):
         by_image = nn.InstanceNorm(
             epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name="IN"
         )
-        over_batch = BatchNorm(
-            x.shape[-1] - half, self.use_running_average, self.dtype, name="BN"
-        )
+        over_batch = BatchNorm(x.shape[-1] - half, self.use_running_average, self.dtype, name="BN")
         halves = (
             by_image(jax.lax.slice_in_dim(x, 0, half, axis=3)),
             over_batch(jax.lax.slice_in_dim(x, half, x.shape[3], axis=3)),
