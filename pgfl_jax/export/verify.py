@@ -73,7 +73,7 @@ def verify(
         return
     for model in models:
         if model["file"].endswith(".onnx"):
-            yield check_graph(model, read_graph(folder / model["file"]), main)
+            yield _check_onnx(model, folder, main)
     preprocessing = read_record(folder, PREPROCESSING)
     with (
         np.load(folder / PROBE, allow_pickle=False) as probe,
@@ -137,6 +137,14 @@ def _same_checkpoint(record: Mapping[str, Any], run: Path) -> Finding:
         return Finding(f"{run} has no checkpoint {made_from['step']}, of which this is", False)
     words = f"is checkpoint {made_from['step']} of {run}"
     return Finding(words if same else f"of another run: not what {words}", same)
+
+
+def _check_onnx(model: Mapping[str, Any], folder: Path, main: Graph) -> Finding:
+    try:
+        graph = read_graph(folder / model["file"])
+    except (LookupError, ValueError):
+        return Finding(f"{model['file']}: cut short, or not an ONNX file with all shapes", False)
+    return check_graph(model, graph, main)
 
 
 def check_graph(model: Mapping[str, Any], graph: Graph, main: Graph) -> Finding:
