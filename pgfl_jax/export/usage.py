@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,30 +58,19 @@ _ARRANGE = {
 }
 
 
-def lines(
-    runtime: str,
-    path: str,
-    *,
-    contract: str,
-    height: int,
-    width: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> str:
+def lines(runtime: str, path: str, preprocessing: Mapping[str, Any]) -> str:
     """The lines of Python, from ``someone.jpg`` to ``rows`` (1, D).
 
     Args:
         runtime: one of ``USAGES``.
         path: of the model.
-        contract: its input, one of ``CONTRACTS``.
-        height: of the network's input.
-        width: of the network's input.
-        mean: of the pixels.
-        std: of the pixels.
+        preprocessing: the content of ``preprocessing.json``.
     """
+    mean, std = preprocessing["mean"], preprocessing["std"]
+    height, width = preprocessing["size"]["height"], preprocessing["size"]["width"]
     usage = USAGES[runtime]
     standard = "from pathlib import Path\n\n" if "Path(" in usage.load else ""
-    arrange = _ARRANGE[contract].format(mean=list(mean), std=list(std))
+    arrange = _ARRANGE[preprocessing["contract"]].format(mean=mean, std=std)
     return (
         f"{standard}import numpy as np\n{usage.imports}\nfrom PIL import Image\n\n"
         f"{usage.load.format(path=path)}\n"

@@ -62,7 +62,8 @@ def verify(
     """
     record = read_record(folder, RECORD)
     try:
-        files, models, main = record["files"], record["models"], Graph(**record["main_branch"])
+        files, models = record["files"], record["models"]
+        main = Graph.from_json(record["main_branch"])
     except (LookupError, TypeError):
         raise UserError(f"{folder / RECORD}: damaged; export again") from None
     damage = list(_find_damage(folder, files))
@@ -159,7 +160,7 @@ def check_graph(model: Mapping[str, Any], graph: Graph, main: Graph) -> Finding:
     wrong = [
         words
         for words, is_wrong in (
-            (f"its inputs are {', '.join(graph.inputs)}", [*graph.inputs] != [*main.inputs]),
+            (f"its inputs are {', '.join(graph.inputs)}", graph.inputs != main.inputs),
             (f"{graph.kernels:,} weights, not {main.kernels:,}", graph.kernels != main.kernels),
             (
                 f"{graph.multiply_adds:,} multiply-adds, not {main.multiply_adds:,}",
