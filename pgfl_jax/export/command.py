@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import jax
+
 import pgfl_jax
 from pgfl_jax.command_line import one_line, writable_folder
 from pgfl_jax.embedder import Embedder
@@ -81,7 +83,12 @@ def export_run(
 
     Returns:
         The exit status: 1 if a format failed.
+
+    Raises:
+        UserError: the run cannot be loaded, or the folder cannot be written to.
     """
+    if jax.process_count() > 1:
+        raise UserError("--mode=export: one process suffices; start no others")
     embedder = in_float32(
         pgfl_jax.load(request.run, checkpoint=request.checkpoint, parameters=request.parameters)
     )

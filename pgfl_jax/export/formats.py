@@ -64,7 +64,11 @@ class Format:
 FORMATS: Mapping[str, Format] = {
     "stablehlo": Format(
         write_stablehlo,
-        (Model("model.stablehlo", ("jax",)), Model("model_inside.stablehlo", ("jax",))),
+        (
+            Model("model.stablehlo", ("jax",)),
+            Model("model_inside.stablehlo", ("jax",)),
+            Model("model_bfloat16.stablehlo", ("jax",), "bfloat16"),
+        ),
         read_stablehlo,
     ),
     "onnx": Format(write_onnx, (Model("model.onnx", ("onnxruntime", "openvino")),), read_graph),
