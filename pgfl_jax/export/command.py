@@ -16,6 +16,7 @@ from pgfl_jax.embedder import Embedder
 from pgfl_jax.errors import UserError
 from pgfl_jax.export.artifact import export, in_float32
 from pgfl_jax.export.contract import CONTRACTS
+from pgfl_jax.export.failures import room_for
 from pgfl_jax.export.formats import FORMATS
 from pgfl_jax.export.real import RealPictures, from_data, from_folder
 from pgfl_jax.retrieval.protocols import EvaluationData
@@ -123,6 +124,8 @@ def _pictures(
         return
     scratch = Path(tempfile.mkdtemp(prefix=".test_set.", dir=folder))
     try:
-        yield from_data(embedder, data, scratch, training)
+        with room_for(folder):
+            found = from_data(embedder, data, scratch, training)
+        yield found
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

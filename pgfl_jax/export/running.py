@@ -185,7 +185,7 @@ def write_arranged(
     file.flush()
 
 
-def new_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def new_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
     """A .npy file to be filled.
 
     Its room on the disk is taken now: to run out of it later would kill the process.

@@ -15,7 +15,7 @@ import pgfl_jax
 from pgfl_jax import cli
 from pgfl_jax.errors import UserError
 from pgfl_jax.export import artifact, export_onnx, export_stablehlo
-from pgfl_jax.export.artifact import ExportFailed
+from pgfl_jax.export.failures import ExportFailed
 from pgfl_jax.export.formats import FORMATS, Model
 from pgfl_jax.export.onnx import write_onnx
 from pgfl_jax.export.real import from_data, from_folder
@@ -239,6 +239,24 @@ def test_a_full_disk(run, pictures, limit):
             f"error: {run}/export/{name}: file too large; nothing was written; free space and "
             "export again"
         )
+    assert [*(run / "export").iterdir()] == []
+
+
+def test_a_disk_that_is_full_of_test_pictures(run, embedder):
+    """As through main.py: the decoded test set finds no room."""
+    program = f"""
+import sys
+from pathlib import Path
+import pgfl_jax
+from pgfl_jax.command_line import guarded
+from pgfl_jax.export.command import Request, export_run
+from tests.export.test_command import _few
+run = Path({str(run)!r})
+sys.exit(guarded(lambda: export_run(Request(run), data=_few(pgfl_jax.load(run)))))
+"""
+    status, _, err = finish(launch("-c", program, file_size=20_000))
+    full = "file too large; nothing was written; free space and export again"
+    assert (status, err) == (1, f"error: {run}/export: {full}\n")
     assert [*(run / "export").iterdir()] == []
 
 
