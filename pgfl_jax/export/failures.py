@@ -51,6 +51,7 @@ def need(run: Run, name: str) -> None:
 
 
 def refuse(found: list[Finding], name: str) -> None:
+    """ExportFailed with everything that is wrong, if anything is."""
     wrong = [finding.line for finding in found if finding.passed is False]
     if wrong:
         raise ExportFailed(f"{name}: not written, since it is wrong: {'; '.join(wrong)}")
