@@ -1,6 +1,7 @@
 """LiteRT's files, ``.tflite``, in float32, with float16 weights, and in int8."""
 
 import functools
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,16 @@ def write_litert_int8(
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = batches
     options = tf.lite.experimental.QuantizationDebugOptions(denylisted_ops=list(IN_FLOAT32))
-    debugger = tf.lite.experimental.QuantizationDebugger(
-        converter=converter, debug_dataset=batches, debug_options=options
-    )
-    (folder / "model_int8.tflite").write_bytes(debugger.get_nondebug_quantized_model())
+    with warnings.catch_warnings():
+        # It starts TensorFlow's interpreter, which is the deprecated one.
+        warnings.filterwarnings("ignore", r"\s*Warning: tf\.lite\.Interpreter", UserWarning)
+        # Statistics of an uint8 input, which is not quantised.
+        warnings.filterwarnings("ignore", "Statistics for quantized inputs", UserWarning)
+        debugger = tf.lite.experimental.QuantizationDebugger(
+            converter=converter, debug_dataset=batches, debug_options=options
+        )
+        model = debugger.get_nondebug_quantized_model()
+    (folder / "model_int8.tflite").write_bytes(model)
 
 
 def _converter(embedder: Embedder, contract: Contract) -> Any:

@@ -163,9 +163,7 @@ def _max_pool(attributes: Attributes, images: _Tensor) -> _Tensor:
     return _Tensor(pooled, CHANNELS_LAST)
 
 
-def _gemm(
-    attributes: Attributes, rows: _Tensor, matrix: np.ndarray, bias: np.ndarray
-) -> _Tensor:
+def _gemm(attributes: Attributes, rows: _Tensor, matrix: np.ndarray, bias: np.ndarray) -> _Tensor:
     product = tf.linalg.matmul(rows.ordered(), matrix, transpose_b=bool(attributes["transB"]))
     return _Tensor(product + bias, (0, 1))
 

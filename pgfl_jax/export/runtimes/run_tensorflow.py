@@ -1,5 +1,6 @@
 """TensorFlow, on the CPU, from a SavedModel."""
 
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -9,10 +10,15 @@ PACKAGES = ("numpy", "tensorflow")
 
 def load(model: str) -> Callable[[np.ndarray], np.ndarray]:
     """The function of a SavedModel: a batch as it takes them to (N, D) float32 rows."""
+    # TensorFlow imports JAX where it is installed; the model must run without it.
+    sys.modules["jax"] = None  # type: ignore[assignment]
     import tensorflow as tf
 
-    tf.config.set_visible_devices([], "GPU")
-    # The function keeps no reference to its parameters, so it must not outlive what it is part of.
+    del sys.modules["jax"]
+    # Its signature alone would not keep the model's parameters alive.
     loaded = tf.saved_model.load(model)
-    serve = loaded.signatures["serving_default"]
-    return lambda pictures, loaded=loaded: serve(images=tf.constant(pictures))["embeddings"].numpy()
+
+    def embed(pictures: np.ndarray) -> np.ndarray:
+        return loaded.signatures["serving_default"](images=pictures)["embeddings"].numpy()
+
+    return embed
