@@ -10,7 +10,9 @@ from pathlib import Path
 
 from pgfl_jax.embedder import Embedder
 from pgfl_jax.export.contract import Contract
+from pgfl_jax.export.graphs import read_stablehlo
 from pgfl_jax.export.onnx import write_onnx
+from pgfl_jax.export.onnx_file import Graph, read_graph
 from pgfl_jax.export.stablehlo import write_stablehlo
 
 Writer = Callable[[Embedder, Contract, Path], None]
@@ -40,11 +42,13 @@ class Format:
         write: writes the models into a folder, which exists. It imports what the wheel does not
             require when it is called.
         models: what it writes.
+        graph: reads the size of a model's graph, which must be the main branch's; None: unknown.
         extra: what to install to write and check them, as in ``pip install 'pgfl-jax[export]'``.
     """
 
     write: Writer
     models: tuple[Model, ...]
+    graph: Callable[[Path], Graph] | None = None
     extra: str = "export"
 
 
@@ -52,6 +56,7 @@ FORMATS: Mapping[str, Format] = {
     "stablehlo": Format(
         write_stablehlo,
         (Model("model.stablehlo", ("jax",)), Model("model_inside.stablehlo", ("jax",))),
+        read_stablehlo,
     ),
-    "onnx": Format(write_onnx, (Model("model.onnx", ("onnxruntime", "openvino")),)),
+    "onnx": Format(write_onnx, (Model("model.onnx", ("onnxruntime", "openvino")),), read_graph),
 }

@@ -20,6 +20,9 @@ def write_onnx(embedder: Embedder, contract: Contract, folder: Path) -> None:
 
     embed = functools.partial(embed_function(embedder, contract), named_variables(embedder))
     model = convert(embed, batch_of(embedder, contract))
+    # With the shapes of all tensors, anyone can count its operations.
+    model = onnx.shape_inference.infer_shapes(
+        model, check_type=True, strict_mode=True, data_prop=True
+    )
     onnx.checker.check_model(model, full_check=True)
-    onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     onnx.save(model, folder / "model.onnx")

@@ -1,14 +1,15 @@
-"""Run an exported model in a process of its own, and compare its embeddings.
+"""Run exported models in processes of their own.
 
 NumPy alone is needed here, so that an artifact can be verified where only its runtime is installed.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,6 @@ from pgfl_jax.errors import UserError
 BATCHES = (1, 7, 32)
 """Sizes of the batches at which every model is compared."""
 
-LOWEST_COSINE = {"float32": 0.999999, "float16": 0.999, "bfloat16": 0.999, "int8": 0.9}
-"""The worst cosine with JAX's embeddings that passes, by the model's precision."""
-
 _MAIN = Path(__file__).parent / "runtimes" / "_main.py"
 
 
@@ -30,24 +28,71 @@ class RuntimeMissing(UserError):
 
 
 class RuntimeFailed(UserError):
-    """The runtime cannot load or run the model; the message is the last line of its error."""
+    """The runtime cannot load or run the model; the message is its error."""
 
 
-def arranged(pictures: np.ndarray, preprocessing: Mapping[str, Any]) -> np.ndarray:
-    """Pictures as a model takes them.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pictures:
+    """Pictures, and what JAX makes of them.
+
+    Attributes:
+        name: for messages and the record.
+        file: a .npy file with N pictures as the models take them.
+        expected: (N, D) JAX's embeddings.
+        sizes: of the batches in which a model gets them.
+    """
+
+    name: str
+    file: Path
+    expected: np.ndarray
+    sizes: tuple[int, ...] = BATCHES
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """One model on one runtime.
+
+    Attributes:
+        model: its entry in ``parity.json``.
+        runtime: the runtime's name.
+        rows: (N, D) for each size of batch, by the name of the pictures; empty after an error.
+        versions: of the packages.
+        error: why there are no rows.
+    """
+
+    model: Mapping[str, Any]
+    runtime: str
+    rows: Mapping[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    error: UserError | None = None
+
+
+def run_models(
+    folder: Path,
+    models: Sequence[Mapping[str, Any]],
+    pictures: Sequence[Pictures],
+    *,
+    python: str = sys.executable,
+) -> Iterator[Run]:
+    """Run each model of an artifact on each of its runtimes.
 
     Args:
-        pictures: (N, H, W, 3) uint8 RGB of the network's size.
-        preprocessing: the content of ``preprocessing.json``.
+        folder: of the artifact.
+        models: for each ``file``, ``runtimes`` and ``precision``.
+        pictures: what the models embed.
+        python: the interpreter in whose environment the runtimes are.
     """
-    wanted = preprocessing["input"]
-    if wanted["dtype"] == "uint8":
-        return pictures
-    values: np.ndarray = pictures.astype(np.float32)
-    if not wanted["normalised_inside"]:
-        mean, std = (np.float32(preprocessing[name]) for name in ("mean", "std"))
-        values = (values / np.float32(255) - mean) / std
-    return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+    jobs = [(given.file, size) for given in pictures for size in given.sizes]
+    for model in models:
+        for runtime in model["runtimes"]:
+            try:
+                found, versions = embed_with(runtime, folder / model["file"], jobs, python=python)
+            except (RuntimeMissing, RuntimeFailed) as error:
+                yield Run(model, runtime, error=error)
+                continue
+            rest = iter(found)
+            rows = {given.name: [next(rest) for _ in given.sizes] for given in pictures}
+            yield Run(model, runtime, rows, versions)
 
 
 def embed_with(
@@ -83,13 +128,9 @@ def embed_with(
         ended = subprocess.run(
             command, capture_output=True, text=True, check=False, env=_environment()
         )
-        answer = (ended.stdout.strip().splitlines() or [""])[-1]
-        if ended.returncode == 3 and answer.startswith("{"):
-            raise RuntimeMissing(f"{json.loads(answer)['missing']} is not installed")
-        if ended.returncode:
-            raise RuntimeFailed(_reason(ended))
+        answer = _answer(ended)
         rows = [np.load(output, allow_pickle=False) for output in outputs]
-    return rows, json.loads(answer)["versions"]
+    return rows, answer["versions"]
 
 
 def _environment() -> dict[str, str]:
@@ -98,33 +139,47 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **quiet}
 
 
-def _reason(ended: subprocess.CompletedProcess[str]) -> str:
-    if ended.returncode < 0:
-        return f"the process was ended by signal {-ended.returncode}"
-    return (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
+def _answer(ended: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """What the process printed last."""
+    try:
+        answer = json.loads(ended.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        answer = {}
+    if "missing" in answer:
+        raise RuntimeMissing(f"{answer['missing']} is not installed")
+    if "failed" in answer:
+        raise RuntimeFailed(answer["failed"])
+    if "versions" not in answer:
+        said = ended.stderr.strip().splitlines()
+        last = f": {said[-1]}" if said else ""
+        raise RuntimeFailed(f"the process ended with status {ended.returncode}{last}")
+    return answer
 
 
-def agreement(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    """How two sets of embeddings differ: ``largest``, ``mean`` and ``worst_cosine``.
+def arranged(pictures: np.ndarray, preprocessing: Mapping[str, Any]) -> np.ndarray:
+    """Pictures as a model takes them.
 
-    Rows that are not finite or have no length count as a cosine of -1.
-
-    Raises:
-        RuntimeFailed: their shapes differ, or the type is not float32.
+    Args:
+        pictures: (N, H, W, 3) uint8 RGB of the network's size.
+        preprocessing: the content of ``preprocessing.json``.
     """
-    if found.shape != expected.shape or found.dtype != np.float32:
-        raise RuntimeFailed(
-            f"gives {found.shape} {found.dtype} where {expected.shape} float32 is wanted"
-        )
-    difference = np.abs(found.astype(np.float64) - expected)
-    lengths = np.linalg.norm(found.astype(np.float64), axis=1)
-    # Of unit length, which is part of the contract, the product is the cosine.
-    product = np.sum(found.astype(np.float64) * expected, axis=1)
-    product /= np.linalg.norm(expected.astype(np.float64), axis=1)
-    fine = np.abs(lengths - 1) < 1e-4
-    cosines = np.where(fine, product / np.where(fine, lengths, 1), -1.0)
-    return {
-        "largest": float(difference.max()),
-        "mean": float(difference.mean()),
-        "worst_cosine": float(cosines.min()),
-    }
+    wanted = preprocessing["input"]
+    if wanted["dtype"] == "uint8":
+        return pictures
+    values: np.ndarray = pictures.astype(np.float32)
+    if not wanted["normalised_inside"]:
+        mean, std = (np.float32(preprocessing[name]) for name in ("mean", "std"))
+        values = (values / np.float32(255) - mean) / std
+    return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+
+
+def write_arranged(
+    path: Path, pictures: np.ndarray, preprocessing: Mapping[str, Any], *, chunk: int = 256
+) -> None:
+    """Write a .npy file of :func:`arranged` pictures, ``chunk`` at a time."""
+    wanted = preprocessing["input"]
+    shape = (len(pictures), *wanted["shape"][1:])
+    file = np.lib.format.open_memmap(path, "w+", np.dtype(wanted["dtype"]), shape)
+    for start in range(0, len(pictures), chunk):
+        file[start : start + chunk] = arranged(pictures[start : start + chunk], preprocessing)
+    file.flush()
