@@ -10,6 +10,8 @@ from pgfl_jax.export.contract import Contract, batch_of, embed_function, named_v
 def write_onnx(embedder: Embedder, contract: Contract, folder: Path) -> None:
     """Write ``model.onnx``, with its weights, its input ``images`` and output ``embeddings``.
 
+    ``model_float16.onnx`` is a copy of half the size.
+
     Raises:
         ExportError: the network has an operation that has no translation.
         onnx.checker.ValidationError: the graph is not valid: a bug here.
@@ -17,6 +19,7 @@ def write_onnx(embedder: Embedder, contract: Contract, folder: Path) -> None:
     import onnx
 
     from pgfl_jax.export.jaxpr_to_onnx import convert
+    from pgfl_jax.export.quantise import halve_onnx
 
     embed = functools.partial(embed_function(embedder, contract), named_variables(embedder))
     model = convert(embed, batch_of(embedder, contract))
@@ -26,3 +29,4 @@ def write_onnx(embedder: Embedder, contract: Contract, folder: Path) -> None:
     )
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, folder / "model.onnx")
+    halve_onnx(folder / "model.onnx", folder / "model_float16.onnx")

@@ -11,17 +11,18 @@ import tensorflow as tf
 
 import pgfl_jax
 from pgfl_jax.embedder import Embedder
-from pgfl_jax.export.artifact import preprocessing, reference
 from pgfl_jax.export.contract import CONTRACTS
 from pgfl_jax.export.jaxpr_to_onnx import ExportError, convert
 from pgfl_jax.export.litert import write_litert, write_litert_int8
 from pgfl_jax.export.onnx_to_tensorflow import as_tensorflow
 from pgfl_jax.export.probe import probe_pictures
-from pgfl_jax.export.running import BATCHES, RuntimeFailed, agreement, arranged, embed_with
+from pgfl_jax.export.running import BATCHES, RuntimeFailed, embed_with
 from pgfl_jax.models import PGFL
 from pgfl_jax.models.backbones import BACKBONES, ResNet
 from pgfl_jax.models.backbones.resnet import Bottleneck
+from tests.export.test_contract import arranged
 from tests.export.test_jaxpr_to_onnx import FUNCTIONS, batch, flat
+from tests.export.test_quantise import worst_cosine
 from tests.runs import GOLDEN_RUN
 
 
@@ -34,11 +35,11 @@ def worst_cosines(embedder, contract, model):
     """With JAX's embeddings of the probe, at each of ``BATCHES``, in a fresh process."""
     pictures = probe_pictures(64, 32)
     source = model.with_name("pictures.npy")
-    np.save(source, arranged(pictures, preprocessing(embedder, contract)))
+    np.save(source, arranged(pictures, contract))
     found, versions = embed_with("litert", model, [(source, size) for size in BATCHES])
     assert "tensorflow" not in versions
-    expected = reference(embedder, pictures)
-    return [agreement(rows, expected)["worst_cosine"] for rows in found]
+    expected = embedder(pictures)
+    return [worst_cosine(rows, expected) for rows in found]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -103,7 +104,7 @@ def random_embedder(embedder, backbone, pooling):
 @pytest.mark.parametrize("contract", ["uint8_nhwc", "float255_nchw"])
 def test_int8(embedder, contract, tmp_path):
     """Calibrated on other pictures; TensorFlow Lite keeps the weights and scales per channel."""
-    rows = arranged(probe_pictures(64, 32, seed=1), preprocessing(embedder, contract))
+    rows = arranged(probe_pictures(64, 32, seed=1), contract)
     write_litert_int8(embedder, CONTRACTS[contract], tmp_path, rows)
     model = tmp_path / "model_int8.tflite"
     assert min(worst_cosines(embedder, contract, model)) >= 0.995
