@@ -83,10 +83,12 @@ def lines(runtime: str, path: str, preprocessing: Mapping[str, Any]) -> str:
     mean, std = preprocessing["mean"], preprocessing["std"]
     height, width = preprocessing["size"]["height"], preprocessing["size"]["width"]
     usage = USAGES[runtime]
+    every = ["import numpy as np", *usage.imports.splitlines()]
+    imports = "\n".join(sorted(every, key=lambda line: line.split()[1]))
     standard = "from pathlib import Path\n\n" if "Path(" in usage.load else ""
     arrange = _ARRANGE[preprocessing["contract"]].format(mean=mean, std=std)
     return (
-        f"{standard}import numpy as np\n{usage.imports}\nfrom PIL import Image\n\n"
+        f"{standard}{imports}\nfrom PIL import Image\n\n"
         f"{usage.load.format(path=path)}\n"
         'picture = Image.open("someone.jpg").convert("RGB")\n'
         f"picture = picture.resize(({width}, {height}), Image.Resampling.BILINEAR)\n"
