@@ -5,7 +5,7 @@ import dataclasses
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pgfl_jax
@@ -63,13 +63,19 @@ class Request:
 
 
 def export_run(
-    request: Request, *, data: EvaluationData | None = None, pictures: Path | None = None
+    request: Request,
+    *,
+    data: EvaluationData | None = None,
+    training: Mapping[str, bytes] | None = None,
+    pictures: Path | None = None,
 ) -> int:
     """Export a run; prints what was checked.
 
     Args:
         request: what to export.
         data: the run's test set, on which the models are verified and scored.
+        training: files of training pictures by name, on which int8 models are calibrated; given
+            with ``data``. Without them there are no int8 models.
         pictures: a folder of pictures, on which they are verified; with neither, only those of the
             probe are used.
 
@@ -81,7 +87,7 @@ def export_run(
     )
     writable_folder(request.folder, "--out")
     failed = 0
-    with _pictures(embedder, request.folder, data, pictures) as real:
+    with _pictures(embedder, request.folder, data, training, pictures) as real:
         for name in request.names:
             folder = request.folder / name
             try:
@@ -98,7 +104,11 @@ def export_run(
 
 @contextlib.contextmanager
 def _pictures(
-    embedder: Embedder, folder: Path, data: EvaluationData | None, given: Path | None
+    embedder: Embedder,
+    folder: Path,
+    data: EvaluationData | None,
+    training: Mapping[str, bytes] | None,
+    given: Path | None,
 ) -> Iterator[RealPictures | None]:
     """The pictures that there are, decoded; on the disk meanwhile, since they may be many."""
     if data is None:
@@ -106,6 +116,6 @@ def _pictures(
         return
     scratch = Path(tempfile.mkdtemp(prefix=".test_set.", dir=folder))
     try:
-        yield from_data(embedder, data, scratch)
+        yield from_data(embedder, data, scratch, training)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

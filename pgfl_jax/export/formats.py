@@ -8,16 +8,20 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from pgfl_jax.embedder import Embedder
 from pgfl_jax.export.contract import Contract
 from pgfl_jax.export.graphs import read_stablehlo
-from pgfl_jax.export.litert import write_litert
-from pgfl_jax.export.onnx import write_onnx
+from pgfl_jax.export.litert import write_litert, write_litert_int8
+from pgfl_jax.export.onnx import write_onnx, write_onnx_int8
 from pgfl_jax.export.onnx_file import Graph, read_graph
 from pgfl_jax.export.saved_model import write_saved_model
 from pgfl_jax.export.stablehlo import write_stablehlo
 
 Writer = Callable[[Embedder, Contract, Path], None]
+# Its last argument are training pictures as the contract says, (N, …).
+Quantiser = Callable[[Embedder, Contract, Path, np.ndarray], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +49,17 @@ class Format:
             require when it is called.
         models: what it writes.
         graph: reads the size of a model's graph, which must be the main branch's; None: unknown.
+        quantise: adds models in int8 to the folder, calibrated on training pictures; it is called
+            after ``write``, where there are such pictures.
+        quantised: what it writes.
         extra: what to install to write and check them, as in ``pip install 'pgfl-jax[export]'``.
     """
 
     write: Writer
     models: tuple[Model, ...]
     graph: Callable[[Path], Graph] | None = None
+    quantise: Quantiser | None = None
+    quantised: tuple[Model, ...] = ()
     extra: str = "export"
 
 
@@ -67,6 +76,8 @@ FORMATS: Mapping[str, Format] = {
             Model("model_float16.onnx", ("onnxruntime", "openvino"), "float16"),
         ),
         read_graph,
+        write_onnx_int8,
+        (Model("model_int8.onnx", ("onnxruntime", "openvino"), "int8"),),
     ),
     "saved_model": Format(
         write_saved_model, (Model("saved_model", ("tensorflow",)),), extra="export,train"
@@ -77,6 +88,8 @@ FORMATS: Mapping[str, Format] = {
             Model("model.tflite", ("litert",)),
             Model("model_float16.tflite", ("litert",), "float16"),
         ),
+        quantise=write_litert_int8,
+        quantised=(Model("model_int8.tflite", ("litert",), "int8"),),
         extra="export,train",
     ),
 }

@@ -3,6 +3,8 @@
 import functools
 from pathlib import Path
 
+import numpy as np
+
 from pgfl_jax.embedder import Embedder
 from pgfl_jax.export.contract import Contract, batch_of, embed_function, named_variables
 
@@ -30,3 +32,10 @@ def write_onnx(embedder: Embedder, contract: Contract, folder: Path) -> None:
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, folder / "model.onnx")
     halve_onnx(folder / "model.onnx", folder / "model_float16.onnx")
+
+
+def write_onnx_int8(embedder: Embedder, contract: Contract, folder: Path, rows: np.ndarray) -> None:
+    """Add ``model_int8.onnx``, from ``model.onnx`` beside it, calibrated on training pictures."""
+    from pgfl_jax.export.quantise import quantise_onnx
+
+    quantise_onnx(folder / "model.onnx", folder / "model_int8.onnx", rows)

@@ -11,22 +11,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-LARGEST_LOSS = 0.01
-"""Of mAP, in [0, 1]; a model that loses more says so in its name."""
-
 TRUNK = ("Conv", "Gemm", "Relu", "Add", "MaxPool", "Concat")
-
-
-def name_with_loss(file: str, loss: float) -> str:
-    """The name of a model file that loses ``loss`` of mAP, in [0, 1], against the checkpoint.
-
-    >>> name_with_loss("model_int8.onnx", 0.004), name_with_loss("model_int8.onnx", 0.0234)
-    ('model_int8.onnx', 'model_int8_loses_2.3_points.onnx')
-    """
-    if loss <= LARGEST_LOSS:
-        return file
-    stem, dot, suffix = file.rpartition(".")
-    return f"{stem}_loses_{100 * loss:.1f}_points{dot}{suffix}"
 
 
 def trunk_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:

@@ -34,6 +34,7 @@ class RealPictures:
         data: the test set; None: only the sample.
         splits: every picture of each of its splits, by name; on disk.
         rows: their embeddings.
+        calibration: training pictures, on which int8 models are calibrated; None: there are none.
     """
 
     sample: UInt8[np.ndarray, "sample height width 3"]
@@ -42,6 +43,7 @@ class RealPictures:
     data: EvaluationData | None = None
     splits: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     rows: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    calibration: UInt8[np.ndarray, "calibration height width 3"] | None = None
 
 
 def reference(
@@ -72,13 +74,19 @@ def from_folder(embedder: Embedder, folder: Path) -> RealPictures:
     return RealPictures(sample, reference(embedder, sample), "given pictures")
 
 
-def from_data(embedder: Embedder, data: EvaluationData, scratch: Path) -> RealPictures:
+def from_data(
+    embedder: Embedder,
+    data: EvaluationData,
+    scratch: Path,
+    training: Mapping[str, bytes] | None = None,
+) -> RealPictures:
     """The test set of a run; the sample is evenly chosen from its first protocol.
 
     Args:
         embedder: of the run.
         data: the splits, with their encoded files.
         scratch: a folder for the decoded pictures.
+        training: files of training pictures by name, for calibration.
 
     Raises:
         PictureError: a file cannot be read; names it.
@@ -97,6 +105,7 @@ def from_data(embedder: Embedder, data: EvaluationData, scratch: Path) -> RealPi
     names = protocol.query, protocol.gallery
     places = [(name, index) for name in names for index in range(len(splits[name]))]
     chosen = [places[i] for i in _evenly(len(places))]
+    calibration = [_decoded(file, name, *size) for name, file in (training or {}).items()]
     return RealPictures(
         np.stack([splits[name][index] for name, index in chosen]),
         np.stack([rows[name][index] for name, index in chosen]),
@@ -104,6 +113,7 @@ def from_data(embedder: Embedder, data: EvaluationData, scratch: Path) -> RealPi
         data,
         splits,
         rows,
+        np.stack(calibration) if calibration else None,
     )
 
 

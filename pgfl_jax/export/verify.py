@@ -44,7 +44,7 @@ class Finding:
 
     line: str
     passed: bool | None
-    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    record: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def verify(
@@ -207,7 +207,7 @@ def judge(run: Run, pictures: Sequence[Pictures]) -> Iterator[Finding]:
         record = {
             "model": model["file"],
             "runtime": runtime,
-            "versions": run.versions,
+            "versions": dict(run.versions),
             "pictures": given.name,
             "count": len(given.expected),
             "batches": by_size,
