@@ -195,7 +195,7 @@ class _Artifact:
         """Give a model that loses more than a point of mAP a name that says so."""
         old = model["file"]
         rows = [row for row in retrieval if row["model"] == old]
-        loss = max((row["before"]["mAP"] - row["after"]["mAP"] for row in rows), default=0)
+        loss = max((row["before"]["mAP"] - row["after"]["mAP"] for row in rows), default=0.0)
         if (new := name_with_loss(old, loss)) == old:
             return
         (self.folder / old).rename(self.folder / new)

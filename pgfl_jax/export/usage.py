@@ -44,8 +44,8 @@ USAGES: Mapping[str, Usage] = {
         "TensorFlow",
         "tensorflow pillow",
         "import tensorflow as tf",
-        'model = tf.saved_model.load("{path}")',
-        'model.signatures["serving_default"](images=pixels)["embeddings"].numpy()',
+        'loaded = tf.saved_model.load("{path}")\nmodel = loaded.signatures["serving_default"]',
+        'model(images=pixels)["embeddings"].numpy()',
     ),
     "litert": Usage(
         "LiteRT",
