@@ -13,8 +13,10 @@ import numpy as np
 from pgfl_jax.embedder import Embedder
 from pgfl_jax.export.contract import Contract
 from pgfl_jax.export.graphs import read_stablehlo
-from pgfl_jax.export.onnx import write_onnx
+from pgfl_jax.export.litert import write_litert, write_litert_int8
+from pgfl_jax.export.onnx import write_onnx, write_onnx_int8
 from pgfl_jax.export.onnx_file import Graph, read_graph
+from pgfl_jax.export.saved_model import write_saved_model
 from pgfl_jax.export.stablehlo import write_stablehlo
 
 Writer = Callable[[Embedder, Contract, Path], None]
@@ -71,5 +73,27 @@ FORMATS: Mapping[str, Format] = {
         ),
         read_stablehlo,
     ),
-    "onnx": Format(write_onnx, (Model("model.onnx", ("onnxruntime", "openvino")),), read_graph),
+    "onnx": Format(
+        write_onnx,
+        (
+            Model("model.onnx", ("onnxruntime", "openvino")),
+            Model("model_float16.onnx", ("onnxruntime", "openvino"), "float16"),
+        ),
+        read_graph,
+        write_onnx_int8,
+        (Model("model_int8.onnx", ("onnxruntime", "openvino"), "int8"),),
+    ),
+    "saved_model": Format(
+        write_saved_model, (Model("saved_model", ("tensorflow",)),), extra="export,train"
+    ),
+    "litert": Format(
+        write_litert,
+        (
+            Model("model.tflite", ("litert",)),
+            Model("model_float16.tflite", ("litert",), "float16"),
+        ),
+        quantise=write_litert_int8,
+        quantised=(Model("model_int8.tflite", ("litert",), "int8"),),
+        extra="export,train",
+    ),
 }

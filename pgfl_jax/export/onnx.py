@@ -3,12 +3,16 @@
 import functools
 from pathlib import Path
 
+import numpy as np
+
 from pgfl_jax.embedder import Embedder
 from pgfl_jax.export.contract import Contract, batch_of, embed_function, named_variables
 
 
 def write_onnx(embedder: Embedder, contract: Contract, folder: Path) -> None:
     """Write ``model.onnx``, with its weights, its input ``images`` and output ``embeddings``.
+
+    ``model_float16.onnx`` is a copy of half the size.
 
     Raises:
         ExportError: the network has an operation that has no translation.
@@ -17,6 +21,7 @@ def write_onnx(embedder: Embedder, contract: Contract, folder: Path) -> None:
     import onnx
 
     from pgfl_jax.export.jaxpr_to_onnx import convert
+    from pgfl_jax.export.quantise import halve_onnx
 
     embed = functools.partial(embed_function(embedder, contract), named_variables(embedder))
     model = convert(embed, batch_of(embedder, contract))
@@ -26,3 +31,11 @@ def write_onnx(embedder: Embedder, contract: Contract, folder: Path) -> None:
     )
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, folder / "model.onnx")
+    halve_onnx(folder / "model.onnx", folder / "model_float16.onnx")
+
+
+def write_onnx_int8(embedder: Embedder, contract: Contract, folder: Path, rows: np.ndarray) -> None:
+    """Add ``model_int8.onnx``, from ``model.onnx`` beside it, calibrated on training pictures."""
+    from pgfl_jax.export.quantise import quantise_onnx
+
+    quantise_onnx(folder / "model.onnx", folder / "model_int8.onnx", rows)

@@ -40,6 +40,20 @@ USAGES: Mapping[str, Usage] = {
         'model = openvino.Core().compile_model("{path}", "CPU", exact)',
         'model({"images": pixels})["embeddings"]',
     ),
+    "tensorflow": Usage(
+        "TensorFlow",
+        "tensorflow pillow",
+        "import tensorflow as tf",
+        'loaded = tf.saved_model.load("{path}")\nmodel = loaded.signatures["serving_default"]',
+        'model(images=pixels)["embeddings"].numpy()',
+    ),
+    "litert": Usage(
+        "LiteRT",
+        "ai-edge-litert pillow",
+        "from ai_edge_litert.interpreter import Interpreter",
+        'model = Interpreter("{path}").get_signature_runner()',
+        'model(images=pixels)["embeddings"]',
+    ),
     "jax": Usage(
         "JAX",
         "jax pillow",

@@ -68,8 +68,9 @@ def run(code, folder):
 @pytest.mark.parametrize("runtime", USAGES)
 def test_the_lines_of_the_page_run(exported, embedder, runtime):
     name, file = PLACES[runtime]
-    if importlib.util.find_spec(runtime) is None:
-        pytest.importorskip(runtime)
+    package = "ai_edge_litert" if runtime == "litert" else runtime
+    if importlib.util.find_spec(package) is None:
+        pytest.importorskip(package)
     folder = exported(name)
     artifact = folder / "runs" / "demo" / "export" / name
     preprocessing = json.loads((artifact / "preprocessing.json").read_text())
