@@ -127,8 +127,9 @@ class Embedder:
 
         Args:
             pictures: a path, a folder (its pictures, sorted by path, those of its subfolders and
-                of linked ones included), a PIL picture, an RGB array (H, W, 3) or (N, H, W, 3)
-                uint8, or a sequence of paths, PIL pictures and arrays of any sizes.
+                of linked ones included; a broken link is unreadable), a PIL picture, an RGB array
+                (H, W, 3) or (N, H, W, 3) uint8, or a sequence of paths, PIL pictures and arrays of
+                any sizes.
             batch_size: pictures per batch, over all devices; None: 64 per device.
             on_unreadable: called with the error of each picture that cannot be read, which then
                 gets a row of NaN; None: the first such error is raised.
