@@ -303,6 +303,7 @@ def evaluation_split(
         cameras=catalog.cameras,
         occlusion=catalog.occlusion,
         batches=batches,
+        encoded=catalog.images,
     )
 
 

@@ -76,7 +76,7 @@ def load(
     step, variables = read_main_branch(
         workdir, _abstract_variables(model, config), checkpoint=checkpoint, parameters=parameters
     )
-    return Embedder(config, model, variables, step)
+    return Embedder(config, model, variables, step, workdir, parameters)
 
 
 def _check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
@@ -100,12 +100,16 @@ class Embedder:
         model: the network; used with images alone.
         variables: ``params`` and ``batch_stats`` of trunk, pooling and BNNeck.
         step: training steps of the checkpoint.
+        run: the folder of the run, if it is known.
+        parameters: ``trained`` or ``average``.
     """
 
     config: Config
     model: PGFL
     variables: Variables
     step: int
+    run: Path | None = None
+    parameters: str = "trained"
 
     def __call__(
         self,

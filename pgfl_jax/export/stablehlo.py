@@ -1,8 +1,10 @@
 """StableHLO: one artifact for CPUs, GPUs and TPUs, which loads with jax alone."""
 
 import functools
+from pathlib import Path
 
 import jax
+from safetensors.numpy import save_file
 
 from pgfl_jax.embedder import Embedder
 from pgfl_jax.export.contract import Contract, batch_of, embed_function, named_variables
@@ -31,3 +33,15 @@ def to_stablehlo(embedder: Embedder, contract: Contract, *, parameters_inside: b
         shapes = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in variables.items()}
         exported = jax.export.export(jax.jit(embed), platforms=PLATFORMS)(shapes, images)
     return bytes(exported.serialize())
+
+
+def write_stablehlo(embedder: Embedder, contract: Contract, folder: Path) -> None:
+    """Write the program twice: with its parameters inside, and with them in a file beside it.
+
+    ``model.stablehlo`` takes the arrays of ``model.safetensors`` by name, then the images;
+    ``model_inside.stablehlo`` takes the images alone.
+    """
+    for name, inside in (("model", False), ("model_inside", True)):
+        program = to_stablehlo(embedder, contract, parameters_inside=inside)
+        (folder / f"{name}.stablehlo").write_bytes(program)
+    save_file(named_variables(embedder), folder / "model.safetensors")

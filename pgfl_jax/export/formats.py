@@ -1,0 +1,62 @@
+"""The table of formats: who writes each, which files run, and on what.
+
+To add a format, write a function that puts the model files into a folder, and a module
+``runtimes/run_<runtime>.py`` that loads them (see ``runtimes/_main.py``), and add both here.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pgfl_jax.embedder import Embedder
+from pgfl_jax.export.contract import Contract
+from pgfl_jax.export.graphs import read_stablehlo
+from pgfl_jax.export.onnx import write_onnx
+from pgfl_jax.export.onnx_file import Graph, read_graph
+from pgfl_jax.export.stablehlo import write_stablehlo
+
+Writer = Callable[[Embedder, Contract, Path], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A file of an artifact that runtimes load.
+
+    Attributes:
+        file: its name in the artifact's folder; may be a folder.
+        runtimes: the modules ``runtimes/run_<name>.py`` that run it. An export needs the first;
+            the others are checked where they are installed.
+        precision: ``float32``, ``bfloat16``, ``float16`` or ``int8``.
+    """
+
+    file: str
+    runtimes: tuple[str, ...]
+    precision: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One of the formats of ``pgfl export --formats``.
+
+    Attributes:
+        write: writes the models into a folder, which exists. It imports what the wheel does not
+            require when it is called.
+        models: what it writes.
+        graph: reads the size of a model's graph, which must be the main branch's; None: unknown.
+        extra: what to install to write and check them, as in ``pip install 'pgfl-jax[export]'``.
+    """
+
+    write: Writer
+    models: tuple[Model, ...]
+    graph: Callable[[Path], Graph] | None = None
+    extra: str = "export"
+
+
+FORMATS: Mapping[str, Format] = {
+    "stablehlo": Format(
+        write_stablehlo,
+        (Model("model.stablehlo", ("jax",)), Model("model_inside.stablehlo", ("jax",))),
+        read_stablehlo,
+    ),
+    "onnx": Format(write_onnx, (Model("model.onnx", ("onnxruntime", "openvino")),), read_graph),
+}

@@ -1,0 +1,91 @@
+"""Ten lines of Python that embed a picture on each runtime, for model cards and documentation."""
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """What is special to a runtime.
+
+    Attributes:
+        title: its name.
+        install: for pip.
+        imports: the lines that import it.
+        load: lines that make ``model`` from the model's path ``{path}``.
+        call: the expression for ``rows`` from ``pixels``.
+    """
+
+    title: str
+    install: str
+    imports: str
+    load: str
+    call: str
+
+
+USAGES: Mapping[str, Usage] = {
+    "onnxruntime": Usage(
+        "ONNX Runtime",
+        "onnxruntime pillow",
+        "import onnxruntime",
+        'model = onnxruntime.InferenceSession("{path}")',
+        'model.run(None, {"images": pixels})[0]',
+    ),
+    "openvino": Usage(
+        "OpenVINO",
+        "openvino pillow",
+        "import openvino",
+        'exact = {{"INFERENCE_PRECISION_HINT": "f32"}}  # its default may be bfloat16\n'
+        'model = openvino.Core().compile_model("{path}", "CPU", exact)',
+        'model({"images": pixels})["embeddings"]',
+    ),
+    "jax": Usage(
+        "JAX",
+        "jax pillow",
+        "import jax.export",
+        'program = Path("{path}").read_bytes()\n'
+        "model = jax.jit(jax.export.deserialize(bytearray(program)).call)",
+        "np.asarray(model(pixels))",
+    ),
+}
+
+_ARRANGE = {
+    "uint8_nhwc": "",
+    "float255_nchw": 'pixels = pixels.transpose(0, 3, 1, 2).astype("float32")\n',
+    "normalised_nchw": "pixels = (pixels / 255 - {mean}) / {std}\n"
+    'pixels = pixels.transpose(0, 3, 1, 2).astype("float32")\n',
+}
+
+
+def lines(
+    runtime: str,
+    path: str,
+    *,
+    contract: str,
+    height: int,
+    width: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> str:
+    """The lines of Python, from ``someone.jpg`` to ``rows`` (1, D).
+
+    Args:
+        runtime: one of ``USAGES``.
+        path: of the model.
+        contract: its input, one of ``CONTRACTS``.
+        height: of the network's input.
+        width: of the network's input.
+        mean: of the pixels.
+        std: of the pixels.
+    """
+    usage = USAGES[runtime]
+    standard = "from pathlib import Path\n\n" if "Path(" in usage.load else ""
+    arrange = _ARRANGE[contract].format(mean=list(mean), std=list(std))
+    return (
+        f"{standard}import numpy as np\n{usage.imports}\nfrom PIL import Image\n\n"
+        f"{usage.load.format(path=path)}\n"
+        'picture = Image.open("someone.jpg").convert("RGB")\n'
+        f"picture = picture.resize(({width}, {height}), Image.Resampling.BILINEAR)\n"
+        f"pixels = np.asarray(picture)[None]  # RGB\n{arrange}"
+        f"rows = {usage.call}  # (1, D), of length 1\n"
+    )
