@@ -14,6 +14,7 @@ from pgfl_jax.export.graphs import read_stablehlo
 from pgfl_jax.export.onnx import write_onnx
 from pgfl_jax.export.onnx_file import Graph, read_graph
 from pgfl_jax.export.stablehlo import write_stablehlo
+from pgfl_jax.export.torch import read_program, write_torch
 
 Writer = Callable[[Embedder, Contract, Path], None]
 
@@ -59,4 +60,9 @@ FORMATS: Mapping[str, Format] = {
         read_stablehlo,
     ),
     "onnx": Format(write_onnx, (Model("model.onnx", ("onnxruntime", "openvino")),), read_graph),
+    "torch": Format(
+        write_torch,
+        (Model("model.safetensors", ("torch",)), Model("model.pt2", ("torch_exported",))),
+        read_program,
+    ),
 }

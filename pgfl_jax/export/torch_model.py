@@ -47,13 +47,13 @@ class InstanceBatchNorm(nn.Module):
     def __init__(self, channels: int):
         """Split ``channels``; submodules are named as in the authors' code."""
         super().__init__()
-        self.half = channels // 2
-        self.IN = nn.InstanceNorm2d(self.half, affine=True)
-        self.BN = BatchNorm(channels - self.half)
+        self.split = channels // 2
+        self.IN = nn.InstanceNorm2d(self.split, affine=True)
+        self.BN = BatchNorm(channels - self.split)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, h, w)."""
-        return torch.cat([self.IN(x[:, : self.half]), self.BN(x[:, self.half :])], 1)
+        return torch.cat([self.IN(x[:, : self.split]), self.BN(x[:, self.split :])], 1)
 
 
 class BNNeck(nn.Module):
@@ -167,7 +167,9 @@ class ResNet(nn.Module):
         self.maxpool = nn.Identity() if patch_stem else nn.MaxPool2d(3, 2, 1)
         channels = stem.out_channels
         for i, (size, width, stride) in enumerate(zip(sizes, widths, strides, strict=True), 1):
-            make = functools.partial(block, ibn=True) if i <= ibn_stages else block
+            make: Callable[..., nn.Module] = block
+            if i <= ibn_stages:
+                make = functools.partial(make, ibn=True)
             blocks = []
             for j in range(size):
                 blocks.append(make(channels, width, stride if j == 0 else 1))
@@ -282,10 +284,13 @@ class Embedder(MainBranch):
         self.row_shape = (3, height, width) if channels_first else (height, width, 3)
         self.input_dtype = getattr(torch, dtype)
         self.channels_first, self.normalised = channels_first, normalised
-        centre, spread = (torch.tensor(x, dtype=torch.float64)[:, None, None] for x in (mean, std))
-        # Not persistent: the weights' file has torchvision's names alone.
-        self.register_buffer("scale", (1 / (255 * spread)).float(), persistent=False)
-        self.register_buffer("offset", (-centre / spread).float(), persistent=False)
+        if not normalised:
+            centre, spread = (
+                torch.tensor(x, dtype=torch.float64)[:, None, None] for x in (mean, std)
+            )
+            # Not persistent: the weights' file has torchvision's names alone.
+            self.register_buffer("scale", (1 / (255 * spread)).float(), persistent=False)
+            self.register_buffer("offset", (-centre / spread).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed pictures; (N, D) float32.

@@ -1,7 +1,8 @@
 """Ten lines of Python that embed a picture on each runtime, for model cards and documentation."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,7 +13,7 @@ class Usage:
         title: its name.
         install: for pip.
         imports: the lines that import it.
-        load: lines that make ``model`` from the model's path ``{path}``.
+        load: lines that make ``model`` from the model's path ``{path}``, in ``{folder}``.
         call: the expression for ``rows`` from ``pixels``.
     """
 
@@ -47,6 +48,20 @@ USAGES: Mapping[str, Usage] = {
         "model = jax.jit(jax.export.deserialize(bytearray(program)).call)",
         "np.asarray(model(pixels))",
     ),
+    "torch": Usage(
+        "PyTorch",
+        "torch numpy pillow",
+        "import torch",
+        'sys.path.append("{folder}")\nfrom model import load\n\nmodel = load("{folder}")',
+        "model(torch.tensor(pixels)).numpy()",
+    ),
+    "torch_exported": Usage(
+        "PyTorch, without the source",
+        "torch numpy pillow",
+        "import torch",
+        'model = torch.export.load("{path}").module()',
+        "model(torch.tensor(pixels)).numpy()",
+    ),
 }
 
 _ARRANGE = {
@@ -64,8 +79,8 @@ def lines(
     contract: str,
     height: int,
     width: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> str:
     """The lines of Python, from ``someone.jpg`` to ``rows`` (1, D).
 
@@ -79,11 +94,16 @@ def lines(
         std: of the pixels.
     """
     usage = USAGES[runtime]
-    standard = "from pathlib import Path\n\n" if "Path(" in usage.load else ""
+    standard = "".join(
+        f"{line}\n\n"
+        for name, line in (("Path(", "from pathlib import Path"), ("sys.", "import sys"))
+        if name in usage.load
+    )
+    load = usage.load.format(path=path, folder=PurePath(path).parent)
     arrange = _ARRANGE[contract].format(mean=list(mean), std=list(std))
     return (
         f"{standard}import numpy as np\n{usage.imports}\nfrom PIL import Image\n\n"
-        f"{usage.load.format(path=path)}\n"
+        f"{load}\n"
         'picture = Image.open("someone.jpg").convert("RGB")\n'
         f"picture = picture.resize(({width}, {height}), Image.Resampling.BILINEAR)\n"
         f"pixels = np.asarray(picture)[None]  # RGB\n{arrange}"

@@ -2,31 +2,36 @@
 
 import dataclasses
 import functools
-import itertools
-import json
+import importlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from PIL import Image
 
 import pgfl_jax
 from pgfl_jax.embedder import Embedder
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import make_model
+from pgfl_jax.export import export_torch
 from pgfl_jax.export.contract import CONTRACTS, embed_function, named_variables
-from pgfl_jax.export.torch import write_torch
+from pgfl_jax.export.running import embed_with
+from pgfl_jax.export.torch import read_program, write_torch
+from pgfl_jax.export.verify import verify
 from pgfl_jax.pretrained import load_backbone
 from tests.export.test_contract import arranged
-from tests.runs import GOLDEN_RUN, ROOT, by_name
+from tests.runs import GOLDEN_RUN, by_name
 
 torch = pytest.importorskip("torch")
 
-RUNTIMES = ROOT / "pgfl_jax" / "export" / "runtimes"
 BATCHES = 1, 7, 32
 
 
@@ -70,11 +75,13 @@ def expected(embedder, name, rows):
     return np.asarray(embed(named_variables(embedder), rows))
 
 
+FILES = {"torch": "model.safetensors", "torch_exported": "model.pt2"}
+
+
 def load(runtime, folder):
-    """The function of a runtime, by its script, in this process."""
-    found = {"__name__": runtime}
-    exec((RUNTIMES / f"{runtime}.py").read_text(encoding="utf-8"), found)
-    return found["load"](str(folder))
+    """The function of a runtime, in this process."""
+    module = importlib.import_module(f"pgfl_jax.export.runtimes.run_{runtime}")
+    return module.load(str(folder / FILES[runtime]))
 
 
 def assert_same(found, wanted, difference=1e-6):
@@ -85,21 +92,27 @@ def assert_same(found, wanted, difference=1e-6):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "pooling", "name"),
+    ("backbone", "pooling", "name", "largest"),
     [
-        ("resnet8", "gem", "uint8_nhwc"),
-        ("resnet18", "gap", "float255_nchw"),
-        ("resnet50", "gem", "uint8_nhwc"),
-        ("resnet50_ibn_a", "gap", "normalised_nchw"),
+        ("resnet8", "gem", "uint8_nhwc", 32),
+        ("resnet18", "gap", "float255_nchw", 7),
+        ("resnet50_ibn_a", "gem", "normalised_nchw", 7),
+        # With the blocks of those above.
+        pytest.param("resnet34", "gem", "uint8_nhwc", 32, marks=pytest.mark.slow),
+        pytest.param("resnet50", "gem", "uint8_nhwc", 32, marks=pytest.mark.slow),
+        pytest.param("resnet50_ibn_a", "gap", "float255_nchw", 32, marks=pytest.mark.slow),
     ],
 )
-def test_both_programs_give_jaxs_embeddings_at_any_batch(backbone, pooling, name, tmp_path):
+@pytest.mark.usefixtures("all_optimizations")
+def test_both_programs_give_jaxs_embeddings(backbone, pooling, name, largest, tmp_path):
     embedder = random_embedder(backbone, pooling)
     write_torch(embedder, CONTRACTS[name], tmp_path)
-    rows = arranged(pictures(32), name)
+    rows = arranged(pictures(largest), name)
     wanted = expected(embedder, name, rows)
-    for runtime, count in itertools.product(("run_torch", "run_torch_exported"), BATCHES):
-        assert_same(load(runtime, tmp_path)(rows[:count]), wanted[:count])
+    for runtime in FILES:
+        embed = load(runtime, tmp_path)
+        for count in (size for size in BATCHES if size <= largest):
+            assert_same(embed(rows[:count]), wanted[:count])
 
 
 @pytest.fixture(scope="module", params=CONTRACTS)
@@ -110,32 +123,20 @@ def artifact(request, tmp_path_factory):
     return request.param, folder
 
 
-@pytest.mark.parametrize("runtime", ["run_torch", "run_torch_exported"])
+@pytest.mark.parametrize("runtime", FILES)
 def test_fresh_processes_with_pytorch_alone(artifact, runtime, tmp_path):
-    """From a copy of the artifact, with our packages and safetensors out of reach."""
+    """The weights are read without the package safetensors."""
     name, folder = artifact
-    rows, script = arranged(pictures(32), name), RUNTIMES / f"{runtime}.py"
-    np.save(tmp_path / "rows.npy", rows)
-    block = (
-        "import runpy, sys\n"
-        "for name in ('pgfl_jax', 'jax', 'flax', 'safetensors', 'jaxtyping', 'tensorflow'):\n"
-        "    sys.modules[name] = None\n"
-        f"sys.path.insert(0, {str(RUNTIMES)!r})\n"
-        f"sys.argv[0] = {str(script)!r}\n"
-        f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
-    )
-    output = tmp_path / "embeddings.npy"
-    options = folder, tmp_path / "rows.npy", output, 7
-    result = subprocess.run(
-        [sys.executable, "-c", block, *map(str, options)],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["torch"] == torch.__version__
-    assert_same(np.load(output), golden()(pictures(32)))
+    np.save(tmp_path / "rows.npy", arranged(pictures(32), name))
+    (tmp_path / "safetensors.py").write_text("raise ImportError('it is not needed')")
+    with mock.patch.dict(os.environ, PYTHONPATH=str(tmp_path)):
+        job = tmp_path / "rows.npy", 7
+        (found,), versions = embed_with(runtime, folder / FILES[runtime], [job])
+    assert versions["torch"] == torch.__version__
+    assert_same(found, golden()(pictures(32)))
 
 
-@pytest.mark.parametrize("runtime", ["run_torch", "run_torch_exported"])
+@pytest.mark.parametrize("runtime", FILES)
 def test_a_wrong_batch_cannot_enter(artifact, runtime):
     name, folder = artifact
     rows, embed = arranged(pictures(2), name), load(runtime, folder)
@@ -152,17 +153,17 @@ def test_a_wrong_batch_cannot_enter(artifact, runtime):
         "channels": rows[..., :2] if name == "uint8_nhwc" else rows[:, :2],
     }
     kinds = {
-        "run_torch": (TypeError, ValueError),
-        "run_torch_exported": (RuntimeError, AssertionError),
+        "torch": (TypeError, ValueError),
+        "torch_exported": (RuntimeError, AssertionError),
     }
     messages = {
-        "run_torch": r"images: must be a tensor \(N, (64, 32, 3|3, 64, 32)\) torch\.\w+, not ",
-        "run_torch_exported": r"Tensor dtype mismatch|Guard failed: images",
+        "torch": r"images: must be a tensor \(N, (64, 32, 3|3, 64, 32)\) torch\.\w+, not ",
+        "torch_exported": r"Tensor dtype mismatch|Guard failed: images",
     }
     for what, images in wrong.items():
         with pytest.raises(kinds[runtime], match=messages[runtime]):
-            embed(images)
-            print(what)
+            embed(np.ascontiguousarray(images))
+            pytest.fail(f"a wrong {what} entered")
     assert embed(rows).shape == (2, golden().dim)
 
 
@@ -219,15 +220,22 @@ def test_the_source_is_the_twins(tmp_path):
         assert sys.modules[type(part).__module__].__file__ == source
 
 
-def test_only_images_enter_and_only_the_main_branch_is_inside(artifact):
-    _, folder = artifact
-    program = torch.export.load(folder / "model.pt2")
-    signature = program.graph_signature
-    assert len(signature.user_inputs) == len(signature.user_outputs) == 1
-    stored = {*signature.parameters, *signature.buffers}
-    assert {name.split(".")[0] for name in stored} <= {"trunk", "main_neck", "scale", "offset"}
-    count = sum(program.state_dict[name].numel() for name in signature.parameters)
-    assert count == sum(x.size for x in jax.tree.leaves(golden().variables["params"]))
+@pytest.mark.parametrize("runtime", FILES)
+def test_only_images_enter_and_only_the_main_branch_is_inside(artifact, runtime):
+    name, folder = artifact
+    graph = read_program(folder / FILES[runtime])
+    variables = named_variables(golden())
+    kernels = sum(value.size for value in variables.values() if value.ndim > 1)
+    others = sum(value.size for value in variables.values()) - kernels
+    normalisation = 0 if name == "normalised_nchw" else 6
+    assert (graph.inputs, graph.kernels) == (("images",), kernels)
+    assert graph.others == others + normalisation
+    # By hand: convolutions of 4x4 patches, of three blocks of 48, 96, 192 channels, two shortcuts.
+    first, half = 16 * 8, 8 * 4
+    by_hand = 48 * 48 * first + 2 * 9 * 48 * 48 * first
+    by_hand += (9 * 48 * 96 + 9 * 96 * 96 + 48 * 96) * half
+    by_hand += (9 * 96 * 192 + 9 * 192 * 192 + 96 * 192) * half
+    assert graph.multiply_adds == by_hand
 
 
 def test_bfloat16_is_the_trunks_precision(tmp_path):
@@ -236,7 +244,7 @@ def test_bfloat16_is_the_trunks_precision(tmp_path):
     rows = pictures(7)
     wanted = expected(embedder, "uint8_nhwc", rows)
     exact = expected(random_embedder("resnet8", "gem"), "uint8_nhwc", rows)
-    for runtime in ("run_torch", "run_torch_exported"):
+    for runtime in FILES:
         found = load(runtime, tmp_path)(rows)
         # As far from float32 as JAX's, not equal to it.
         assert 1e-4 < np.abs(found - exact).max() < 2 * np.abs(wanted - exact).max()
@@ -249,18 +257,32 @@ def test_a_damaged_file_is_named(tmp_path):
     for part in (content[:-1], content[:100], b""):
         path.write_bytes(part)
         with pytest.raises(ValueError, match=re.escape(str(path)) + ": damaged"):
-            load("run_torch", tmp_path)
+            load("torch", tmp_path)
 
 
-def test_without_pytorch_or_a_twin_one_line_says_so(tmp_path, monkeypatch):
+def test_a_backbone_without_a_twin_is_named(tmp_path):
     config = golden().config
     network = dataclasses.replace(config.model, backbone="patches")
     other = dataclasses.replace(golden(), config=dataclasses.replace(config, model=network))
-    with pytest.raises(UserError, match=r"backbone = 'patches': there is no such network"):
+    with pytest.raises(UserError, match=r"backbone = 'patches': has no twin in PyTorch"):
         write_torch(other, CONTRACTS["uint8_nhwc"], tmp_path)
-    monkeypatch.delitem(sys.modules, "pgfl_jax.export.torch_model")
-    monkeypatch.delattr("pgfl_jax.export.torch_model")
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match=r"the format torch needs PyTorch: pip install"):
-        write_torch(golden(), CONTRACTS["uint8_nhwc"], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_artifact_passes_its_verification_and_its_card_says_how_to_call_it(tmp_path):
+    folder = tmp_path / "torch"
+    found = export_torch(golden(), folder)
+    assert all(finding.passed for finding in found) and len(found) == 4  # two graphs, two runtimes
+    assert all(finding.passed for finding in verify(folder))
+    (first, second) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "someone.jpg")
+    wanted = golden()(tmp_path / "someone.jpg")
+    for code in (first, second):
+        (tmp_path / "read_me.py").write_text(code + "np.save('rows.npy', rows)\n")
+        shutil.copy(tmp_path / "someone.jpg", folder)
+        done = subprocess.run(
+            [sys.executable, "-W", "error", tmp_path / "read_me.py"],
+            cwd=folder, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert_same(np.load(folder / "rows.npy"), wanted)

@@ -1,28 +1,23 @@
-"""Embeds pictures by an artifact's ``model.py`` and ``model.safetensors``, with PyTorch."""
+"""PyTorch, by the ``model.py`` beside the weights, on the CPU."""
 
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
+
+PACKAGES = ("numpy", "torch")
 
 
-def load(folder: str) -> Callable[[np.ndarray], np.ndarray]:
-    """The function of an artifact from a batch of pictures to (N, D) float32 embeddings."""
-    spec = importlib.util.spec_from_file_location("model", Path(folder) / "model.py")
-    model = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(model)
-    network = model.load(folder)
+def load(model: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The function of a weights' file: a batch as it takes them to (N, D) float32 rows."""
+    folder = Path(model).parent
+    spec: Any = importlib.util.spec_from_file_location("model", folder / "model.py")
+    source = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(source)
 
-    def embed(images: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return network(torch.tensor(images)).numpy()
+    import torch
 
-    return embed
-
-
-if __name__ == "__main__":
-    from _main import main
-
-    main(load, torch)
+    network = source.load(folder)
+    return lambda pictures: network(torch.tensor(pictures)).numpy()

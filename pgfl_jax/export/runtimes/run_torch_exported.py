@@ -1,24 +1,15 @@
-"""Embeds pictures by an artifact's ``model.pt2``, with PyTorch."""
+"""PyTorch, by a program of ``torch.export``, on the CPU."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-import torch
+
+PACKAGES = ("numpy", "torch")
 
 
-def load(folder: str) -> Callable[[np.ndarray], np.ndarray]:
-    """The function of an artifact from a batch of pictures to (N, D) float32 embeddings."""
-    network = torch.export.load(Path(folder) / "model.pt2").module()
+def load(model: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The function of a program: a batch as it takes them to (N, D) float32 rows."""
+    import torch
 
-    def embed(images: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return network(torch.tensor(images)).numpy()
-
-    return embed
-
-
-if __name__ == "__main__":
-    from _main import main
-
-    main(load, torch)
+    network = torch.export.load(model).module()
+    return lambda pictures: network(torch.tensor(pictures)).numpy()
