@@ -25,6 +25,7 @@ from pgfl_jax.distributed.devices import require_devices
 from pgfl_jax.distributed.sharding import batch_sharding, make_mesh, replicated
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import make_model
+from pgfl_jax.export.verify import RECORD
 from pgfl_jax.models import PGFL, unit_length
 from pgfl_jax.preprocessing import PictureError, list_pictures
 from pgfl_jax.report.manifest import read_config
@@ -42,12 +43,12 @@ def load(
     parameters: str = "trained",
     dtype: str | None = None,
 ) -> "Embedder":
-    """Load the main branch of a training run.
+    """Load the main branch of a training run, or an exported ONNX or StableHLO artifact.
 
-    Optimizer, classifiers and pose branches stay on disk. Nothing but the run's folder is needed.
+    Optimizer, classifiers and pose branches stay on disk. Nothing but the folder is needed.
 
     Args:
-        path: the run's folder (``--workdir``).
+        path: the run's folder (``--workdir``), or the artifact's, which leaves no other choice.
         checkpoint: ``newest``, ``best`` (by the run's first protocol) or a step.
         parameters: ``trained``, or ``average`` for their running average (``optim.ema_decay``).
         dtype: of convolutions and products, ``float32`` or ``bfloat16``; None: the run's own.
@@ -64,6 +65,8 @@ def load(
     workdir = Path(path).expanduser()
     _check_choice("parameters", parameters, ("trained", "average"))
     _check_choice("dtype", dtype, (None, "float32", "bfloat16"))
+    if (workdir / RECORD).is_file():
+        return _load_artifact(workdir, checkpoint, parameters, dtype)
     try:
         config = read_config(workdir)
     except FileNotFoundError as error:
@@ -77,6 +80,19 @@ def load(
         workdir, _abstract_variables(model, config), checkpoint=checkpoint, parameters=parameters
     )
     return Embedder(config, model, variables, step, workdir, parameters)
+
+
+def _load_artifact(folder: Path, *choices: Any) -> "Embedder":
+    """The embedder of an artifact, in which checkpoint, parameters and dtype are fixed."""
+    from pgfl_jax.export.loading import load_artifact
+
+    if choices != ("newest", "trained", None):
+        raise UserError(
+            f"{folder}: an artifact holds one checkpoint; leave out checkpoint, parameters and "
+            "dtype, or give the run's folder"
+        )
+    require_devices()
+    return load_artifact(folder)
 
 
 def _check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:

@@ -158,7 +158,7 @@ class _Artifact:
         """
         main = graphs.main_branch(self.embedder)
         models = [self._describe(dataclasses.asdict(m)) for m in FORMATS[self.name].models]
-        found = [check_graph(m, Graph(**m["graph"]), main) for m in models if m["graph"]]
+        found = [check_graph(m, Graph.from_json(m["graph"]), main) for m in models if m["graph"]]
         _refuse(found, self.name)
         description = preprocessing(self.embedder, self.contract)
         probe = probe_pictures(*description["size"].values())

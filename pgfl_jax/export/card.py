@@ -64,23 +64,10 @@ def _usage(record: Record, preprocessing: Record) -> Iterator[str]:
         yield f"{USAGES[runtime].title} (`pip install {USAGES[runtime].install}`):"
         yield ""
         yield "```python"
-        yield usage_lines(runtime, file, preprocessing).rstrip()
+        yield lines(runtime, file, preprocessing).rstrip()
         yield "```"
         yield ""
     yield "Check this folder with `pgfl verify .`"
-
-
-def usage_lines(runtime: str, path: str, preprocessing: Record) -> str:
-    """Lines of Python that embed a picture with a model of this preprocessing."""
-    return lines(
-        runtime,
-        path,
-        contract=preprocessing["contract"],
-        height=preprocessing["size"]["height"],
-        width=preprocessing["size"]["width"],
-        mean=preprocessing["mean"],
-        std=preprocessing["std"],
-    )
 
 
 def _nvidia(preprocessing: Record) -> Iterator[str]:

@@ -5,6 +5,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 _FLOATS = (1, 10, 16)  # float32, float16, bfloat16 in TensorProto
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
@@ -29,6 +30,16 @@ class Graph:
     others: int
     multiply_adds: int
     operations: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, content: Any) -> "Graph":
+        """The graph that ``dataclasses.asdict`` was written of.
+
+        Raises:
+            TypeError: it is something else.
+        """
+        fields = dict(content)
+        return cls(**fields | {"inputs": tuple(fields.get("inputs", ()))})
 
 
 def read_graph(path: Path) -> Graph:

@@ -28,7 +28,7 @@ class RuntimeMissing(UserError):
 
 
 class RuntimeFailed(UserError):
-    """The runtime cannot load or run the model; the message is the last line of its error."""
+    """The runtime cannot load or run the model; the message is its error."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,13 +128,9 @@ def embed_with(
         ended = subprocess.run(
             command, capture_output=True, text=True, check=False, env=_environment()
         )
-        answer = (ended.stdout.strip().splitlines() or [""])[-1]
-        if ended.returncode == 3 and answer.startswith("{"):
-            raise RuntimeMissing(f"{json.loads(answer)['missing']} is not installed")
-        if ended.returncode:
-            raise RuntimeFailed(_reason(ended))
+        answer = _answer(ended)
         rows = [np.load(output, allow_pickle=False) for output in outputs]
-    return rows, json.loads(answer)["versions"]
+    return rows, answer["versions"]
 
 
 def _environment() -> dict[str, str]:
@@ -143,10 +139,21 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **quiet}
 
 
-def _reason(ended: subprocess.CompletedProcess[str]) -> str:
-    if ended.returncode < 0:
-        return f"the process was ended by signal {-ended.returncode}"
-    return (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
+def _answer(ended: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """What the process printed last."""
+    try:
+        answer = json.loads(ended.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        answer = {}
+    if "missing" in answer:
+        raise RuntimeMissing(f"{answer['missing']} is not installed")
+    if "failed" in answer:
+        raise RuntimeFailed(answer["failed"])
+    if "versions" not in answer:
+        said = ended.stderr.strip().splitlines()
+        last = f": {said[-1]}" if said else ""
+        raise RuntimeFailed(f"the process ended with status {ended.returncode}{last}")
+    return answer
 
 
 def arranged(pictures: np.ndarray, preprocessing: Mapping[str, Any]) -> np.ndarray:

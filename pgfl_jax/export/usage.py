@@ -1,8 +1,9 @@
 """Ten lines of Python that embed a picture on each runtime, for model cards and documentation."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import PurePath
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,27 +73,16 @@ _ARRANGE = {
 }
 
 
-def lines(
-    runtime: str,
-    path: str,
-    *,
-    contract: str,
-    height: int,
-    width: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> str:
+def lines(runtime: str, path: str, preprocessing: Mapping[str, Any]) -> str:
     """The lines of Python, from ``someone.jpg`` to ``rows`` (1, D).
 
     Args:
         runtime: one of ``USAGES``.
         path: of the model.
-        contract: its input, one of ``CONTRACTS``.
-        height: of the network's input.
-        width: of the network's input.
-        mean: of the pixels.
-        std: of the pixels.
+        preprocessing: the content of ``preprocessing.json``.
     """
+    mean, std = preprocessing["mean"], preprocessing["std"]
+    height, width = preprocessing["size"]["height"], preprocessing["size"]["width"]
     usage = USAGES[runtime]
     standard = "".join(
         f"{line}\n\n"
@@ -100,7 +90,7 @@ def lines(
         if name in usage.load
     )
     load = usage.load.format(path=path, folder=PurePath(path).parent)
-    arrange = _ARRANGE[contract].format(mean=list(mean), std=list(std))
+    arrange = _ARRANGE[preprocessing["contract"]].format(mean=mean, std=std)
     return (
         f"{standard}import numpy as np\n{usage.imports}\nfrom PIL import Image\n\n"
         f"{load}\n"

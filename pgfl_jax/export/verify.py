@@ -62,7 +62,8 @@ def verify(
     """
     record = read_record(folder, RECORD)
     try:
-        files, models, main = record["files"], record["models"], Graph(**record["main_branch"])
+        files, models = record["files"], record["models"]
+        main = Graph.from_json(record["main_branch"])
     except (LookupError, TypeError):
         raise UserError(f"{folder / RECORD}: damaged; export again") from None
     damage = list(_find_damage(folder, files))
@@ -73,7 +74,7 @@ def verify(
         return
     for model in models:
         if model["file"].endswith(".onnx"):
-            yield check_graph(model, read_graph(folder / model["file"]), main)
+            yield _check_onnx(model, folder, main)
     preprocessing = read_record(folder, PREPROCESSING)
     with (
         np.load(folder / PROBE, allow_pickle=False) as probe,
@@ -139,6 +140,14 @@ def _same_checkpoint(record: Mapping[str, Any], run: Path) -> Finding:
     return Finding(words if same else f"of another run: not what {words}", same)
 
 
+def _check_onnx(model: Mapping[str, Any], folder: Path, main: Graph) -> Finding:
+    try:
+        graph = read_graph(folder / model["file"])
+    except (LookupError, ValueError):
+        return Finding(f"{model['file']}: cut short, or not an ONNX file with all shapes", False)
+    return check_graph(model, graph, main)
+
+
 def check_graph(model: Mapping[str, Any], graph: Graph, main: Graph) -> Finding:
     """Whether a graph is the main branch and nothing else, by its inputs and its size.
 
@@ -151,7 +160,7 @@ def check_graph(model: Mapping[str, Any], graph: Graph, main: Graph) -> Finding:
     wrong = [
         words
         for words, is_wrong in (
-            (f"its inputs are {', '.join(graph.inputs)}", [*graph.inputs] != [*main.inputs]),
+            (f"its inputs are {', '.join(graph.inputs)}", graph.inputs != main.inputs),
             (f"{graph.kernels:,} weights, not {main.kernels:,}", graph.kernels != main.kernels),
             (
                 f"{graph.multiply_adds:,} multiply-adds, not {main.multiply_adds:,}",
