@@ -75,7 +75,8 @@ def work(config: "Config") -> None:
     pretrained = begin(config, workdir, evaluates=not trains)
     export = export_of(workdir) if FLAGS.mode == "export" else None
 
-    from input_pipeline.from_config import evaluation_data, training_data  # before TensorFlow
+    # Before TensorFlow.
+    from input_pipeline.from_config import evaluation_data, training_data, training_images
     import tensorflow as tf  # isort: skip
 
     tf.config.set_visible_devices([], "GPU")  # they are JAX's
@@ -88,19 +89,19 @@ def work(config: "Config") -> None:
     if training:
         train(config, workdir, training, evaluation, pretrained=pretrained)
     elif export:
-        sys.exit(export(evaluation))
+        sys.exit(export(evaluation, training_images(config, 128)))
     else:
         evaluate_checkpoint(config, workdir, evaluation, pretrained=pretrained)
 
 
-def export_of(workdir: Path) -> "Callable[[EvaluationData], int]":
+def export_of(workdir: Path) -> "Callable[[EvaluationData, dict[str, bytes]], int]":
     """What exports the run, by the flags, which are checked first."""
     from pgfl_jax.export.command import Request, export_run
 
     out = Path(FLAGS.out) if FLAGS.out else None
     options = FLAGS.formats, out, FLAGS.contract, FLAGS.checkpoint, FLAGS.parameters
     request = Request(workdir, *options)
-    return lambda data: export_run(request, data=data)
+    return lambda data, training: export_run(request, data=data, training=training)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,19 @@ from pgfl_jax.errors import DiskFullError, UserError, full_disk
 from pgfl_jax.export import deepstream, graphs, origin, real
 from pgfl_jax.export.card import model_card
 from pgfl_jax.export.contract import CONTRACTS
-from pgfl_jax.export.formats import FORMATS
+from pgfl_jax.export.describe import name_with_loss, preprocessing
+from pgfl_jax.export.formats import FORMATS, Model
 from pgfl_jax.export.onnx_file import Graph
 from pgfl_jax.export.probe import probe_pictures
 from pgfl_jax.export.real import RealPictures, reference
-from pgfl_jax.export.running import Pictures, Run, RuntimeMissing, run_models, write_arranged
+from pgfl_jax.export.running import (
+    Pictures,
+    Run,
+    RuntimeMissing,
+    arranged,
+    run_models,
+    write_arranged,
+)
 from pgfl_jax.export.verify import (
     PREPROCESSING,
     PROBE,
@@ -107,40 +115,6 @@ def _one_line(name: str, folder: Path) -> Iterator[None]:
         raise
 
 
-def preprocessing(embedder: Embedder, name: str) -> dict[str, Any]:
-    """The content of ``preprocessing.json``: from a picture file to an embedding, step by step.
-
-    Args:
-        embedder: of the run.
-        name: of the contract.
-    """
-    data, contract = embedder.config.data, CONTRACTS[name]
-    return {
-        "contract": name,
-        "size": {"height": data.height, "width": data.width},
-        "channel_order": "RGB",
-        "interpolation": "bilinear with antialiasing (Pillow's BILINEAR)",
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "by_the_caller": ["decode", "resize", *(["normalise"] if contract.normalised else [])],
-        "in_the_graph": [*([] if contract.normalised else ["normalise"]), "embed", "unit length"],
-        "normalise": "(x / 255 - mean) / std per channel, for x in [0, 255]",
-        "input": {
-            "name": "images",
-            "dtype": contract.dtype,
-            "layout": "NCHW" if contract.channels_first else "NHWC",
-            "shape": ["batch", *contract.row_shape(data.height, data.width)],
-            "normalised_inside": not contract.normalised,
-        },
-        "output": {
-            "name": "embeddings",
-            "dtype": "float32",
-            "shape": ["batch", embedder.dim],
-            "unit_length": True,
-        },
-    }
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Artifact:
     """An artifact whose models have been written, and nothing else yet."""
@@ -157,7 +131,7 @@ class _Artifact:
             ExportFailed: they are not right.
         """
         main = graphs.main_branch(self.embedder)
-        models = [self._describe(dataclasses.asdict(m)) for m in FORMATS[self.name].models]
+        models = [self._describe(model) for model in self._quantised(real_pictures)]
         found = [check_graph(m, Graph.from_json(m["graph"]), main) for m in models if m["graph"]]
         _refuse(found, self.name)
         description = preprocessing(self.embedder, self.contract)
@@ -167,7 +141,7 @@ class _Artifact:
         sets = {"probe": (probe, expected)}
         if real_pictures:
             sets[real_pictures.source] = (real_pictures.sample, real_pictures.sample_rows)
-        retrieval = []
+        retrieval: list[dict[str, Any]] = []
         with _written(self.folder, sets, real_pictures, description) as (compared, ranked):
             for run in run_models(self.folder, models, [*compared, *ranked]):
                 _need(run, self.name)
@@ -176,11 +150,23 @@ class _Artifact:
                     retrieval += self._rank(run, ranked, real_pictures)
         found += [_judge_ranking(row) for row in retrieval]
         _refuse(found, self.name)
+        for model in models:
+            self._name_loss(model, found, retrieval)
         self._write(models, main, found, retrieval, description)
         return found
 
-    def _describe(self, model: dict[str, Any]) -> dict[str, Any]:
+    def _quantised(self, pictures: RealPictures | None) -> tuple[Model, ...]:
+        """The models, with those in int8 if there are training pictures to calibrate on."""
+        wanted = FORMATS[self.name]
+        if wanted.quantise is None or pictures is None or pictures.calibration is None:
+            return wanted.models
+        rows = arranged(pictures.calibration, preprocessing(self.embedder, self.contract))
+        wanted.quantise(self.embedder, CONTRACTS[self.contract], self.folder, rows)
+        return (*wanted.models, *wanted.quantised)
+
+    def _describe(self, which: Model) -> dict[str, Any]:
         """The entry of a model in ``parity.json``."""
+        model = dataclasses.asdict(which)
         path, read = self.folder / model["file"], FORMATS[self.name].graph
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
         graph = dataclasses.asdict(read(path)) if read else None
@@ -202,6 +188,21 @@ class _Artifact:
             }
             facts = {"model": run.model["file"], "precision": run.model["precision"]}
             yield {**facts, "runtime": run.runtime, **names, **values}
+
+    def _name_loss(
+        self, model: dict[str, Any], found: list[Finding], retrieval: list[dict[str, Any]]
+    ) -> None:
+        """Give a model that loses more than a point of mAP a name that says so."""
+        old = model["file"]
+        rows = [row for row in retrieval if row["model"] == old]
+        loss = max((row["before"]["mAP"] - row["after"]["mAP"] for row in rows), default=0.0)
+        if (new := name_with_loss(old, loss)) == old:
+            return
+        (self.folder / old).rename(self.folder / new)
+        model["file"] = new
+        records = [finding.record for finding in found if finding.record.get("model") == old]
+        for record in [*rows, *records]:
+            record["model"] = new
 
     def _write(
         self,

@@ -5,8 +5,10 @@ import dataclasses
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import jax
 
 import pgfl_jax
 from pgfl_jax.command_line import one_line, writable_folder
@@ -63,25 +65,36 @@ class Request:
 
 
 def export_run(
-    request: Request, *, data: EvaluationData | None = None, pictures: Path | None = None
+    request: Request,
+    *,
+    data: EvaluationData | None = None,
+    training: Mapping[str, bytes] | None = None,
+    pictures: Path | None = None,
 ) -> int:
     """Export a run; prints what was checked.
 
     Args:
         request: what to export.
         data: the run's test set, on which the models are verified and scored.
+        training: files of training pictures by name, on which int8 models are calibrated; given
+            with ``data``. Without them there are no int8 models.
         pictures: a folder of pictures, on which they are verified; with neither, only those of the
             probe are used.
 
     Returns:
         The exit status: 1 if a format failed.
+
+    Raises:
+        UserError: the run cannot be loaded, or the folder cannot be written to.
     """
+    if jax.process_count() > 1:
+        raise UserError("--mode=export: one process suffices; start no others")
     embedder = in_float32(
         pgfl_jax.load(request.run, checkpoint=request.checkpoint, parameters=request.parameters)
     )
     writable_folder(request.folder, "--out")
     failed = 0
-    with _pictures(embedder, request.folder, data, pictures) as real:
+    with _pictures(embedder, request.folder, data, training, pictures) as real:
         for name in request.names:
             folder = request.folder / name
             try:
@@ -98,7 +111,11 @@ def export_run(
 
 @contextlib.contextmanager
 def _pictures(
-    embedder: Embedder, folder: Path, data: EvaluationData | None, given: Path | None
+    embedder: Embedder,
+    folder: Path,
+    data: EvaluationData | None,
+    training: Mapping[str, bytes] | None,
+    given: Path | None,
 ) -> Iterator[RealPictures | None]:
     """The pictures that there are, decoded; on the disk meanwhile, since they may be many."""
     if data is None:
@@ -106,6 +123,6 @@ def _pictures(
         return
     scratch = Path(tempfile.mkdtemp(prefix=".test_set.", dir=folder))
     try:
-        yield from_data(embedder, data, scratch)
+        yield from_data(embedder, data, scratch, training)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from pgfl_jax.embedder import Embedder
 from pgfl_jax.export.contract import Contract
 from pgfl_jax.export.graphs import read_stablehlo
@@ -17,6 +19,8 @@ from pgfl_jax.export.stablehlo import write_stablehlo
 from pgfl_jax.export.torch import read_program, write_torch
 
 Writer = Callable[[Embedder, Contract, Path], None]
+# Its last argument are training pictures as the contract says, (N, …).
+Quantiser = Callable[[Embedder, Contract, Path, np.ndarray], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,19 +48,28 @@ class Format:
             require when it is called.
         models: what it writes.
         graph: reads the size of a model's graph, which must be the main branch's; None: unknown.
+        quantise: adds models in int8 to the folder, calibrated on training pictures; it is called
+            after ``write``, where there are such pictures.
+        quantised: what it writes.
         extra: what to install to write and check them, as in ``pip install 'pgfl-jax[export]'``.
     """
 
     write: Writer
     models: tuple[Model, ...]
     graph: Callable[[Path], Graph] | None = None
+    quantise: Quantiser | None = None
+    quantised: tuple[Model, ...] = ()
     extra: str = "export"
 
 
 FORMATS: Mapping[str, Format] = {
     "stablehlo": Format(
         write_stablehlo,
-        (Model("model.stablehlo", ("jax",)), Model("model_inside.stablehlo", ("jax",))),
+        (
+            Model("model.stablehlo", ("jax",)),
+            Model("model_inside.stablehlo", ("jax",)),
+            Model("model_bfloat16.stablehlo", ("jax",), "bfloat16"),
+        ),
         read_stablehlo,
     ),
     "onnx": Format(write_onnx, (Model("model.onnx", ("onnxruntime", "openvino")),), read_graph),

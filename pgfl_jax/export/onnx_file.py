@@ -94,7 +94,7 @@ def _tensor(message: memoryview) -> tuple[str, tuple[int, tuple[int, ...]]]:
         if number == 1 and isinstance(value, int):
             shape.append(value)
         elif number == 1:
-            shape += _packed(value)
+            shape += _packed(_message(value))
         elif number == 2 and isinstance(value, int):
             kind = value
         elif number == 8:

@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from pgfl_jax import preprocessing
 from pgfl_jax.embedder import Embedder
 from pgfl_jax.export.contract import CONTRACTS, embed_function, named_variables
+from pgfl_jax.export.running import new_array
 from pgfl_jax.preprocessing import UNREADABLE, PictureError, list_pictures
 from pgfl_jax.retrieval.protocols import EvaluationData
 from pgfl_jax.retrieval.ranking import rank_protocol
@@ -34,6 +35,7 @@ class RealPictures:
         data: the test set; None: only the sample.
         splits: every picture of each of its splits, by name; on disk.
         rows: their embeddings.
+        calibration: training pictures, on which int8 models are calibrated; None: there are none.
     """
 
     sample: UInt8[np.ndarray, "sample height width 3"]
@@ -42,6 +44,7 @@ class RealPictures:
     data: EvaluationData | None = None
     splits: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     rows: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    calibration: UInt8[np.ndarray, "calibration height width 3"] | None = None
 
 
 def reference(
@@ -72,13 +75,19 @@ def from_folder(embedder: Embedder, folder: Path) -> RealPictures:
     return RealPictures(sample, reference(embedder, sample), "given pictures")
 
 
-def from_data(embedder: Embedder, data: EvaluationData, scratch: Path) -> RealPictures:
+def from_data(
+    embedder: Embedder,
+    data: EvaluationData,
+    scratch: Path,
+    training: Mapping[str, bytes] | None = None,
+) -> RealPictures:
     """The test set of a run; the sample is evenly chosen from its first protocol.
 
     Args:
         embedder: of the run.
         data: the splits, with their encoded files.
         scratch: a folder for the decoded pictures.
+        training: files of training pictures by name, for calibration.
 
     Raises:
         PictureError: a file cannot be read; names it.
@@ -86,9 +95,7 @@ def from_data(embedder: Embedder, data: EvaluationData, scratch: Path) -> RealPi
     size = embedder.config.data.height, embedder.config.data.width
     splits = {}
     for number, (name, split) in enumerate(data.splits.items()):
-        shape = (len(split), *size, 3)
-        path = scratch / f"{number}.npy"
-        pictures = np.lib.format.open_memmap(path, "w+", np.dtype(np.uint8), shape)
+        pictures = new_array(scratch / f"{number}.npy", (len(split), *size, 3), "uint8")
         for index in range(len(split)):
             pictures[index] = _decoded(split.encoded[index], str(split.filenames[index]), *size)
         splits[name] = pictures
@@ -97,6 +104,7 @@ def from_data(embedder: Embedder, data: EvaluationData, scratch: Path) -> RealPi
     names = protocol.query, protocol.gallery
     places = [(name, index) for name in names for index in range(len(splits[name]))]
     chosen = [places[i] for i in _evenly(len(places))]
+    calibration = [_decoded(file, name, *size) for name, file in (training or {}).items()]
     return RealPictures(
         np.stack([splits[name][index] for name, index in chosen]),
         np.stack([rows[name][index] for name, index in chosen]),
@@ -104,6 +112,7 @@ def from_data(embedder: Embedder, data: EvaluationData, scratch: Path) -> RealPi
         data,
         splits,
         rows,
+        np.stack(calibration) if calibration else None,
     )
 
 

@@ -84,6 +84,8 @@ def lines(runtime: str, path: str, preprocessing: Mapping[str, Any]) -> str:
     mean, std = preprocessing["mean"], preprocessing["std"]
     height, width = preprocessing["size"]["height"], preprocessing["size"]["width"]
     usage = USAGES[runtime]
+    every = ["import numpy as np", *usage.imports.splitlines()]
+    imports = "\n".join(sorted(every, key=lambda line: line.split()[1]))
     standard = "".join(
         f"{line}\n\n"
         for name, line in (("Path(", "from pathlib import Path"), ("sys.", "import sys"))
@@ -92,7 +94,7 @@ def lines(runtime: str, path: str, preprocessing: Mapping[str, Any]) -> str:
     load = usage.load.format(path=path, folder=PurePath(path).parent)
     arrange = _ARRANGE[preprocessing["contract"]].format(mean=mean, std=std)
     return (
-        f"{standard}import numpy as np\n{usage.imports}\nfrom PIL import Image\n\n"
+        f"{standard}{imports}\nfrom PIL import Image\n\n"
         f"{load}\n"
         'picture = Image.open("someone.jpg").convert("RGB")\n'
         f"picture = picture.resize(({width}, {height}), Image.Resampling.BILINEAR)\n"
