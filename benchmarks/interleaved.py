@@ -45,21 +45,13 @@ class Program:
     """
 
     def __init__(
-        self,
-        name: str,
-        command: Sequence[str],
-        *,
-        cwd: str | None = None,
+        self, name: str, command: Sequence[str], *, cwd: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
         """Start it, and wait for its first run."""
         self.name = name
         self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=cwd,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=cwd,
             env=os.environ | dict(env or {}),
         )
         self.start_seconds: float = self._answer()

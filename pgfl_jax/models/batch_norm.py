@@ -75,7 +75,9 @@ def normalise(
 
 def _normalise(x, scale, bias, shift, shortcut, relu):
     count = x.size // x.shape[-1]
-    sums = column_sums(lambda x, shift: (x - shift, jnp.square(x - shift)), (_rows(x),), (shift,))
+    sums = column_sums(
+        lambda x, shift: (x - shift, jnp.square(x - shift)), (_rows(x),), (shift,)
+    )
     first, second = (total / count for total in sums)
     mean, var = shift + first, jnp.maximum(second - jnp.square(first), 0)
     factor = scale * jax.lax.rsqrt(var + EPSILON)
@@ -101,18 +103,16 @@ def _normalise_backward(relu, saved, gradients):
     if y is not None:
         d, d_bias, d_scale = column_sums(
             lambda x, gradient, y, mean: ((d := jnp.where(y > 0, gradient, 0)), d * (x - mean)),
-            (_rows(x), _rows(gradients[0]), _rows(y)),
-            (mean,),
-            keep=True,
+            (_rows(x), _rows(gradients[0]), _rows(y)), (mean,), keep=True,
         )
         d = d.reshape(x.shape)
     else:
-
         def terms(x, gradient, mean, factor, bias):
             d = jnp.where((x - mean) * factor + bias > 0, gradient, 0) if relu else gradient
             return d, d * (x - mean)
-
-        d_bias, d_scale = column_sums(terms, (_rows(x), _rows(gradients[0])), (mean, factor, bias))
+        d_bias, d_scale = column_sums(
+            terms, (_rows(x), _rows(gradients[0])), (mean, factor, bias)
+        )
         d = gradients[0]
         if relu:
             d = jnp.where((_wide(x) - mean) * factor + bias > 0, d, 0)

@@ -40,9 +40,7 @@ def column_sums(
         The sums, (C,) each; with ``keep``, the first term (N, C) before them.
     """
     number = len(matrices)
-    count = len(
-        jax.eval_shape(lambda *arrays: _evaluate(terms, number, arrays), *matrices, *vectors)
-    )
+    count = len(jax.eval_shape(lambda *arrays: _evaluate(terms, number, arrays), *matrices, *vectors))
 
     def plain(*arrays: Array) -> tuple[Array, ...]:
         found = _evaluate(terms, number, arrays)

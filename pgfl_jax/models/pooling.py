@@ -53,9 +53,7 @@ def _backward(place: UInt8[Array, "..."], gradient: Half) -> tuple[Image]:
             edge = ((0, 0, 0), (-below, below, 0), (-right, right, 0), (0, 0, 0))
             value = jax.lax.pad(gradient, jnp.zeros((), gradient.dtype), edge)
             at = jax.lax.pad(place, jnp.uint8(255), edge)
-            wanted = jnp.uint8(
-                [[3 * row + column for column in rows[right]] for row in rows[below]]
-            )
+            wanted = jnp.uint8([[3 * row + column for column in rows[right]] for row in rows[below]])
             hit = at[:, :, None, :, None] == wanted[None, None, :, None, :, None]
             total = total + jnp.where(hit, value[:, :, None, :, None], 0)
     return (total.reshape(batch, 2 * height, 2 * width, channels),)

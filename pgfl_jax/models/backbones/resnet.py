@@ -77,7 +77,9 @@ class InstanceBatchNorm(nn.Module):
         by_image = nn.InstanceNorm(
             epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name="IN"
         )
-        over_batch = BatchNorm(x.shape[-1] - half, self.use_running_average, self.dtype, name="BN")
+        over_batch = BatchNorm(
+            x.shape[-1] - half, self.use_running_average, self.dtype, name="BN"
+        )
         halves = (
             by_image(jax.lax.slice_in_dim(x, 0, half, axis=3)),
             over_batch(jax.lax.slice_in_dim(x, half, x.shape[3], axis=3)),
