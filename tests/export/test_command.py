@@ -351,7 +351,7 @@ def test_a_model_that_loses_much_has_a_name_that_says_so(embedder, tmp_path):
         (folder / "poor").mkdir()
         write_onnx(other, contract, folder / "poor")
         (folder / "poor" / "model.onnx").rename(folder / "poor_int8.onnx")
-        (folder / "poor").rmdir()
+        shutil.rmtree(folder / "poor")
 
     names = "model_int8.onnx", "poor_int8.onnx"
     models = tuple(Model(name, ("onnxruntime",), "int8") for name in names)
