@@ -58,7 +58,9 @@ def test_the_repositorys_main_exports_with_the_test_set(tiny_data_dir, tmp_path)
     command = "main.py", "--mode=export", f"--workdir={GOLDEN_RUN}", f"--out={tmp_path}"
     data = f"--config.data.data_dir={tiny_data_dir}"
     status, out, err = finish(launch(*command, "--formats=onnx,stablehlo", data))
-    assert (status, err) == (0, "")
+    assert status == 0, err
+    # The stored run is from before runs kept the digests of their images.
+    assert err.count("\n") == 1 and "as it has no training_images.npy" in err
     assert f"{tmp_path}/stablehlo: written and verified" in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["onnx", "stablehlo"]
     record = read(tmp_path / "onnx")
