@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ def scores(embedder: Embedder) -> list[dict[str, Any]]:
     for path in sorted((embedder.run / "results").glob("[!.]*.json")):
         result = read_json(path)
         mine = {"step": embedder.step, "embedding": "main", "parameters": embedder.parameters}
-        if isinstance(result, Mapping) and mine.items() <= result.items():
+        if isinstance(result, dict) and mine.items() <= result.items():
             found.append(result)
     return found
 
