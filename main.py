@@ -82,7 +82,8 @@ def work(config: "Config") -> None:
     tf.config.set_visible_devices([], "GPU")  # they are JAX's
 
     training = training_data(config) if trains else None
-    evaluation = evaluation_data(config, training)
+    trained = not trains and config.eval.checkpoint != "untrained"
+    evaluation = evaluation_data(config, training, run=workdir if trained else None)
     described = training.description if training else {}
     named = {f"training data ({name})": value for name, value in described.items()}
     collectives.assert_same_everywhere(named | evaluation.facts())

@@ -61,6 +61,57 @@ def check_people(
     )
 
 
+def check_copied_queries(
+    name: str,
+    filenames: Shaped[np.ndarray, " queries"],
+    copied: Bool[np.ndarray, " queries"],
+    junk: Bool[np.ndarray, " queries"],
+) -> Findings:
+    """Judge the copies of queries in their gallery: a query must not find its own picture.
+
+    Args:
+        name: of the data set and protocol, for the messages.
+        filenames: names of the queries.
+        copied: which of them have a copy, from :func:`copied_queries`.
+        junk: for which of them all copies are junk, likewise.
+
+    Returns:
+        A warning if a copy is ranked, else a note if there are copies.
+    """
+    if not copied.any():
+        return Findings()
+    line = (
+        f"{name}: {copied.sum():,} queries are also in the gallery; for {junk.sum():,} of them all "
+        "copies are junk (same identity and camera) and leave the ranking"
+    )
+    ranked = filenames[copied & ~junk]
+    if not ranked.size:
+        return Findings(notes=[f"{line}, as it should be"])
+    return Findings(
+        warnings=[
+            f"{line}; for {ranked.size:,} a copy is ranked and distorts the scores: "
+            f"{some(ranked)}; remove one of each pair"
+        ]
+    )
+
+
+def copied_queries(
+    query: Catalog, gallery: Catalog
+) -> tuple[Bool[np.ndarray, " queries"], Bool[np.ndarray, " queries"]]:
+    """Queries whose image is also in the gallery, by content.
+
+    Returns:
+        Whether there is a copy, and whether all copies are junk: they have the query's identity and
+        camera, so they leave its ranking.
+    """
+    catalogs = query, gallery
+    contents = _codes(np.concatenate([one.image_sha256 for one in catalogs]))
+    people = [[one.identities, one.cameras] for one in catalogs]
+    rows = np.stack([contents, *np.concatenate(people, axis=1)], axis=1)
+    alike, junk = (_occurrences(codes, len(query)) for codes in (contents, _codes(rows)))
+    return alike > 0, (alike > 0) & (junk == alike)
+
+
 def first_rows(
     digests: Shaped[np.ndarray, " images"], wanted: Shaped[np.ndarray, " wanted"]
 ) -> Int[np.ndarray, " wanted"]:
@@ -94,3 +145,21 @@ def contradictions(
     originals = first_rows(digests, digests)
     pairs = np.unique(np.stack([originals, identities], axis=1), axis=0)
     return np.bincount(pairs[:, 0], minlength=len(digests))[originals] > 1
+
+
+def _codes(values: Shaped[np.ndarray, "images ..."]) -> Int[np.ndarray, " images"]:
+    """A number for each value or row; equal ones have equal numbers.
+
+    >>> _codes(np.array(["b", "a", "b"]))
+    array([1, 0, 1])
+    """
+    return np.unique(values, axis=0, return_inverse=True)[1].ravel()
+
+
+def _occurrences(codes: Int[np.ndarray, " images"], count: int) -> Int[np.ndarray, " {count}"]:
+    """How often each of the first ``count`` codes occurs among the others.
+
+    >>> _occurrences(np.array([0, 1, 1, 2, 1]), 2)
+    array([0, 2])
+    """
+    return np.bincount(codes[count:], minlength=codes.max() + 1)[codes[:count]]

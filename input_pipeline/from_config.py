@@ -1,6 +1,7 @@
 """From a configuration to the data of a run: the training set and the evaluation splits."""
 
 import hashlib
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,12 @@ import numpy as np
 
 from input_pipeline.builders import other_source, prepared_builder
 from input_pipeline.catalog import Catalog, read_catalog
-from input_pipeline.copies import check_people, check_repeats
+from input_pipeline.copies import (
+    check_copied_queries,
+    check_people,
+    check_repeats,
+    copied_queries,
+)
 from input_pipeline.errors import DataError
 from input_pipeline.pipeline import (
     evaluation_batch_size,
@@ -33,6 +39,8 @@ from input_pipeline.validation import (
 )
 from pgfl_jax.config import Config
 from pgfl_jax.distributed.collectives import is_primary
+from pgfl_jax.report.training_images import TRAINING_IMAGES, read_training_images
+from pgfl_jax.report.writers import STEP_SUFFIX
 from pgfl_jax.retrieval.protocols import EvaluationData, EvaluationSplit, Protocol
 from pgfl_jax.train import TrainingData
 
@@ -124,7 +132,9 @@ def training_images(config: Config, count: int) -> dict[str, bytes]:
     return {str(catalog.filenames[index]): catalog.images[index] for index in chosen}
 
 
-def evaluation_data(config: Config, training: TrainingData | None = None) -> EvaluationData:
+def evaluation_data(
+    config: Config, training: TrainingData | None = None, *, run: Path | None = None
+) -> EvaluationData:
     """The splits and protocols of ``config.eval.datasets``, or else of the training set.
 
     Results are named by data set and protocol, or by the protocol alone for the training set. Pose
@@ -133,6 +143,7 @@ def evaluation_data(config: Config, training: TrainingData | None = None) -> Eva
     Args:
         config: the configuration.
         training: the data that the run trains on; None if it only evaluates.
+        run: the folder of a trained run that is evaluated; None if there is none.
 
     Raises:
         DataError: a data set cannot be scored, its queries or gallery hold training images, or its
@@ -141,6 +152,7 @@ def evaluation_data(config: Config, training: TrainingData | None = None) -> Eva
     dry_run = EvaluationData(splits={}, protocols=[])
     data = EvaluationData(splits={}, protocols=[], dry_run=dry_run)
     findings = Findings()
+    train, train_sha256 = _trained_on(training, run, findings)
     poses = read_pose_files(config) if config.scores_with_poses else []
     named: dict[str, str] = {}
     for name in evaluated_sets(config):
@@ -164,9 +176,7 @@ def evaluation_data(config: Config, training: TrainingData | None = None) -> Eva
             findings.add(check_repeats(label, catalog))
             if config.scores_with_poses:
                 findings.add(check_keypoints(label, catalog))
-            if training:
-                train = f"{training.origin['dataset']} train"
-                findings.add(check_separate(train, training.image_sha256, label, catalog))
+            findings.add(check_separate(train, train_sha256, label, catalog))
             if training and name == config.data.dataset:
                 people = (builder.info.metadata or {}).get("identities", ())
                 findings.add(check_people(training.identities, label, catalog, people))
@@ -175,6 +185,8 @@ def evaluation_data(config: Config, training: TrainingData | None = None) -> Eva
             label = f"{full_name} {protocol}"
             pair = catalogs[query], catalogs["gallery"]
             findings.add(check_protocol(label, *pair))
+            copies = copied_queries(*pair)
+            findings.add(check_copied_queries(label, pair[0].filenames, *copies))
             if config.scores_with_poses:
                 findings.add(check_teachers(label, *pair, config.data.pose.threshold))
             data.protocols.append(
@@ -188,6 +200,26 @@ def evaluation_data(config: Config, training: TrainingData | None = None) -> Eva
             _add_few(dry_run, label, *pair, config)
     _report(findings)
     return data
+
+
+def _trained_on(
+    training: TrainingData | None, run: Path | None, findings: Findings
+) -> tuple[str, Sequence[str] | np.ndarray]:
+    """Name and digests of the training images, which must not be scored; no digests if unknown.
+
+    A run of a version that did not keep them is a warning.
+    """
+    if training:
+        return f"{training.origin['dataset']} train", training.image_sha256
+    if run is None:
+        return "", ()
+    digests = read_training_images(run)
+    if digests is None:
+        findings.warnings.append(
+            f"{run}: not checked whether the run was trained on images that are scored, as it has "
+            f"no {TRAINING_IMAGES}"
+        )
+    return f"the training set of {run}", digests or ()
 
 
 def _add_few(
@@ -257,7 +289,7 @@ def _check_result_name(result: str, owner: str, named: dict[str, str]) -> None:
         named: the owners of the earlier names; this one is added.
     """
     suffix = result.rpartition(".")[2]
-    if suffix in _RESULT_SUFFIXES:
+    if suffix in _RESULT_SUFFIXES or re.fullmatch(STEP_SUFFIX, suffix):
         raise DataError(
             f"{owner}: its results would be named {result}.json, where .{suffix} has another "
             "meaning; rename the data set or the split"

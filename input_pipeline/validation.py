@@ -8,10 +8,13 @@ from jaxtyping import Float, Int, Shaped
 
 from input_pipeline.catalog import Catalog
 from input_pipeline.errors import DataError
-from input_pipeline.poses.coordinates import are_fractions, joints_outside
+from input_pipeline.poses.coordinates import are_fractions, joints_outside, reach
 from pgfl_jax.retrieval.protocols import Images
 
 _NAMED = 5  # number of files that a message names
+# Of crops of people, 1 % of the joints are beyond 0.85 of the width and 0.95 of the height or so.
+_SMALL_REACH = 0.6
+_ENOUGH = 10  # posed images; of fewer, all may show half a person
 
 
 @dataclasses.dataclass
@@ -133,7 +136,8 @@ def check_keypoints(name: str, catalog: Catalog) -> Findings:
         catalog.filenames[known],
         catalog.keypoints[known],
         catalog.image_sizes[known],
-        "give x, y in pixels of the image file, not of the frame that it was cut from",
+        "give x, y in pixels of the image file, not of the frame that it was cut from, nor of a "
+        "smaller copy",
     )
 
 
@@ -149,7 +153,7 @@ def check_pixels(
     Joints below a confidence of 0.2 do not count. These are errors: more than half of the joints
     are outside their images; more than a tenth are, and with x and y swapped less than a quarter of
     these; or all joints of an image are between -1 and 1, in more than 5 % of the images. Less is a
-    warning.
+    warning, and so are joints crowded into a corner, as those of smaller copies are.
 
     Args:
         name: of the data set and split, or of the option, for the messages.
@@ -192,6 +196,11 @@ def check_pixels(
         findings.warnings.append(
             f"{name}: the poses of {astray.size} images are wholly outside them: "
             f"{some(filenames[astray])}; {remedy}"
+        )
+    if posed.sum() >= _ENOUGH and (shares := reach(keypoints, sizes)).min() < _SMALL_REACH:
+        findings.warnings.append(
+            f"{name}: 99% of the confident keypoints are in the left {shares[0]:.0%} and the upper "
+            f"{shares[1]:.0%} of their images, as if found on smaller copies; {remedy}"
         )
     return findings
 

@@ -313,7 +313,19 @@ def _first_line(error: Exception) -> str:
 
 
 def _steps(directory: Path) -> list[int]:
-    """The steps that have a checkpoint, in ascending order."""
+    """The steps that have a checkpoint, in ascending order.
+
+    Raises:
+        CheckpointError: the folder is a link that leads nowhere, or a file.
+    """
+    if not directory.is_dir() and (directory.is_symlink() or directory.exists()):
+        link = (
+            f"a link to {directory.readlink()}, which is missing" if directory.is_symlink() else ""
+        )
+        raise CheckpointError(
+            f"{directory}: {link or 'a file, not a folder'}; bring the folder back, or use another "
+            "--workdir"
+        )
     paths = directory.iterdir() if directory.is_dir() else ()
     return sorted(int(path.name) for path in paths if path.name.isdecimal())
 
@@ -443,7 +455,7 @@ def read_main_branch(
         CheckpointError: there is no such checkpoint or no average, it is damaged, of another
             architecture, or holds a value that is not finite; names the array.
     """
-    step = _choose(workdir, checkpoint)
+    step = choose_step(workdir, checkpoint)
     folder = (workdir / "checkpoints" / str(step)).absolute()
     if wrong := checksums.find_damage(folder):
         others = [other for other in checkpoint_steps(workdir) if other != step]
@@ -474,7 +486,7 @@ def read_main_branch(
     return step, variables
 
 
-def _choose(workdir: Path, checkpoint: str | int) -> int:
+def choose_step(workdir: Path, checkpoint: str | int) -> int:
     """The step that ``newest``, ``best`` or a step's number means."""
     directory, steps = (workdir / "checkpoints").absolute(), checkpoint_steps(workdir)
     if not steps:

@@ -61,8 +61,8 @@ def embed(arguments: argparse.Namespace) -> int:
 
     The .npz holds ``embeddings`` (N, D) float32 of unit length and ``filenames`` (N,), relative to
     the folder where one folder is given. Linked folders are followed, and files that are no
-    pictures by their names counted. Pictures that cannot be read are listed and left out; the exit
-    status is then 1.
+    pictures by their names counted. Pictures that cannot be read and broken links are listed and
+    left out; the exit status is then 1.
     """
     from pgfl_jax.preprocessing import list_pictures
 

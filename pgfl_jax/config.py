@@ -55,6 +55,13 @@ _AreaRange = Annotated[
 _Backbone = Annotated[
     str, Check(lambda name: name in BACKBONES, f"is not one of {', '.join(BACKBONES)}")
 ]
+_Checkpoint = Annotated[
+    str,
+    Check(
+        lambda name: bool(re.fullmatch("newest|best|untrained|[0-9]+", name)),
+        "must be newest, best, untrained or a step",
+    ),
+]
 _Steps = Annotated[
     tuple[int, ...],
     Check(
@@ -253,9 +260,9 @@ class EvalConfig:
     # Data sets to evaluate on; empty: data.dataset itself. The first set's first protocol selects
     # the best step.
     datasets: tuple[str, ...] = ()
-    # What --mode=evaluate takes: newest · best (by the first protocol's mAP) · untrained (needs no
-    # run)
-    checkpoint: Literal["newest", "best", "untrained"] = "newest"
+    # What --mode=evaluate takes: newest · best (by the first protocol's mAP) · a step, as "960" ·
+    # untrained (needs no run)
+    checkpoint: _Checkpoint = "newest"
     # Images per evaluation batch at most, over all devices; a split is cut into even batches.
     batch_size: PositiveInt = 256
     # main (images alone) · foreground, parts (the teachers, with the test set's poses)
@@ -298,6 +305,11 @@ class Config:
     def trains_with_poses(self) -> bool:
         """Whether there are teachers, and poses to train them with."""
         return self.model.pose_branches and self.data.pose.source != "none"
+
+    @property
+    def distils(self) -> bool:
+        """Whether there are teachers that the main branch learns from."""
+        return self.trains_with_poses and bool(self.loss.feature_kd or self.loss.logit_kd)
 
     @property
     def scores_with_poses(self) -> bool:
@@ -404,8 +416,13 @@ def _image_checks(config: Config) -> Iterator[_Relation]:
 
 def _loss_checks(config: Config) -> Iterator[_Relation]:
     loss, variant = config.loss, config.loss.interaction_variant
+    message = (
+        f"must be below config.train.epochs, {config.train.epochs:g}, or nothing is ever "
+        "distilled; for that, set loss.feature_kd and loss.logit_kd to 0"
+    )
+    yield not config.distils or loss.kd_start < config.train.epochs, "loss.kd_start", message
     weights = [loss.identity, loss.triplet]
-    if config.model.pose_branches:
+    if config.trains_with_poses:
         weights += [loss.alignment, loss.semantic, loss.feature_kd, loss.logit_kd, loss.interaction]
     message = "no loss has a weight above 0, so nothing would be trained"
     yield any(weights), "loss.identity", message
@@ -440,6 +457,25 @@ def _eval_checks(config: Config) -> Iterator[_Relation]:
     yield config.trains_with_poses or names == ("main",), "eval.embeddings", message
     rising = all(low < high for low, high in itertools.pairwise(evaluation.occlusion_bins))
     yield rising, "eval.occlusion_bins", "must rise"
+
+
+def oddities(config: Config) -> list[str]:
+    """What a training by this configuration would never reach, one line each."""
+    loss, optim, epochs = config.loss, config.optim, config.train.epochs
+    found = []
+    if config.distils and (end := loss.kd_start + loss.kd_ramp) > epochs:
+        found.append(
+            f"config.loss.kd_ramp = {loss.kd_ramp:g}: distillation would reach its weight at epoch "
+            f"{end:g}, after the last one (config.train.epochs = {epochs:g})"
+        )
+    late = [f"{time:g}" for time in optim.milestones if time >= epochs]
+    if optim.schedule == "step" and late:
+        found.append(
+            f"config.optim.milestones = {optim.milestones}: training ends before epoch "
+            f"{', '.join(late)} (config.train.epochs = {epochs:g}), so the learning rate does not "
+            "fall there"
+        )
+    return found
 
 
 def _require(condition: bool, option: str, value: Any, message: str) -> None:

@@ -66,7 +66,9 @@ def load(
     _check_choice("parameters", parameters, ("trained", "average"))
     _check_choice("dtype", dtype, (None, "float32", "bfloat16"))
     if (workdir / RECORD).is_file():
-        return _load_artifact(workdir, checkpoint, parameters, dtype)
+        from pgfl_jax.export.loading import load_artifact
+
+        return load_artifact(workdir, checkpoint, parameters, dtype)
     try:
         config = read_config(workdir)
     except FileNotFoundError as error:
@@ -80,19 +82,6 @@ def load(
         workdir, _abstract_variables(model, config), checkpoint=checkpoint, parameters=parameters
     )
     return Embedder(config, model, variables, step, workdir, parameters)
-
-
-def _load_artifact(folder: Path, *choices: Any) -> "Embedder":
-    """The embedder of an artifact, in which checkpoint, parameters and dtype are fixed."""
-    from pgfl_jax.export.loading import load_artifact
-
-    if choices != ("newest", "trained", None):
-        raise UserError(
-            f"{folder}: an artifact holds one checkpoint; leave out checkpoint, parameters and "
-            "dtype, or give the run's folder"
-        )
-    require_devices()
-    return load_artifact(folder)
 
 
 def _check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
@@ -138,8 +127,9 @@ class Embedder:
 
         Args:
             pictures: a path, a folder (its pictures, sorted by path, those of its subfolders and
-                of linked ones included), a PIL picture, an RGB array (H, W, 3) or (N, H, W, 3)
-                uint8, or a sequence of paths, PIL pictures and arrays of any sizes.
+                of linked ones included; a broken link is unreadable), a PIL picture, an RGB array
+                (H, W, 3) or (N, H, W, 3) uint8, or a sequence of paths, PIL pictures and arrays of
+                any sizes.
             batch_size: pictures per batch, over all devices; None: 64 per device.
             on_unreadable: called with the error of each picture that cannot be read, which then
                 gets a row of NaN; None: the first such error is raised.

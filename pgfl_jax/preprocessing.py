@@ -35,14 +35,20 @@ def preprocess(picture: Any, height: int, width: int) -> UInt8[np.ndarray, "heig
     """Decode, if it is a file, and resize.
 
     Args:
-        picture: a path, a PIL picture, or RGB values (any height, any width, 3) uint8.
+        picture: a path, a PIL picture of any mode that :func:`decode` takes, or RGB values (any
+            height, any width, 3) uint8.
         height: of the network's input.
         width: of the network's input.
 
     Raises:
-        PictureError: the file cannot be read, or it is something else than an RGB picture.
+        PictureError: the file cannot be read, or it is something else than a picture.
     """
-    image = decode(picture) if isinstance(picture, str | os.PathLike) else _checked(picture)
+    if isinstance(picture, str | os.PathLike):
+        image = decode(picture)
+    elif isinstance(picture, Image.Image):
+        image = _from_pillow(picture)
+    else:
+        image = _checked(picture)
     return resize(image, height, width)
 
 
@@ -65,6 +71,8 @@ def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
         reason = getattr(error, "strerror", None) or "damaged, or not a picture"
         if isinstance(error, IsADirectoryError):
             reason = "is a folder; give it alone, or give its pictures"
+        if isinstance(error, FileNotFoundError) and os.path.islink(path):
+            reason = f"a broken link, to {os.readlink(os.fspath(path))}"
         raise PictureError(f"{os.fspath(path)}: {reason}") from error
 
 
@@ -78,10 +86,27 @@ def read_pixels(file: str | os.PathLike | io.BytesIO) -> UInt8[np.ndarray, "heig
     with Image.open(file) as image:
         if image.format == "TIFF":  # the only format that Pillow turns by its orientation
             image.getexif()[ExifTags.Base.Orientation] = 1
-        if image.mode.startswith(("I", "F")):  # more than 8 bits, which Pillow would clip
-            grey = _upper_8_bits(np.asarray(image), deep=image.mode != "I")
-            return np.repeat(grey[..., None], 3, axis=2)
-        return np.asarray(image.convert("RGB"))
+        return _rgb(image)
+
+
+def _rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    """The pixels of a Pillow picture of any mode, as :func:`decode` gives them."""
+    if image.mode.startswith(("I", "F")):  # more than 8 bits, which Pillow would clip
+        grey = _upper_8_bits(np.asarray(image), deep=image.mode != "I")
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode == "LAB":  # Pillow converts it with a colour profile alone
+        raise PictureError("its colours are LAB; save it as RGB")
+    return np.asarray(image.convert("RGB"))
+
+
+def _from_pillow(picture: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    """The RGB pixels of a Pillow picture, which may still have to read its file."""
+    try:
+        return _checked(_rgb(picture))
+    except PictureError as error:
+        raise PictureError(f"{_name(picture)}: {error}") from error
+    except UNREADABLE as error:
+        raise PictureError(f"{_name(picture)}: cannot be read ({error})") from error
 
 
 def _upper_8_bits(
@@ -140,10 +165,11 @@ def list_pictures(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
     """The pictures of a folder and the folders below it, and its other files.
 
     Links to folders are followed; a folder that several paths lead to is listed once. Hidden files
-    and folders, and macOS's ``__MACOSX``, are ignored.
+    and folders, and macOS's ``__MACOSX``, are ignored. A broken link counts as a picture whatever
+    its name, since it may have led to a folder of them; :func:`decode` names it.
 
     Returns:
-        The files with one of ``SUFFIXES``, sorted by path, and those without.
+        The files with one of ``SUFFIXES`` and the broken links, sorted by path; the other files.
 
     Raises:
         PictureError: the folder holds no pictures, or does not exist.
@@ -151,11 +177,16 @@ def list_pictures(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
     root = Path(folder)
     if not root.is_dir():
         raise PictureError(f"{root}: no such folder")
-    files = sorted(path for path in _walk(root, set()) if path.is_file())
-    pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
+    pictures: list[Path] = []
+    others: list[Path] = []
+    for path in sorted(_walk(root, set())):
+        if not path.exists() or (path.is_file() and path.suffix.lower() in SUFFIXES):
+            pictures.append(path)
+        elif path.is_file():
+            others.append(path)
     if not pictures:
         raise PictureError(f"{root}: no pictures ({', '.join(SUFFIXES)})")
-    return pictures, [path for path in files if path.suffix.lower() not in SUFFIXES]
+    return pictures, others
 
 
 def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
@@ -170,6 +201,11 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
             yield from _walk(path, seen)
         else:
             yield path
+
+
+def _name(picture: Image.Image) -> str:
+    """The file of a Pillow picture, if it has one."""
+    return str(getattr(picture, "filename", "") or f"PIL picture of mode {picture.mode}")
 
 
 def _checked(picture: Any) -> UInt8[np.ndarray, "height width 3"]:

@@ -38,7 +38,8 @@ _SCHEMES = (
         "heads.pool_layer.p": "main_pooling.power",
     },
     {"base.": "trunk.", "bottleneck.": "main_neck."},  # strong-baseline
-    {"": "trunk."},  # torchvision, timm, torchreid
+    # torchvision, timm, torchreid, and the neck and pooling of our exported artifacts
+    {"": "trunk.", "main_neck.": "main_neck.", "main_pooling.": "main_pooling."},
 )
 _FIRST_BLOCK = "layer1.0.conv1.weight"
 # A trunk under such a name only averages the weights of another, which is the trained one: MoCo's
@@ -80,15 +81,17 @@ class Report:
         missing: arrays of the network that the file lacks, by our PyTorch names.
         left_over: arrays of the file that were not taken.
         reasons: why not, for arrays that one might expect to be taken.
+        choice: which of the file's state dicts was read, where it has others; else empty.
     """
 
     used: Mapping[str, Shape]
     missing: Mapping[str, Shape]
     left_over: Mapping[str, Shape]
     reasons: Mapping[str, str]
+    choice: str = ""
 
     def __str__(self) -> str:
-        """One line of counts, with the first missing and left-over names."""
+        """One line of counts, with the first missing and left-over names, and the choice."""
         left_over = [
             f"{_named(name, shape)}{f', {self.reasons[name]}' if name in self.reasons else ''}"
             for name, shape in self.left_over.items()
@@ -96,7 +99,7 @@ class Report:
         missing = [_named(name, shape) for name, shape in self.missing.items()]
         return (
             f"{len(self.used)} arrays taken; {len(missing)} missing{_few(missing)}; "
-            f"{len(left_over)} left over{_few(left_over)}"
+            f"{len(left_over)} left over{_few(left_over)}{self.choice and f'; {self.choice}'}"
         )
 
 
@@ -122,8 +125,9 @@ def load_backbone(path: Path | str, variables: Mapping[str, Any]) -> tuple[dict[
             is used, which the error names, is not of floating-point numbers, not finite in
             float32, or a variance below 0.
     """
-    tensors = read_state_dict(path)
-    return _fill(tensors, _our_names(tensors, str(path)), variables, str(path), None)
+    tensors, choice = _read(Path(path))
+    filled, report = _fill(tensors, _our_names(tensors, str(path)), variables, str(path), None)
+    return filled, dataclasses.replace(report, choice=choice)
 
 
 def from_state_dict(
@@ -208,11 +212,16 @@ def read_state_dict(path: Path | str) -> StateDict:
             holds an array that NumPy cannot represent, or holds one twice; or it is a Git LFS
             pointer or a web page.
     """
-    path = Path(path)
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[StateDict, str]:
+    """What :func:`read_state_dict` returns, and ``Report.choice``."""
     if path.is_dir():
-        raise PretrainedError(f"{path}: is a folder; give a file")
+        raise PretrainedError(f"{path}: {_folder_problem(path)}")
     if not path.is_file():
         raise PretrainedError(f"{path}: no such file")
+    choice = ""
     if _holds_safetensors(path):
         try:
             tensors = safetensors.numpy.load_file(path)
@@ -225,7 +234,7 @@ def read_state_dict(path: Path | str) -> StateDict:
         except AttributeError as error:  # raised for a dtype that NumPy lacks
             raise PretrainedError(f"{path}: holds a type that NumPy lacks ({error})") from error
     else:
-        tensors = _read_torch(path)
+        tensors, choice = _read_torch(path)
     arrays: StateDict = {}
     for name, tensor in tensors.items():
         half = tensor.dtype.name in ("float16", "bfloat16")
@@ -233,7 +242,18 @@ def read_state_dict(path: Path | str) -> StateDict:
         if plain in arrays:
             raise PretrainedError(f"{path}: holds {plain} twice, once as {name}")
         arrays[plain] = tensor.astype(np.float32) if half else tensor
-    return arrays
+    return arrays, choice
+
+
+def _folder_problem(folder: Path) -> str:
+    """Why a folder is not a file of weights, and what to do."""
+    for above in (folder, *folder.parents[:3]):  # a run, its checkpoints, one of these, its arrays
+        if (above / "config.json").is_file() and (above / "checkpoints").is_dir():
+            return (
+                f"belongs to the run {above}, whose checkpoints are not read here; write its "
+                "weights to a file, as the end of docs/pretrained.md does, and give that"
+            )
+    return "is a folder; give a file"
 
 
 def _holds_safetensors(path: Path) -> bool:
@@ -254,7 +274,8 @@ def _holds_safetensors(path: Path) -> bool:
     return head[8:9] == b"{" or (path.suffix.lower() == ".safetensors" and not by_torch)
 
 
-def _read_torch(path: Path) -> StateDict:
+def _read_torch(path: Path) -> tuple[StateDict, str]:
+    """The arrays of a file that PyTorch wrote, and ``Report.choice``."""
     torch = _torch(path)
     try:
         # torchreid stores scores as NumPy scalars, which are safe: a type and bytes. The file is
@@ -286,7 +307,7 @@ def _read_torch(path: Path) -> StateDict:
             arrays[name] = (value.float() if value.dtype in half else value).numpy(force=True)
         except (TypeError, NotImplementedError) as error:  # sparse, of eight bits, or without data
             raise PretrainedError(f"{path}: NumPy cannot represent {name} ({error})") from error
-    return arrays
+    return arrays, _choice(content, torch.Tensor)
 
 
 def _numpy_numbers() -> list[Any]:
@@ -318,15 +339,34 @@ def _unwrapped(content: Any, tensor: type) -> dict[str, Any]:
     """
     if not _is_dict(content):
         return {}
-    for name in _WRAPPERS:
-        if _is_dict(content.get(name)):
-            return _unwrapped(content[name], tensor)
+    if name := _wrapper(content):
+        return _unwrapped(content[name], tensor)
     tensors = {str(name): value for name, value in content.items() if isinstance(value, tensor)}
     return tensors or {
         f"{key}.{name}": value
         for key, inner in content.items()
         for name, value in _unwrapped(inner, tensor).items()
     }
+
+
+def _wrapper(content: Mapping[Any, Any]) -> str:
+    """The key under which a checkpoint keeps its state dict; empty if it has none."""
+    return next((name for name in _WRAPPERS if _is_dict(content.get(name))), "")
+
+
+def _choice(content: Any, tensor: type) -> str:
+    """Which state dict of several was read, as timm's ``state_dict`` beside ``state_dict_ema``."""
+    name = _wrapper(content) if _is_dict(content) else ""
+    if not name:
+        return ""
+    others = [
+        str(key)
+        for key, value in content.items()
+        if key != name and any(array.endswith(_FIRST_BLOCK) for array in _unwrapped(value, tensor))
+    ]
+    if not others:
+        return _choice(content[name], tensor)
+    return f"{name} was read, not {', '.join(others)} (docs/pretrained.md says how to take it)"
 
 
 def _our_names(tensors: Iterable[str], source: str) -> dict[str, str]:

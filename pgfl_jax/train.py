@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pgfl_jax.checkpoint import Checkpoints, check_path, has_checkpoint, open_checkpoints
-from pgfl_jax.config import Config, ConfigError, current_dataset_name
+from pgfl_jax.config import Config, ConfigError, current_dataset_name, oddities
 from pgfl_jax.distributed.collectives import agreed_step, assert_same_everywhere, is_primary
 from pgfl_jax.distributed.preemption import StopSignal
 from pgfl_jax.distributed.sharding import make_mesh, shard_batch
@@ -25,6 +25,7 @@ from pgfl_jax.report.manifest import (
 )
 from pgfl_jax.report.profiler import Profiler
 from pgfl_jax.report.step_log import StepLog
+from pgfl_jax.report.training_images import TRAINING_IMAGES, write_training_images
 from pgfl_jax.report.writers import say
 from pgfl_jax.retrieval.evaluate import Evaluator
 from pgfl_jax.retrieval.protocols import EvaluationData
@@ -101,6 +102,8 @@ def begin(config: Config, workdir: Path, *, evaluates: bool) -> Pretrained | Non
         say(f"{config.model.pretrained}: {pretrained.report}")
     elif not evaluates:
         _warn_of_random_weights(config.model.backbone)
+    for line in () if evaluates else oddities(config):
+        _warn(line)
     return pretrained
 
 
@@ -168,6 +171,8 @@ def train(
         evaluator.dry_run(state)  # what cannot be evaluated must fail now, not hours later
         if is_primary():
             write_run(workdir, config, training.facts() | _facts(evaluation, begin))
+            if restored is None or not (workdir / TRAINING_IMAGES).exists():
+                write_training_images(workdir, training.image_sha256)
         with (
             StepLog(workdir, restored, begin.pending, experiment, training.filenames) as log,
             Profiler(config.profile, workdir) as profiler,
@@ -254,23 +259,23 @@ def _resumed_run(
 
 def _warn_of_lost_checkpoints(workdir: Path) -> None:
     """Warn of a manifest without checkpoints: the user probably expects the run to be resumed."""
-    if is_primary() and (workdir / "manifest.json").exists():
-        print(
-            f"warning: {workdir} holds a run, but no checkpoint; it starts over",
-            file=sys.stderr,
-            flush=True,
-        )
+    if (workdir / "manifest.json").exists():
+        _warn(f"{workdir} holds a run, but no checkpoint; it starts over")
 
 
 def _warn_of_random_weights(backbone: str) -> None:
     """The published scores of the field's recipe start from ImageNet weights."""
-    if is_primary() and backbone != "resnet8":  # for which there are none
-        print(
-            f"warning: {backbone} starts from random weights; for the field's recipe give "
-            "--config.model.pretrained=FILE (docs/pretrained.md)",
-            file=sys.stderr,
-            flush=True,
+    if backbone != "resnet8":  # for which there are none
+        _warn(
+            f"{backbone} starts from random weights; for the field's recipe give "
+            "--config.model.pretrained=FILE (docs/pretrained.md)"
         )
+
+
+def _warn(line: str) -> None:
+    """Print a warning, once for all processes."""
+    if is_primary():
+        print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def _check_selection(

@@ -10,6 +10,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 # Compiling takes half of the suite's time, and half of that with most of XLA's passes off. Tests
 # that look at a compiled program turn them on; `make parity` and the demo compile as users do.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# XLA's older code generator takes half of the newer one's time, and one module a part of that.
+QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
 
 import jax
 import jaxtyping
@@ -23,14 +26,15 @@ jaxtyping.install_import_hook("pgfl_jax", "beartype.beartype")
 from configs import synthetic_tiny
 from input_pipeline.builders import prepared_builder
 from pgfl_jax.config import parse_config
-from tests.runs import one_block, shared_by_workers
+from tests.runs import code_of_users, one_block, shared_by_workers
 
 
 @pytest.fixture(scope="module")
 def all_optimizations():
     """For tests that look at what users' programs compile to, or how they round."""
     jax.config.update("jax_disable_most_optimizations", False)
-    yield
+    with code_of_users():
+        yield
     jax.config.update("jax_disable_most_optimizations", True)
 
 
@@ -68,7 +72,8 @@ LONG = (
     "test_parity.py", "test_start.py", "test_difficulty.py", "test_pretrained.py", "test_steps.py",
     "test_resumed_elsewhere.py", "test_embedder.py", "test_damaged_checkpoints.py",
     "test_full_disk.py", "test_train_step.py", "test_total.py", "test_transfers.py", "test_pgfl.py",
-    "test_stored_runs.py", "test_documents.py", "test_jaxpr_to_onnx.py", "test_study.py",
+    "test_command.py", "test_verify.py", "test_stored_runs.py", "test_documents.py",
+    "test_jaxpr_to_onnx.py", "test_study.py",
     "test_doctor.py", "test_published_sets.py", "test_triplet.py",
 )  # fmt: skip
 

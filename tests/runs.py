@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import signal
@@ -138,6 +139,15 @@ def one_block():
     return mock.patch.dict(
         BACKBONES, resnet8=ResNet(BasicBlock, (1,), (16,), (2,), patch_stem=True)
     )
+
+
+def code_of_users():
+    """A context in which functions are jitted for the code generator that XLA takes by default.
+
+    The tests' one (see conftest.py) rounds otherwise, and not the same way on every mesh.
+    """
+    options = {"xla_cpu_use_fusion_emitters": True}
+    return mock.patch.object(jax, "jit", functools.partial(jax.jit, compiler_options=options))
 
 
 def assert_same_end(workdir, undisturbed, step):

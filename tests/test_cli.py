@@ -10,6 +10,9 @@ from PIL import Image
 
 import pgfl_jax
 from pgfl_jax import cli
+from pgfl_jax.checkpoint import CheckpointError
+from pgfl_jax.report.manifest import read_config
+from pgfl_jax.train import begin
 from tests.runs import GOLDEN_RUN, finish, launch
 
 # Everything that a machine without the extra [train] lacks.
@@ -75,6 +78,9 @@ def test_what_cannot_be_read_is_left_out_and_said(folder, tmp_path, capsys):
     run = ["--run", str(GOLDEN_RUN), "--out", str(out)]
     assert cli.main(["embed", str(folder), *run]) == 1
     assert "c.jpg: damaged, or not a picture" in capsys.readouterr().err
+    (folder / "share").symlink_to("/absent/share")
+    assert cli.main(["embed", str(folder), *run]) == 1
+    assert "share: a broken link, to /absent/share\n" in capsys.readouterr().err
     assert read(out)["filenames"].tolist() == ["a/1.png", "a/2.jpg", "b.png"]
     assert cli.main(["embed", str(folder / "c.jpg"), *run]) == 1
     assert "error: none of 1 pictures can be read" in capsys.readouterr().err
@@ -145,6 +151,11 @@ def test_files_beside_the_results_that_are_none_change_nothing(tmp_path, capsys)
     ("name", "content", "message"),
     [
         ("results/occluded.json", "", "damaged (Expecting value: line 1 column 1 (char 0))"),
+        (
+            "results/occluded.json",
+            '{"step": 30, "protocol": "occluded"}',
+            "has no scores; evaluate again (pgfl evaluate), or remove it",
+        ),
         ("manifest.json", "{}", "not the manifest of a run; put a copy back"),
         ("manifest.json", '{"data": 1}', "not the manifest of a run; put a copy back"),
         (
@@ -170,6 +181,35 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path, capsys, name, content, messa
     (run / name).write_text(content)
     assert cli.main(["info", str(run)]) == 1
     assert capsys.readouterr().err == f"error: {run / name}: {message}\n"
+
+
+@pytest.mark.parametrize("name", ["config.json", "manifest.json"])
+def test_a_file_missing_beside_checkpoints_is_named(tmp_path, capsys, name):
+    run = shutil.copytree(GOLDEN_RUN, tmp_path / "run")
+    (run / name).unlink()
+    assert cli.main(["info", str(run)]) == 1
+    assert capsys.readouterr().err == (
+        f"error: {run / name}: not found, though {run} holds checkpoints; put a copy of it back, "
+        "or use another --workdir\n"
+    )
+
+
+def test_checkpoints_that_are_no_folder_are_not_taken_for_none(tmp_path, capsys):
+    run = shutil.copytree(GOLDEN_RUN, tmp_path / "run")
+    (run / "checkpoints").rename(tmp_path / "disk")
+    (run / "checkpoints").symlink_to(tmp_path / "disk")
+    assert cli.main(["info", str(run)]) == 0
+    assert "30 (newest)" in capsys.readouterr().out
+    (tmp_path / "disk").rename(tmp_path / "unmounted")
+    assert cli.main(["info", str(run)]) == 1
+    line = f"{run}/checkpoints: a link to {tmp_path}/disk, which is missing; bring the folder back"
+    assert line in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=r"a link to .*, which is missing"):
+        begin(read_config(run), run, evaluates=False)
+    (run / "checkpoints").unlink()
+    (run / "checkpoints").touch()
+    with pytest.raises(CheckpointError, match="checkpoints: a file, not a folder; bring"):
+        begin(read_config(run), run, evaluates=False)
 
 
 def test_lists_in_the_place_of_a_runs_files_are_no_traceback(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from configs import default, large_batch, synthetic_benchmark, synthetic_demo, synthetic_tiny
 from input_pipeline import keypoints
-from pgfl_jax.config import NUM_PARTS, ConfigError, parse_config
+from pgfl_jax.config import NUM_PARTS, ConfigError, oddities, parse_config
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,12 @@ def test_a_map_cell_is_the_backbones_stride():
         ("optim.warmup_epochs", 120.0, "must be in [0, config.train.epochs)"),
         ("optim.milestones", (70.0, 40.0), "must rise"),
         ("optim.milestones", (10.0, 40.0), "must rise and come after the warm-up"),
+        (
+            "loss.kd_start",
+            120.0,
+            "config.loss.kd_start = 120.0: must be below config.train.epochs, 120, or nothing is "
+            "ever distilled; for that, set loss.feature_kd and loss.logit_kd to 0",
+        ),
         ("optim.weight_decay", float("inf"), "must be finite"),
         ("seed", 2**32, "must be in [0, 2**32)"),
         ("loss.interaction", 1.0, "must be 0 with config.loss.interaction_variant=off"),
@@ -71,6 +77,8 @@ def test_a_map_cell_is_the_backbones_stride():
         ("profile", (5,), "must be empty or (first, last)"),
         ("profile", (5, 4), "must be empty or (first, last)"),
         ("eval.embeddings", ("foreground",), "must begin with main"),
+        ("eval.checkpoint", "last", "must be newest, best, untrained or a step"),
+        ("eval.checkpoint", "-3", "must be newest, best, untrained or a step"),
         ("eval.occlusion_bins", (0.5, 0.2), "must rise"),
     ],
 )
@@ -101,12 +109,37 @@ def test_options_must_exist_and_have_their_type():
             parse_config(values)
 
 
-@pytest.mark.parametrize("pose_branches", [True, False])
-def test_a_loss_must_have_a_weight(pose_branches):
+def test_distillation_that_does_not_exist_may_start_late():
     values = default.get_config()
-    values.model.pose_branches = pose_branches
+    values.loss.kd_start, values.loss.feature_kd = 120.0, 0.0
+    assert oddities(parse_config(values)) == []
+    values.loss.feature_kd, values.data.pose.source = 3.0, "none"
+    assert oddities(parse_config(values)) == []
+
+
+def test_what_training_never_reaches_is_a_warning():
+    values = default.get_config()
+    values.loss.kd_start, values.loss.kd_ramp = 60.0, 60.0
+    assert oddities(parse_config(values)) == []
+    values.loss.kd_ramp, values.train.epochs = 10.0, 69.5
+    assert oddities(parse_config(values)) == [
+        "config.loss.kd_ramp = 10: distillation would reach its weight at epoch 70, after the last "
+        "one (config.train.epochs = 69.5)",
+        "config.optim.milestones = (40.0, 70.0): training ends before epoch 70 "
+        "(config.train.epochs = 69.5), so the learning rate does not fall there",
+    ]
+    values.optim.schedule, values.model.pose_branches = "cosine", False
+    assert oddities(parse_config(values)) == []
+
+
+@pytest.mark.parametrize(
+    ("pose_branches", "source"), [(True, "annotated"), (False, "annotated"), (True, "none")]
+)
+def test_a_loss_must_have_a_weight(pose_branches, source):
+    values = default.get_config()
+    values.model.pose_branches, values.data.pose.source = pose_branches, source
     values.loss.update(identity=0.0, triplet=0.0)
-    if pose_branches:
+    if pose_branches and source == "annotated":
         parse_config(values)  # the other losses train
         values.loss.update(alignment=0.0, semantic=0.0, feature_kd=0.0)
     with pytest.raises(ConfigError) as error:

@@ -155,6 +155,35 @@ def test_an_array_that_is_no_rgb_picture_is_refused(array):
         preprocessing.preprocess(array, HEIGHT, WIDTH)
 
 
+@pytest.mark.parametrize("mode", ["YCbCr", "HSV", "L", "P", "RGBA", "CMYK"])
+def test_pillow_pictures_of_every_mode_become_rgb(mode):
+    image = Image.fromarray(scene(HEIGHT, WIDTH)).convert(mode)
+    found = preprocessing.preprocess(image, HEIGHT, WIDTH)
+    np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")))
+    if mode in ("YCbCr", "HSV"):  # back to the picture, to the rounding of these colours
+        assert np.abs(found.astype(int) - scene(HEIGHT, WIDTH)).mean() < 4
+
+
+def test_deep_pillow_pictures_are_cut_to_8_bits():
+    image = Image.fromarray(np.full((HEIGHT, WIDTH), 300, np.uint16))
+    assert (preprocessing.preprocess(image, HEIGHT, WIDTH) == 1).all()
+
+
+def test_pillow_pictures_without_rgb_pixels_are_refused_by_name(tmp_path):
+    half = tmp_path / "half.jpg"
+    half.write_bytes(PICTURES["shrinks"][:2000])
+    with Image.open(half) as image, pytest.raises(PictureError, match=r"half\.jpg: cannot be read"):
+        preprocessing.preprocess(image, HEIGHT, WIDTH)
+    lab = Image.new("LAB", (WIDTH, HEIGHT))
+    with pytest.raises(PictureError, match="PIL picture of mode LAB: its colours are LAB; save it"):
+        preprocessing.preprocess(lab, HEIGHT, WIDTH)
+    lab.save(tmp_path / "lab.tif")
+    with pytest.raises(PictureError, match=r"lab\.tif: its colours are LAB; save it as RGB"):
+        preprocessing.decode(tmp_path / "lab.tif")
+    with pytest.raises(PictureError, match=r"RGB: an array of shape \(0, 4, 3\)"):
+        preprocessing.preprocess(Image.new("RGB", (4, 0)), HEIGHT, WIDTH)
+
+
 def test_pictures_of_a_folder_are_sorted_and_hidden_files_ignored(tmp_path):
     for name in ("b.PNG", "a/2.jpg", "a/10.jpeg", ".hidden.jpg", "__MACOSX/a.jpg", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -180,13 +209,24 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path):
     (folder / "a").symlink_to(elsewhere)
     (folder / "c").symlink_to(elsewhere)  # the same folder again
     (elsewhere / "deep" / "up").symlink_to(folder)
-    (folder / "gone.jpg").symlink_to("nowhere")
     found, _ = preprocessing.list_pictures(folder)
     assert [path.relative_to(folder).as_posix() for path in found] == [
         "a/1.jpg",
         "a/deep/2.jpg",
         "b.jpg",
     ]
+
+
+def test_broken_links_are_pictures_that_cannot_be_read(tmp_path):
+    (tmp_path / "b.jpg").write_bytes(b"")
+    for name in ("a.jpg", "share", "z"):
+        (tmp_path / name).symlink_to(tmp_path / ("z" if name == "z" else "nowhere"))
+    found, others = preprocessing.list_pictures(tmp_path)
+    assert [path.name for path in found] == ["a.jpg", "b.jpg", "share", "z"] and not others
+    with pytest.raises(PictureError, match=r"share: a broken link, to .*nowhere$"):
+        preprocessing.decode(tmp_path / "share")
+    with pytest.raises(PictureError, match=r"z: Too many levels of symbolic links"):
+        preprocessing.decode(tmp_path / "z")
 
 
 @pytest.mark.parametrize("suffix", preprocessing.SUFFIXES)

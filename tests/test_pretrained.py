@@ -308,6 +308,41 @@ def test_the_trunk_is_found_under_any_prefix(content, tmp_path):
     assert (loaded["params"]["trunk"]["conv1"]["kernel"] == value).all()
 
 
+def twos():
+    """A state dict of twos, as DataParallel names its arrays."""
+    return {f"module.{name}": x * 0 + 2 for name, x in constant_resnet18().items()}
+
+
+@pytest.mark.parametrize(
+    ("taken", "others", "named"),
+    [
+        ("state_dict", lambda: {"state_dict_ema": twos()}, "state_dict_ema"),
+        ("model", lambda: {"model_ema": {"module": twos()}, "epoch": 3}, "model_ema"),
+        ("state_dict", lambda: {"model": twos(), "teacher": twos()}, "model, teacher"),
+        ("model", lambda: {"optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}}, ""),
+    ],
+)
+def test_the_report_says_which_of_several_state_dicts_was_read(taken, others, named, tmp_path):
+    torch.save({**others(), taken: constant_resnet18()}, tmp_path / "net.pth")
+    loaded, report = load_backbone(tmp_path / "net.pth", abstract("resnet18"))
+    expected = constant_resnet18()["bn1.weight"].numpy()
+    np.testing.assert_array_equal(loaded["params"]["trunk"]["bn1"]["scale"], expected)
+    line = f"; {taken} was read, not {named} (docs/pretrained.md says how to take it)"
+    assert str(report).endswith(line) if named else "was read" not in str(report)
+
+
+@pytest.mark.parametrize("inside", ["", "checkpoints", "checkpoints/40", "checkpoints/40/default"])
+def test_a_run_as_weights_is_an_error_that_says_what_to_do(inside, tmp_path):
+    (tmp_path / "checkpoints/40/default").mkdir(parents=True)
+    (tmp_path / "config.json").touch()
+    with pytest.raises(PretrainedError) as error:
+        load_backbone(tmp_path / inside, abstract("resnet18"))
+    assert str(error.value) == (
+        f"{tmp_path / inside}: belongs to the run {tmp_path}, whose checkpoints are not read here; "
+        "write its weights to a file, as the end of docs/pretrained.md does, and give that"
+    )
+
+
 def test_a_neck_beside_a_prefixed_trunk_is_taken(tmp_path):
     content = prefixed("backbone.", constant_resnet18()) | neck("heads.bottleneck.0.", 512)
     torch.save({"net": prefixed("student.", content)}, tmp_path / "net.pth")

@@ -15,6 +15,7 @@ import pytest
 
 from configs import stored
 from input_pipeline.from_config import evaluation_data, training_data
+from pgfl_jax.checkpoint import CheckpointError
 from pgfl_jax.command_line import with_stored_config
 from pgfl_jax.config import (
     Config,
@@ -24,6 +25,7 @@ from pgfl_jax.config import (
     stored_config,
 )
 from pgfl_jax.report.manifest import check_same_options, read_config, read_run
+from pgfl_jax.report.summary import describe_run
 from pgfl_jax.report.writers import write_json
 from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
 from pgfl_jax.train import train
@@ -57,6 +59,21 @@ def test_it_is_evaluated_by_its_folder_alone(run, tiny_data_dir, capsys):
     evaluate_checkpoint(config, run, evaluation_data(config))
     assert "evaluation at step 30" in capsys.readouterr().out
     assert_results(results(run), GOLDEN_RUN / "results")
+
+
+def test_a_checkpoint_is_evaluated_by_its_number(run, tiny_config, capsys):
+    config = tiny_config(**{"eval.checkpoint": "30"})
+    evaluate_checkpoint(config, run, evaluation_data(config))
+    for path in (GOLDEN_RUN / "results").iterdir():
+        values = json.loads(path.read_text())
+        found = json.loads((run / "results" / f"{path.stem}.step30.json").read_text())
+        assert found["mAP"] == pytest.approx(values["mAP"], abs=0.01) and found["step"] == 30
+    shown = describe_run(run)
+    assert shown.count("\nscores at step 30\n") == 1
+    assert shown.count("\nscores at step 30, chosen by its number\n") == 1
+    config = tiny_config(**{"eval.checkpoint": "20"})
+    with pytest.raises(CheckpointError, match=r"checkpoints: no checkpoint 20; there are \[30\]"):
+        evaluate_checkpoint(config, run, evaluation_data(config))
 
 
 def test_it_is_resumed_to_the_same_end(run, tiny_config):
@@ -109,3 +126,12 @@ def test_a_run_that_counted_weak_poses_goes_on(run):
     read_run(run, config, stored_data | {"pose_coverage": 0.5})
     with pytest.raises(ConfigError, match=r"config\.data\.pose\.files: .*\(poses_sha256 was"):
         read_run(run, config, stored_data | {"poses_sha256": "0" * 64})
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", '{"data": 1}', '{"data": {}}'])
+def test_a_damaged_manifest_is_one_line_when_the_run_is_used(content, run):
+    (run / "manifest.json").write_text(content)
+    with pytest.raises(ConfigError) as error:
+        read_run(run, read_config(run))
+    line = f"{run}/manifest.json: not the manifest of a run; put a copy back"
+    assert str(error.value) == line

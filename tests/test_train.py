@@ -15,6 +15,7 @@ from absl.testing import flagsaver
 
 import main
 from input_pipeline import builders
+from input_pipeline.catalog import read_catalog
 from input_pipeline.errors import DataError
 from input_pipeline.from_config import evaluation_data, training_data
 from pgfl_jax.checkpoint import open_checkpoints
@@ -25,6 +26,7 @@ from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import Experiment, read_pretrained
 from pgfl_jax.pretrained import PretrainedError, save_state_dict, to_state_dict
 from pgfl_jax.report.step_log import NonFiniteLossError
+from pgfl_jax.report.training_images import write_training_images
 from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
 from pgfl_jax.retrieval.protocols import EvaluationError
 from pgfl_jax.train import begin, train
@@ -55,7 +57,7 @@ def test_a_run_leaves_what_the_design_promises(undisturbed):
     workdir, out = undisturbed
     assert {path.name for path in workdir.iterdir()} == {
         ".lock", "config.json", "manifest.json", "checkpoints", "metrics", "metrics.jsonl",
-        "results",
+        "results", "training_images.npy",
     }  # fmt: skip
     assert next((workdir / "metrics").glob("events.out.tfevents.*")).stat().st_size > 1000
     manifest = json.loads((workdir / "manifest.json").read_text())
@@ -177,6 +179,38 @@ def ten_steps(tiny_config, tmp_path_factory):
     with one_block():
         train(config, workdir, *_data(config), devices=ONE)
     return workdir
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_a_run_is_not_scored_on_what_it_was_trained_on(
+    ten_steps, tiny_config, tmp_path, monkeypatch, capsys
+):
+    config = tiny_config(**{"train.epochs": 1.25})
+    builder = builders.prepared_builder(config.data.dataset, config.data.data_dir)
+    train, query = (read_catalog(builder, split) for split in ("train", "query"))
+    rows = np.load(ten_steps / "training_images.npy")
+    assert [bytes(row).hex() for row in rows] == sorted(train.image_sha256)
+    run = shutil.copytree(ten_steps, tmp_path / "run")
+    write_training_images(run, [*train.image_sha256, query.image_sha256[3]])
+    argv = ["main.py", f"--config=configs/stored.py:{run}", "--mode=evaluate", f"--workdir={run}"]
+    monkeypatch.setattr("sys.argv", argv)  # where ml_collections looks for overrides
+    with flagsaver.flagsaver(), pytest.raises(DataError) as error:
+        main.main(parse_flags(argv))
+    assert str(error.value) == (
+        f"test images in training: 1 images of {builder.info.full_name} query are also in the "
+        f"training set of {run}: {query.filenames[3]}; remove them from one of the two, and "
+        "prepare that data set again"
+    )
+    (run / "training_images.npy").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"training_images\.npy: damaged; put a copy back"):
+        evaluation_data(config, run=run)
+    assert capsys.readouterr().err == ""
+    (run / "training_images.npy").unlink()  # as in runs of 0.1
+    evaluation_data(config, run=run)
+    assert capsys.readouterr().err == (
+        f"warning: {run}: not checked whether the run was trained on images that are scored, as "
+        "it has no training_images.npy\n"
+    )
 
 
 def test_another_configuration_does_not_continue_a_run(ten_steps, tiny_config, small_network):
@@ -343,6 +377,14 @@ def test_a_recipe_from_random_weights_is_a_warning(tiny_config, ten_steps, tmp_p
     begin(tiny_config(**untrained), tmp_path, evaluates=True)
     begin(tiny_config(), tmp_path, evaluates=False)  # no weights of resnet8 are published
     assert capsys.readouterr().err == ""
+
+
+def test_a_new_run_says_what_it_will_not_reach(tiny_config, capsys, tmp_path):
+    begin(tiny_config(**{"loss.kd_ramp": 5.5}), tmp_path, evaluates=False)
+    assert capsys.readouterr().err == (
+        "warning: config.loss.kd_ramp = 5.5: distillation would reach its weight at epoch 5.5, "
+        "after the last one (config.train.epochs = 5)\n"
+    )
 
 
 @pytest.mark.usefixtures("small_network")

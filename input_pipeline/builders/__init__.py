@@ -117,6 +117,8 @@ def other_source(builder: Any, manual_dir: str) -> str:
     source = (builder.info.metadata or {}).get("source", "")
     if not source or not manual_dir or hasattr(builder, "make_config"):
         return ""
+    if not Path(source).is_absolute():  # so version 0.1 kept it; from where is not known
+        return ""
     if Path(source).resolve() == Path(manual_dir).expanduser().resolve():
         return ""
     folder = builder.data_path.parent

@@ -91,7 +91,7 @@ class ReidBuilder(BeamOption, tfds.core.GeneratorBasedBuilder, skip_registration
         for warning in survey.warnings:
             logging.warning("%s", warning)  # for `tfds build`; a run prints what is stored
         self.info.metadata.update(
-            source=str(source),
+            source=str(source.absolute()),
             warnings=survey.warnings,
             unmatched=survey.unmatched,
             **survey.metadata,

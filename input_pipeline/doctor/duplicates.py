@@ -5,9 +5,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from input_pipeline import validation
-from input_pipeline.copies import check_people, check_repeats, first_rows, repeats
+from input_pipeline.copies import (
+    check_copied_queries,
+    check_people,
+    check_repeats,
+    first_rows,
+    repeats,
+)
 from input_pipeline.doctor.statistics import Found, Listing, Protocol, Split, Survey, unless_used
-from input_pipeline.validation import Findings, some
 
 
 def within_splits(survey: Survey) -> Found:
@@ -54,25 +59,15 @@ def queries_in_galleries(survey: Survey) -> Found:
 def _queries_in_gallery(protocol: Protocol) -> Found:
     query, gallery = protocol.query, protocol.gallery
     copied, junk = protocol.copies
-    if not copied.any():
-        return
-    ranked = np.flatnonzero(copied & ~junk)
-    line = (
-        f"{protocol.label}: {copied.sum():,} queries are also in the gallery; for {junk.sum():,} "
-        "of them all copies are junk (same identity and camera) and leave the ranking"
+    yield unless_used(
+        check_copied_queries(protocol.label, query.catalog.filenames, copied, junk), query.used
     )
+    ranked = np.flatnonzero(copied & ~junk)
     if ranked.size:
-        line += (
-            f"; for {ranked.size:,} a copy is ranked and distorts the scores: "
-            f"{some(query.catalog.filenames[ranked])}; remove one of each pair"
-        )
-        yield unless_used(Findings(warnings=[line]), query.used)
         digests = query.catalog.image_sha256[ranked]
         originals = first_rows(gallery.catalog.image_sha256, digests)
         title = f"{protocol.label}: queries whose copies in the gallery are ranked"
         yield Listing(title, _pairs(query, ranked, gallery, originals))
-    else:
-        yield Findings(notes=[f"{line}, as it should be"])
 
 
 def shared_identities(survey: Survey) -> Found:

@@ -5,10 +5,11 @@ import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Int
 
 from input_pipeline import validation
 from input_pipeline.catalog import Catalog
+from input_pipeline.copies import copied_queries
 from input_pipeline.poses.cache import PoseCache
 from input_pipeline.validation import Findings
 from pgfl_jax.config import Config
@@ -80,37 +81,8 @@ class Protocol:
 
     @functools.cached_property
     def copies(self) -> tuple[Bool[np.ndarray, " queries"], Bool[np.ndarray, " queries"]]:
-        """Queries whose image is also in the gallery.
-
-        Returns:
-            Whether there is a copy, and whether all copies are junk: they have the query's identity
-            and camera, so they leave its ranking.
-        """
-        catalogs = self.query.catalog, self.gallery.catalog
-        count = len(self.query.catalog)
-        contents = _codes(np.concatenate([one.image_sha256 for one in catalogs]))
-        people = [[one.identities, one.cameras] for one in catalogs]
-        rows = np.stack([contents, *np.concatenate(people, axis=1)], axis=1)
-        alike, junk = (_occurrences(codes, count) for codes in (contents, _codes(rows)))
-        return alike > 0, (alike > 0) & (junk == alike)
-
-
-def _codes(values: Shaped[np.ndarray, "images ..."]) -> Int[np.ndarray, " images"]:
-    """A number for each value or row; equal ones have equal numbers.
-
-    >>> _codes(np.array(["b", "a", "b"]))
-    array([1, 0, 1])
-    """
-    return np.unique(values, axis=0, return_inverse=True)[1].ravel()
-
-
-def _occurrences(codes: Int[np.ndarray, " images"], count: int) -> Int[np.ndarray, " {count}"]:
-    """How often each of the first ``count`` codes occurs among the others.
-
-    >>> _occurrences(np.array([0, 1, 1, 2, 1]), 2)
-    array([0, 2])
-    """
-    return np.bincount(codes[count:], minlength=codes.max() + 1)[codes[:count]]
+        """What :func:`copied_queries` finds."""
+        return copied_queries(self.query.catalog, self.gallery.catalog)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

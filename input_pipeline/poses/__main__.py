@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from input_pipeline.builders import prepared_builder
+from input_pipeline.builders import other_source, prepared_builder
+from input_pipeline.catalog import Catalog
 from input_pipeline.poses.cache import write_poses
 from input_pipeline.poses.coverage import Coverage, coverage, format_coverage, write_left_over
 from input_pipeline.poses.crop import Preprocessing
@@ -61,8 +62,7 @@ def _import(flags: argparse.Namespace) -> Coverage:
         raise UserError("--annotations: belongs to --format coco")
     if not flags.input.exists():
         raise UserError(f"--input={flags.input}: no such file or folder")
-    builder = prepared_builder(flags.dataset, flags.data_dir, flags.manual_dir)
-    catalogs = read_catalogs(builder)
+    catalogs = _catalogs(flags)
     images = images_of(catalogs)
     path = Path(os.path.abspath(flags.input))
     root = path if path.is_dir() else path.parent
@@ -91,6 +91,14 @@ def _import(flags: argparse.Namespace) -> Coverage:
     return found
 
 
+def _catalogs(flags: argparse.Namespace) -> dict[str, Catalog]:
+    """The data set's splits; a warning if it was prepared from another ``--manual_dir``."""
+    builder = prepared_builder(flags.dataset, flags.data_dir, flags.manual_dir)
+    if other := other_source(builder, flags.manual_dir):
+        print(f"warning: {other}", file=sys.stderr)
+    return read_catalogs(builder)
+
+
 def _estimate(flags: argparse.Namespace) -> Coverage:
     """Estimate poses."""
     size = flags.input_size and tuple(flags.input_size)
@@ -102,7 +110,7 @@ def _estimate(flags: argparse.Namespace) -> Coverage:
         padding=flags.padding,
         bgr=flags.bgr,
     )
-    catalogs = read_catalogs(prepared_builder(flags.dataset, flags.data_dir, flags.manual_dir))
+    catalogs = _catalogs(flags)
     cache, undecodable = estimate_poses(
         catalogs,
         model,

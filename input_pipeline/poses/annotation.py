@@ -81,7 +81,7 @@ def pose_files(folder: Path, suffixes: tuple[str, ...]) -> list[PoseFile]:
     Links are followed, except to a folder above.
 
     Raises:
-        DataError: there are none, or a folder cannot be read.
+        DataError: there are none, a folder cannot be read, or a link is broken.
     """
     if folder.is_file():
         return [PoseFile(folder, folder.name)]
@@ -89,12 +89,18 @@ def pose_files(folder: Path, suffixes: tuple[str, ...]) -> list[PoseFile]:
     if tree.problems:
         raise DataError(f"--input={next(iter(tree.problems.values()))}")
     # Archives made on a Mac repeat every name, in __MACOSX or with a leading dot.
+    visible = [
+        source
+        for source in tree.files
+        if not any(part.startswith((".", "__MACOSX")) for part in source.split("/"))
+    ]
+    for source in visible:  # whatever its name, since a folder may have been behind it
+        if not (folder / source).exists():
+            raise DataError(f"--input={folder / source}: a broken link; repair or remove it")
     found = [
         PoseFile(folder / source, source)
-        for source in tree.files
-        if source.lower().endswith(suffixes)
-        and not any(part.startswith((".", "__MACOSX")) for part in source.split("/"))
-        and (folder / source).is_file()
+        for source in visible
+        if source.lower().endswith(suffixes) and (folder / source).is_file()
     ]
     if not found:
         raise DataError(f"--input={folder}: no {' or '.join(suffixes)} file there")

@@ -42,3 +42,20 @@ def are_fractions(
     confident = keypoints[..., 2] >= CONFIDENT
     small = (np.abs(keypoints[..., :2]) <= 1).all(axis=-1)
     return confident.any(axis=1) & (small | ~confident).all(axis=1) & (sizes > _SMALL).all(axis=1)
+
+
+def reach(
+    keypoints: Float[np.ndarray, "images 17 3"], sizes: Int[np.ndarray, "images 2"]
+) -> Float[np.ndarray, "2"]:
+    """How far the confident joints of all images spread: the 99th percentiles of x / W and y / H.
+
+    Args:
+        keypoints: (N, 17, 3) x, y in pixels, confidence; at least one of them is confident.
+        sizes: (N, 2) height, width of the images in pixels, above 0.
+
+    >>> pose = np.array([[[31.5, 31.5, 1.0]] * 17])
+    >>> reach(pose, np.array([[128, 64]])).tolist()
+    [0.5, 0.25]
+    """
+    shares = (keypoints[..., :2] + 0.5) / sizes[:, None, ::-1]
+    return np.percentile(shares[keypoints[..., 2] >= CONFIDENT], 99, axis=0)

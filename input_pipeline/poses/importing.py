@@ -36,8 +36,8 @@ class Joined:
 def join(images: Images, annotations: Iterable[Annotation], root: str) -> Joined:
     """Give every image its annotation.
 
-    If several files belong to one image, keypoints win over part maps and part maps over an empty
-    file; among equals, the first by name wins.
+    If several files belong to one image, the one whose folders agree best with the image's wins;
+    then keypoints win over part maps and part maps over an empty file; then the first by name.
 
     Args:
         images: of the data set.
@@ -45,30 +45,31 @@ def join(images: Images, annotations: Iterable[Annotation], root: str) -> Joined
         root: the folder that the paths are relative to; its name, too, can tell equal stems apart.
     """
     index = ImageIndex(images)
-    chosen: dict[int, Annotation] = {}
+    chosen: dict[int, tuple[Annotation, int]] = {}
     lost: dict[int, list[str]] = {UNMATCHED: [], AMBIGUOUS: []}
     superseded = 0
     for annotation in annotations:
-        content = index.find(f"{root}/{annotation.image}")
+        content, shared = index.find(annotation.image, root)
         if content in lost:
             lost[content].append(annotation.label)
-        elif content in chosen:
-            superseded += 1
-            chosen[content] = min(chosen[content], annotation, key=_rank)
-        else:
-            chosen[content] = annotation
+            continue
+        superseded += content in chosen
+        claim = (annotation, shared)
+        chosen[content] = min(chosen.get(content, claim), claim, key=lambda one: _rank(*one))
     return Joined(
-        annotations=[chosen.get(content) for content in index.contents.tolist()],
+        annotations=[
+            chosen[content][0] if content in chosen else None for content in index.contents.tolist()
+        ],
         unmatched=tuple(sorted(lost[UNMATCHED])),
         ambiguous=tuple(sorted(lost[AMBIGUOUS])),
         superseded=superseded,
     )
 
 
-def _rank(annotation: Annotation) -> tuple[int, str]:
-    """Sort key; the lowest annotation wins."""
+def _rank(annotation: Annotation, shared: int) -> tuple[int, int, str]:
+    """Sort key; the lowest annotation wins. ``shared`` counts components of the image's path."""
     kind = 0 if annotation.people[..., 2].any() else 2 if annotation.part_maps is None else 1
-    return kind, annotation.label
+    return -shared, kind, annotation.label
 
 
 def build_cache(
@@ -222,7 +223,7 @@ def _nothing_found(joined: Joined) -> str:
         return "--input: its files belong to images of the data set, but none shows a person"
     return (
         f"--input: none of its {len(lost)} poses belongs to exactly one image of the data set "
-        f"(first: {lost[0]}); poses are joined by file name: check --dataset and --input"
+        f"(first: {lost[0]}); poses are joined by file name and folder: check --dataset and --input"
     )
 
 

@@ -16,11 +16,12 @@ import numpy as np
 from pgfl_jax.checksums import sha256
 from pgfl_jax.command_line import writable_folder
 from pgfl_jax.embedder import Embedder
-from pgfl_jax.errors import DiskFullError, UserError, full_disk
+from pgfl_jax.errors import UserError
 from pgfl_jax.export import deepstream, graphs, origin, real
 from pgfl_jax.export.card import model_card
 from pgfl_jax.export.contract import CONTRACTS
 from pgfl_jax.export.describe import name_with_loss, preprocessing
+from pgfl_jax.export.failures import need, packages_of, refuse, room_for
 from pgfl_jax.export.formats import FORMATS, Model
 from pgfl_jax.export.onnx_file import Graph
 from pgfl_jax.export.probe import probe_pictures
@@ -28,7 +29,6 @@ from pgfl_jax.export.real import RealPictures, reference
 from pgfl_jax.export.running import (
     Pictures,
     Run,
-    RuntimeMissing,
     arranged,
     run_models,
     write_arranged,
@@ -45,10 +45,6 @@ from pgfl_jax.files import replacing_folder
 
 # Of mAP; "equal to four digits".
 _RETRIEVAL_TOLERANCE = 5e-5
-
-
-class ExportFailed(UserError):
-    """An artifact that was not written, since it is wrong; the message says what is."""
 
 
 def export(
@@ -82,7 +78,7 @@ def export(
     if folder.exists() and not (folder / RECORD).exists():
         raise UserError(f"{folder}: exists and is not an artifact; choose another folder")
     writable_folder(folder.parent, "--out")
-    with _one_line(name, folder), replacing_folder(folder) as beside:
+    with packages_of(name), room_for(folder), replacing_folder(folder) as beside:
         embedder = in_float32(embedder)
         FORMATS[name].write(embedder, CONTRACTS[contract], beside)
         return _Artifact(name, embedder, contract, beside).finish(pictures)
@@ -93,26 +89,6 @@ def in_float32(embedder: Embedder) -> Embedder:
     model = dataclasses.replace(embedder.config.model, dtype="float32")
     config = dataclasses.replace(embedder.config, model=model)
     return dataclasses.replace(embedder, config=config, model=embedder.model.clone(dtype=None))
-
-
-@contextlib.contextmanager
-def _one_line(name: str, folder: Path) -> Iterator[None]:
-    """Errors that a user can fix as one line: a missing package, a full disk."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"--formats={name}: the package {error.name} is not installed; "
-            f"pip install 'pgfl-jax[{FORMATS[name].extra}]'"
-        ) from error
-    except UserError:
-        raise
-    except Exception as error:
-        if reason := full_disk(error):
-            raise DiskFullError(
-                f"{folder}: {reason}; nothing was written; free space and export again"
-            ) from error
-        raise
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,7 +109,7 @@ class _Artifact:
         main = graphs.main_branch(self.embedder)
         models = [self._describe(model) for model in self._quantised(real_pictures)]
         found = [check_graph(m, Graph.from_json(m["graph"]), main) for m in models if m["graph"]]
-        _refuse(found, self.name)
+        refuse(found, self.name)
         description = preprocessing(self.embedder, self.contract)
         probe = probe_pictures(*description["size"].values())
         expected = reference(self.embedder, probe)
@@ -144,12 +120,12 @@ class _Artifact:
         retrieval: list[dict[str, Any]] = []
         with _written(self.folder, sets, real_pictures, description) as (compared, ranked):
             for run in run_models(self.folder, models, [*compared, *ranked]):
-                _need(run, self.name)
+                need(run, self.name)
                 found += judge(run, compared)
                 if ranked and run.runtime == run.model["runtimes"][0] and not run.error:
                     retrieval += self._rank(run, ranked, real_pictures)
         found += [_judge_ranking(row) for row in retrieval]
-        _refuse(found, self.name)
+        refuse(found, self.name)
         for model in models:
             self._name_loss(model, found, retrieval)
         self._write(models, main, found, retrieval, description)
@@ -273,15 +249,6 @@ def _written(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _need(run: Run, name: str) -> None:
-    """UserError if the first runtime of a model is not installed."""
-    if isinstance(run.error, RuntimeMissing) and run.runtime == run.model["runtimes"][0]:
-        raise UserError(
-            f"--formats={name}: {run.error}, so that the model cannot be verified; "
-            f"pip install 'pgfl-jax[{FORMATS[name].extra}]'"
-        )
-
-
 def _judge_ranking(row: Mapping[str, Any]) -> Finding:
     before, after = row["before"]["mAP"], row["after"]["mAP"]
     line = (
@@ -290,9 +257,3 @@ def _judge_ranking(row: Mapping[str, Any]) -> Finding:
     )
     exact = row["precision"] == "float32"
     return Finding(line, not exact or abs(before - after) < _RETRIEVAL_TOLERANCE)
-
-
-def _refuse(found: list[Finding], name: str) -> None:
-    wrong = [finding.line for finding in found if finding.passed is False]
-    if wrong:
-        raise ExportFailed(f"{name}: not written, since it is wrong: {'; '.join(wrong)}")

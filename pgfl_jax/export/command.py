@@ -8,12 +8,15 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import jax
+
 import pgfl_jax
 from pgfl_jax.command_line import one_line, writable_folder
 from pgfl_jax.embedder import Embedder
 from pgfl_jax.errors import UserError
 from pgfl_jax.export.artifact import export, in_float32
 from pgfl_jax.export.contract import CONTRACTS
+from pgfl_jax.export.failures import room_for
 from pgfl_jax.export.formats import FORMATS
 from pgfl_jax.export.real import RealPictures, from_data, from_folder
 from pgfl_jax.retrieval.protocols import EvaluationData
@@ -81,7 +84,12 @@ def export_run(
 
     Returns:
         The exit status: 1 if a format failed.
+
+    Raises:
+        UserError: the run cannot be loaded, or the folder cannot be written to.
     """
+    if jax.process_count() > 1:
+        raise UserError("--mode=export: one process suffices; start no others")
     embedder = in_float32(
         pgfl_jax.load(request.run, checkpoint=request.checkpoint, parameters=request.parameters)
     )
@@ -116,6 +124,8 @@ def _pictures(
         return
     scratch = Path(tempfile.mkdtemp(prefix=".test_set.", dir=folder))
     try:
-        yield from_data(embedder, data, scratch, training)
+        with room_for(folder):
+            found = from_data(embedder, data, scratch, training)
+        yield found
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -18,6 +18,7 @@ from pgfl_jax.export.onnx import write_onnx, write_onnx_int8
 from pgfl_jax.export.onnx_file import Graph, read_graph
 from pgfl_jax.export.saved_model import write_saved_model
 from pgfl_jax.export.stablehlo import write_stablehlo
+from pgfl_jax.export.torch import read_program, write_torch
 
 Writer = Callable[[Embedder, Contract, Path], None]
 # Its last argument are training pictures as the contract says, (N, …).
@@ -66,7 +67,11 @@ class Format:
 FORMATS: Mapping[str, Format] = {
     "stablehlo": Format(
         write_stablehlo,
-        (Model("model.stablehlo", ("jax",)), Model("model_inside.stablehlo", ("jax",))),
+        (
+            Model("model.stablehlo", ("jax",)),
+            Model("model_inside.stablehlo", ("jax",)),
+            Model("model_bfloat16.stablehlo", ("jax",), "bfloat16"),
+        ),
         read_stablehlo,
     ),
     "onnx": Format(
@@ -91,5 +96,10 @@ FORMATS: Mapping[str, Format] = {
         quantise=write_litert_int8,
         quantised=(Model("model_int8.tflite", ("litert",), "int8"),),
         extra="export,train",
+    ),
+    "torch": Format(
+        write_torch,
+        (Model("model.safetensors", ("torch",)), Model("model.pt2", ("torch_exported",))),
+        read_program,
     ),
 }

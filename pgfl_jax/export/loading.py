@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from pgfl_jax.checksums import sha256
 from pgfl_jax.config import stored_config
+from pgfl_jax.distributed.devices import require_devices
 from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.embedder import Embedder, Variables
 from pgfl_jax.errors import UserError
@@ -28,12 +29,27 @@ from pgfl_jax.preprocessing import normalise
 _Function = Callable[[Variables, Array], Any]
 
 
-def load_artifact(folder: Path) -> Embedder:
+def load_artifact(
+    folder: Path, checkpoint: str | int, parameters: str, dtype: str | None
+) -> Embedder:
     """The embedder of an artifact.
 
+    Args:
+        folder: of the artifact.
+        checkpoint: must be ``newest``: there is one.
+        parameters: must be ``trained``, whichever the artifact has.
+        dtype: must be None: it is fixed.
+
     Raises:
-        UserError: a file is damaged, the format cannot be loaded, or onnxruntime is not installed.
+        UserError: a choice that an artifact does not leave; a file is damaged, the format cannot
+            be loaded, or onnxruntime is not installed.
     """
+    if (checkpoint, parameters, dtype) != ("newest", "trained", None):
+        raise UserError(
+            f"{folder}: an artifact holds one checkpoint; leave out checkpoint, parameters and "
+            "dtype, or give the run's folder"
+        )
+    require_devices()
     record = read_record(folder, RECORD)
     name = record["format"]
     if name not in _LOADERS:

@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from pgfl_jax import preprocessing
 from pgfl_jax.embedder import Embedder
 from pgfl_jax.export.contract import CONTRACTS, embed_function, named_variables
+from pgfl_jax.export.running import new_array
 from pgfl_jax.preprocessing import UNREADABLE, PictureError, list_pictures
 from pgfl_jax.retrieval.protocols import EvaluationData
 from pgfl_jax.retrieval.ranking import rank_protocol
@@ -94,9 +95,7 @@ def from_data(
     size = embedder.config.data.height, embedder.config.data.width
     splits = {}
     for number, (name, split) in enumerate(data.splits.items()):
-        shape = (len(split), *size, 3)
-        path = scratch / f"{number}.npy"
-        pictures = np.lib.format.open_memmap(path, "w+", np.dtype(np.uint8), shape)
+        pictures = new_array(scratch / f"{number}.npy", (len(split), *size, 3), "uint8")
         for index in range(len(split)):
             pictures[index] = _decoded(split.encoded[index], str(split.filenames[index]), *size)
         splits[name] = pictures

@@ -179,7 +179,22 @@ def write_arranged(
     """Write a .npy file of :func:`arranged` pictures, ``chunk`` at a time."""
     wanted = preprocessing["input"]
     shape = (len(pictures), *wanted["shape"][1:])
-    file = np.lib.format.open_memmap(path, "w+", np.dtype(wanted["dtype"]), shape)
+    file = new_array(path, shape, wanted["dtype"])
     for start in range(0, len(pictures), chunk):
         file[start : start + chunk] = arranged(pictures[start : start + chunk], preprocessing)
     file.flush()
+
+
+def new_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+    """A .npy file to be filled.
+
+    Its room on the disk is taken now: to run out of it later would kill the process.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    array = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array

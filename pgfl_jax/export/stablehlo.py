@@ -1,9 +1,11 @@
 """StableHLO: one artifact for CPUs, GPUs and TPUs, which loads with jax alone."""
 
+import dataclasses
 import functools
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from safetensors.numpy import save_file
 
 from pgfl_jax.embedder import Embedder
@@ -36,12 +38,18 @@ def to_stablehlo(embedder: Embedder, contract: Contract, *, parameters_inside: b
 
 
 def write_stablehlo(embedder: Embedder, contract: Contract, folder: Path) -> None:
-    """Write the program twice: with its parameters inside, and with them in a file beside it.
+    """Write the program with its parameters inside, and with them in a file beside it.
 
-    ``model.stablehlo`` takes the arrays of ``model.safetensors`` by name, then the images;
-    ``model_inside.stablehlo`` takes the images alone.
+    ``model.stablehlo`` takes the arrays of ``model.safetensors`` by name, then the images, and so
+    does ``model_bfloat16.stablehlo``, which computes in bfloat16. ``model_inside.stablehlo`` takes
+    the images alone.
     """
-    for name, inside in (("model", False), ("model_inside", True)):
-        program = to_stablehlo(embedder, contract, parameters_inside=inside)
+    fast = dataclasses.replace(embedder, model=embedder.model.clone(dtype=jnp.bfloat16))
+    for name, source, inside in (
+        ("model", embedder, False),
+        ("model_inside", embedder, True),
+        ("model_bfloat16", fast, False),
+    ):
+        program = to_stablehlo(source, contract, parameters_inside=inside)
         (folder / f"{name}.stablehlo").write_bytes(program)
     save_file(named_variables(embedder), folder / "model.safetensors")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 
@@ -13,7 +14,7 @@ class Usage:
         title: its name.
         install: for pip.
         imports: the lines that import it.
-        load: lines that make ``model`` from the model's path ``{path}``.
+        load: lines that make ``model`` from the model's path ``{path}``, in ``{folder}``.
         call: the expression for ``rows`` from ``pixels``.
     """
 
@@ -62,6 +63,20 @@ USAGES: Mapping[str, Usage] = {
         "model = jax.jit(jax.export.deserialize(bytearray(program)).call)",
         "np.asarray(model(pixels))",
     ),
+    "torch": Usage(
+        "PyTorch",
+        "torch numpy pillow",
+        "import torch",
+        'sys.path.append("{folder}")\nfrom model import load\n\nmodel = load("{folder}")',
+        "model(torch.tensor(pixels)).numpy()",
+    ),
+    "torch_exported": Usage(
+        "PyTorch, without the source",
+        "torch numpy pillow",
+        "import torch",
+        'model = torch.export.load("{path}").module()',
+        "model(torch.tensor(pixels)).numpy()",
+    ),
 }
 
 _ARRANGE = {
@@ -85,11 +100,16 @@ def lines(runtime: str, path: str, preprocessing: Mapping[str, Any]) -> str:
     usage = USAGES[runtime]
     every = ["import numpy as np", *usage.imports.splitlines()]
     imports = "\n".join(sorted(every, key=lambda line: line.split()[1]))
-    standard = "from pathlib import Path\n\n" if "Path(" in usage.load else ""
+    standard = "".join(
+        f"{line}\n\n"
+        for name, line in (("Path(", "from pathlib import Path"), ("sys.", "import sys"))
+        if name in usage.load
+    )
+    load = usage.load.format(path=path, folder=PurePath(path).parent)
     arrange = _ARRANGE[preprocessing["contract"]].format(mean=mean, std=std)
     return (
         f"{standard}{imports}\nfrom PIL import Image\n\n"
-        f"{usage.load.format(path=path)}\n"
+        f"{load}\n"
         'picture = Image.open("someone.jpg").convert("RGB")\n'
         f"picture = picture.resize(({width}, {height}), Image.Resampling.BILINEAR)\n"
         f"pixels = np.asarray(picture)[None]  # RGB\n{arrange}"

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from pgfl_jax.checkpoint import checkpoint_steps
 from pgfl_jax.config import Config, ConfigError, current_dataset_name, stored_config
 from pgfl_jax.report.writers import write_json
 
@@ -140,11 +141,17 @@ def read_run(
         data: fingerprints of the training data, which must equal the run's; None: not compared.
 
     Raises:
-        ConfigError: an option or a fingerprint differs; names it.
+        ConfigError: an option or a fingerprint differs; names it. Or the manifest is damaged.
         FileNotFoundError: the folder holds no run.
     """
     check_same_options(workdir, config)
-    manifest = read_json(workdir / "manifest.json")
+    path = workdir / "manifest.json"
+    manifest = read_json(path)
+    kinds = {"data": dict, "num_identities": int, "num_images": int}
+    if not isinstance(manifest, dict) or not all(
+        isinstance(manifest.get(name), kind) for name, kind in kinds.items()
+    ):
+        raise ConfigError(f"{path}: not the manifest of a run; put a copy back")
     for name, new in (data or {}).items():
         if name == "pose_coverage":  # the poses and the threshold decide it; both are compared
             continue
@@ -161,9 +168,14 @@ def read_run(
     return manifest
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Any:
     """A JSON file of a run; a ConfigError if it is damaged, a FileNotFoundError if not there."""
     if not path.exists():
+        if checkpoint_steps(path.parent):
+            raise FileNotFoundError(
+                f"{path}: not found, though {path.parent} holds checkpoints; put a copy of it "
+                "back, or use another --workdir"
+            )
         raise FileNotFoundError(
             f"{path}: not found; is {path.parent} the folder of a training run?"
         )

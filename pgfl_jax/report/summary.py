@@ -1,6 +1,7 @@
 """A run in a screenful: network, data, checkpoints, scores."""
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,15 @@ from pgfl_jax.checkpoint import best_step, checkpoint_steps
 from pgfl_jax.config import Config, ConfigError
 from pgfl_jax.models.backbones import BACKBONES
 from pgfl_jax.report.manifest import read_config, read_json
-from pgfl_jax.report.writers import score_table
+from pgfl_jax.report.writers import STEP_SUFFIX, score_table
+
+# What the heading of its scores says about a checkpoint; empty: the newest.
+_TITLES = {
+    "": "",
+    "best": ", the best",
+    "step": ", chosen by its number",
+    "untrained": ", untrained",
+}
 
 
 def describe_run(workdir: Path) -> str:
@@ -31,7 +40,9 @@ def describe_run(workdir: Path) -> str:
     # results/occluded.json, results/occluded.best.json …
     paths = sorted((workdir / "results").glob("[!.]*.json"))  # macOS adds ._occluded.json
     scores = {path: result for path in paths if _is_result(result := read_json(path))}
-    for suffix, title in (("", ""), ("best", ", the best"), ("untrained", ", untrained")):
+    for path, result in scores.items():
+        _check_scores(path, result)
+    for suffix, title in _TITLES.items():
         chosen = [result for path, result in scores.items() if _choice(path) == suffix]
         results = sorted(chosen, key=_step)
         for step, scored in itertools.groupby(results, _step):
@@ -44,14 +55,25 @@ def _is_result(content: Any) -> bool:
     return isinstance(content, Mapping) and {"step", "protocol"} <= content.keys()
 
 
+def _check_scores(path: Path, result: Mapping[str, Any]) -> None:
+    """ConfigError for a result without scores; names the file."""
+    try:
+        score_table([dict(result)])
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: has no scores; evaluate again (pgfl evaluate), or remove it"
+        ) from error
+
+
 def _step(result: Mapping[str, Any]) -> int:
     return result["step"]
 
 
 def _choice(path: Path) -> str:
-    """Which checkpoint a result is of: ``best``, ``untrained``, or empty for the newest."""
+    """Which checkpoint a result is of: a key of :data:`_TITLES`."""
     last = path.stem.rpartition(".")[2]
-    return last if last in ("best", "untrained") else ""
+    last = "step" if re.fullmatch(STEP_SUFFIX, last) else last
+    return last if last in _TITLES else ""
 
 
 def _facts(config: Config, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,8 @@ from pgfl_jax.distributed.collectives import is_primary
 from pgfl_jax.errors import UserError
 from pgfl_jax.files import replacing
 
+# What is added to the names of results of a checkpoint that was chosen by its number.
+STEP_SUFFIX = "step[0-9]+"
 BRANCHES = ("_main", "_foreground", "_parts")
 
 
@@ -74,10 +76,15 @@ def say(line: str) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
+    """Write a text as :func:`replace_bytes` does, in UTF-8."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
     """Write a temporary file and rename it, so that nobody ever sees half of ``path``."""
     try:
         with replacing(path) as beside:
-            beside.write_text(text, encoding="utf-8")
+            beside.write_bytes(content)
     except OSError as error:  # a full disk; the system's error does not name the file
         raise OSError(error.errno, error.strerror, str(path)) from error
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from pgfl_jax.checkpoint import CheckpointError, open_checkpoints
+from pgfl_jax.checkpoint import CheckpointError, choose_step, open_checkpoints
 from pgfl_jax.config import Config, EvalConfig
 from pgfl_jax.distributed.collectives import agreed_step, is_primary
 from pgfl_jax.distributed.sharding import make_mesh
@@ -147,8 +147,8 @@ def evaluate_checkpoint(
     """Evaluate the checkpoint of ``workdir`` that ``config.eval.checkpoint`` names.
 
     Results of the newest checkpoint are written as ``results/<protocol>.json``, those of others as
-    ``results/<protocol>.best.json`` or ``.untrained.json``. An untrained network needs no run; it
-    starts from ``pretrained``, as :meth:`Experiment.init_state` does.
+    ``results/<protocol>.best.json``, ``.step30.json`` or ``.untrained.json``. An untrained network
+    needs no run; it starts from ``pretrained``, as :meth:`Experiment.init_state` does.
 
     Raises:
         ConfigError: the run was made with another configuration.
@@ -166,10 +166,13 @@ def evaluate_checkpoint(
         config, num_identities=manifest["num_identities"], num_images=manifest["num_images"]
     )
     with open_checkpoints(workdir, read_only=True) as checkpoints:
-        step = agreed_step(checkpoints.best if choice == "best" else checkpoints.newest)
+        if choice.isdecimal():
+            step = agreed_step(choose_step(workdir, choice))
+        else:
+            step = agreed_step(checkpoints.best if choice == "best" else checkpoints.newest)
         if step is None:
             raise CheckpointError(f"{workdir}/checkpoints: no checkpoint; train first")
         shardings = experiment.state_shardings(mesh)
         state = checkpoints.restore(experiment.abstract_state(), shardings, step)
-    suffix = ".best" if choice == "best" else ""
+    suffix = f".step{step}" if choice.isdecimal() else {"best": ".best", "newest": ""}[choice]
     return Evaluator(experiment, mesh, data, workdir, suffix=suffix)(state)

@@ -17,7 +17,7 @@ from pgfl_jax.experiment import Experiment
 from pgfl_jax.losses import mine_hardest
 from pgfl_jax.models.branches import pose_mask
 from pgfl_jax.train_step import make_train_step
-from tests.runs import one_block
+from tests.runs import code_of_users, one_block
 
 IDENTITIES, COLUMNS = 1000, 1024
 STEPS = 4
@@ -70,10 +70,7 @@ def _train(config, mesh, start, dtype):
     compiled, history = None, []
     for batch in _batches(config, dtype):
         batch = shard_batch(batch, mesh)
-        # With little optimisation, since compiling takes longer than the steps.
-        compiled = compiled or jax.jit(step).lower(state, batch).compile(
-            compiler_options={"xla_backend_optimization_level": 0}
-        )
+        compiled = compiled or jax.jit(step).lower(state, batch).compile()
         (state, metrics), mined = compiled(state, batch)
         history.append(jax.device_get((metrics, mined)))
     metrics, mined = zip(*history, strict=True)
@@ -111,14 +108,15 @@ def meshes():
 def starts(config, meshes):
     """The initial state on some of the meshes."""
     experiment = Experiment.create(config, num_identities=IDENTITIES, num_images=64)
-    return {
-        name: jax.device_get(experiment.init_state(meshes[name])) for name in ("1x1", "8x1", "2x4")
-    }
+    with code_of_users():
+        return {
+            name: jax.device_get(experiment.init_state(meshes[name]))
+            for name in ("1x1", "8x1", "2x4")
+        }
 
 
-# The initial states come first: their programs take three times as long with all optimizations.
 @pytest.fixture(scope="module")
-def trainings(config, meshes, starts, all_optimizations):
+def trainings(config, meshes, starts):
     """Every mesh in float64, from the float32 start of one device; two of them in float32 too."""
     start = starts["1x1"]
     results = {

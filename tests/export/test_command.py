@@ -1,6 +1,7 @@
 """``pgfl export`` writes whole artifacts or nothing, from the run's test set where there is one."""
 
 import dataclasses
+import io
 import json
 import shutil
 from unittest import mock
@@ -14,12 +15,13 @@ import pgfl_jax
 from pgfl_jax import cli
 from pgfl_jax.errors import UserError
 from pgfl_jax.export import artifact, export_onnx, export_stablehlo
-from pgfl_jax.export.artifact import ExportFailed
-from pgfl_jax.export.contract import CONTRACTS
-from pgfl_jax.export.formats import FORMATS
+from pgfl_jax.export.failures import ExportFailed
+from pgfl_jax.export.formats import FORMATS, Model
 from pgfl_jax.export.onnx import write_onnx
-from pgfl_jax.export.real import from_folder
-from pgfl_jax.export.verify import verify
+from pgfl_jax.export.real import from_data, from_folder
+from pgfl_jax.export.verify import LOWEST_COSINE, verify
+from pgfl_jax.preprocessing import PictureError
+from pgfl_jax.retrieval.protocols import EvaluationData, EvaluationSplit, Protocol
 from tests.runs import GOLDEN_RUN, ROOT, finish, launch
 
 MIB = 2**20
@@ -128,8 +130,11 @@ def test_sizes_are_the_main_branchs_and_below_the_training_graphs(embedder, tmp_
         assert width * kernels < model["bytes"] < width * kernels + 25_000
 
 
-@pytest.mark.parametrize("contract", CONTRACTS)
-@pytest.mark.parametrize("export", [export_onnx, export_stablehlo])
+@pytest.mark.parametrize(
+    ("export", "contract"),
+    [(export_onnx, "uint8_nhwc"), (export_onnx, "normalised_nchw"),
+     (export_stablehlo, "float255_nchw")],
+)  # fmt: skip
 def test_an_artifact_is_loaded_as_a_run_is(embedder, pictures, tmp_path, export, contract):
     export(embedder, tmp_path / "x", contract=contract)
     loaded = pgfl_jax.load(tmp_path / "x")
@@ -241,6 +246,24 @@ def test_a_full_disk(run, pictures, limit):
     assert [*(run / "export").iterdir()] == []
 
 
+def test_a_disk_that_is_full_of_test_pictures(run, embedder):
+    """As through main.py: the decoded test set finds no room."""
+    program = f"""
+import sys
+from pathlib import Path
+import pgfl_jax
+from pgfl_jax.command_line import guarded
+from pgfl_jax.export.command import Request, export_run
+from tests.export.test_command import _few
+run = Path({str(run)!r})
+sys.exit(guarded(lambda: export_run(Request(run), data=_few(pgfl_jax.load(run)))))
+"""
+    status, _, err = finish(launch("-c", program, file_size=20_000))
+    full = "file too large; nothing was written; free space and export again"
+    assert (status, err) == (1, f"error: {run}/export: {full}\n")
+    assert [*(run / "export").iterdir()] == []
+
+
 @pytest.mark.parametrize("absent", ["onnx", "onnxruntime"])
 def test_a_missing_package(run, pictures, tmp_path, absent):
     (tmp_path / f"{absent}.py").write_text(
@@ -283,3 +306,82 @@ def test_a_sample_is_spread_over_the_pictures(embedder, tmp_path):
     chosen = from_folder(embedder, tmp_path).sample[:, 0, 0, 0]
     assert len(chosen) == 64 and chosen[0] == 0 and chosen[-1] == 129
     assert 1 < np.diff(chosen.astype(int)).min() + 1 <= 3
+
+
+# Models in less precision.
+
+
+def _few(embedder):
+    """A test set of six people: a picture of each, and the same with noise from camera 1."""
+    rng = np.random.default_rng(3)
+    people = rng.integers(0, 256, (6, 64, 32, 3), np.uint8)
+    seen = np.clip(people + rng.normal(0, 20, people.shape), 0, 255).astype(np.uint8)
+
+    def split(pictures, camera):
+        names = np.array([f"{camera}_{number}.png" for number in range(6)], object)
+        return EvaluationSplit(
+            filenames=names,
+            identities=np.arange(6),
+            cameras=np.full(6, camera),
+            occlusion=np.full(6, np.nan, np.float32),
+            batches=lambda: iter(()),
+            encoded=[_png(picture) for picture in pictures],
+        )
+
+    splits = {"query": split(people, 0), "gallery": split(seen, 1)}
+    return EvaluationData(splits, [Protocol("few", "tests", "query", "gallery")])
+
+
+def _png(picture):
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "png")
+    return file.getvalue()
+
+
+def test_a_model_that_loses_much_has_a_name_that_says_so(embedder, tmp_path):
+    calibrated = []
+
+    def quantise(embedder, contract, folder, rows):
+        """A good one and one that has lost its second half."""
+        calibrated.append(rows)
+        shutil.copy(folder / "model.onnx", folder / "model_int8.onnx")
+        scale = embedder.variables["params"]["main_neck"]["scale"] * (np.arange(192) < 1)
+        params = embedder.variables["params"] | {"main_neck": {"scale": scale}}
+        other = dataclasses.replace(embedder, variables={**embedder.variables, "params": params})
+        (folder / "poor").mkdir()
+        write_onnx(other, contract, folder / "poor")
+        (folder / "poor" / "model.onnx").rename(folder / "poor_int8.onnx")
+        (folder / "poor").rmdir()
+
+    names = "model_int8.onnx", "poor_int8.onnx"
+    models = tuple(Model(name, ("onnxruntime",), "int8") for name in names)
+    wanted = dataclasses.replace(FORMATS["onnx"], quantise=quantise, quantised=models)
+    data = _few(embedder)
+    training = {f"{n}.png": _png(np.full((80, 30, 3), n, np.uint8)) for n in range(4)}
+    real = from_data(embedder, data, tmp_path, training)
+    with (
+        mock.patch.dict(FORMATS, onnx=wanted),
+        mock.patch.dict(LOWEST_COSINE, int8=-1.1),
+    ):
+        export_onnx(embedder, tmp_path / "onnx", pictures=real)
+    (rows,) = calibrated
+    assert rows.shape == (4, 64, 32, 3) and [*rows[:, 0, 0, 0]] == [0, 1, 2, 3]
+    record = read(tmp_path / "onnx")
+    scores = {row["model"]: row for row in record["retrieval"]}
+    loss = [row["before"]["mAP"] - row["after"]["mAP"] for row in scores.values()][-1]
+    before = [model.file for model in FORMATS["onnx"].models]
+    poor = f"poor_int8_loses_{100 * loss:.1f}_points.onnx"
+    assert loss > 0.01 and [*scores] == [*before, "model_int8.onnx", poor]
+    assert (tmp_path / "onnx" / poor).is_file() and poor in record["files"]
+    assert [model["file"] for model in record["models"]] == [*scores]
+    assert {check["model"] for check in record["checks"]} == {*scores}
+    assert f"| {poor} | tests few |" in (tmp_path / "onnx" / "README.md").read_text()
+    with mock.patch.dict(LOWEST_COSINE, int8=-1.1):
+        assert all(finding.passed is not False for finding in verify(tmp_path / "onnx"))
+
+
+def test_a_damaged_picture_of_the_test_set_is_named(embedder, tmp_path):
+    data = _few(embedder)
+    data.splits["gallery"].encoded[2] = b"nothing"
+    with pytest.raises(PictureError, match=r"^1_2\.png: damaged, or not a picture$"):
+        from_data(embedder, data, tmp_path)

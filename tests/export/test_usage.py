@@ -68,7 +68,7 @@ def run(code, folder):
 @pytest.mark.parametrize("runtime", USAGES)
 def test_the_lines_of_the_page_run(exported, embedder, runtime):
     name, file = PLACES[runtime]
-    package = "ai_edge_litert" if runtime == "litert" else runtime
+    package = importlib.import_module(f"pgfl_jax.export.runtimes.run_{runtime}").PACKAGES[-1]
     if importlib.util.find_spec(package) is None:
         pytest.importorskip(package)
     folder = exported(name)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 import sys
+from pathlib import Path
 from unittest import mock
 
 import jax
@@ -20,7 +21,8 @@ from pgfl_jax.embedder import Embedder
 from pgfl_jax.experiment import make_model
 from pgfl_jax.export import export_onnx
 from pgfl_jax.export.onnx_file import read_graph
-from pgfl_jax.export.verify import verify
+from pgfl_jax.export.running import Pictures, Run
+from pgfl_jax.export.verify import LARGEST_DISTANCE, agreement, judge, verify
 from pgfl_jax.models.backbones import BACKBONES, ResNet
 from pgfl_jax.models.backbones.resnet import Bottleneck
 from tests.runs import GOLDEN_RUN, finish, halve, launch
@@ -208,6 +210,38 @@ def _random(embedder):
     }
     variables = {name: value.astype(np.float32) for name, value in drawn.items()}
     return Embedder(embedder.config, model, unflatten_dict(variables, sep="/"), 0)
+
+
+def test_nearly_equal_embeddings_do_not_hide_an_error():
+    """All cosines are above 0.999999, between pictures too."""
+    rng = np.random.default_rng(0)
+    noise = 1e-4 * rng.normal(size=(2, 32, 8))
+    pair = (np.eye(8)[0] + noise).astype(np.float32)
+    found, expected = pair / np.linalg.norm(pair, axis=2, keepdims=True)
+    measured = agreement(found, expected)
+    assert measured["worst_cosine"] > 0.999999 and measured["of_spread"] > LARGEST_DISTANCE
+    model = {"file": "x", "precision": "float32"}
+    pictures = Pictures("probe", Path("x"), expected, (32,))
+    (finding,) = judge(Run(model, "y", {"probe": [found]}), [pictures])
+    assert finding.passed is False and "of the spread away" in finding.line
+    (finding,) = judge(Run(model, "y", {"probe": [expected]}), [pictures])
+    assert finding.passed is True
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (np.eye(4, 3, dtype=np.float32), "(4, 3) float32, not (4, 4) float32"),
+        (np.eye(4), "(4, 4) float64, not (4, 4) float32"),
+        (np.full((4, 4), np.nan, np.float32), "values that are not finite"),
+        (2 * np.eye(4, dtype=np.float32), "rows of length 2.0000 to 2.0000, not 1"),
+    ],
+)
+def test_outputs_that_break_the_contract_are_wrong(rows, words):
+    model = {"file": "x", "precision": "int8"}
+    pictures = Pictures("probe", Path("x"), np.eye(4, dtype=np.float32), (4,))
+    (finding,) = judge(Run(model, "y", {"probe": [rows]}), [pictures])
+    assert finding.passed is False and finding.line == f"x on y, probe: {words}"
 
 
 def test_weights_of_another_checkpoint_are_found(artifact, embedder, tmp_path):

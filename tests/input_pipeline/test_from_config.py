@@ -168,7 +168,9 @@ def test_two_protocols_cannot_share_a_results_file(tiny_config, tmp_path):
     )
 
 
-@pytest.mark.parametrize("suffix", ["average", "best", "foreground", "parts", "untrained"])
+@pytest.mark.parametrize(
+    "suffix", ["average", "best", "foreground", "parts", "step30", "untrained"]
+)
 def test_a_name_cannot_end_like_the_names_of_other_results(suffix, tiny_config, tmp_path):
     config = tables(tiny_config, tmp_path, **{f"shop.{suffix}": "query"})
     with pytest.raises(DataError) as error:
@@ -177,6 +179,35 @@ def test_a_name_cannot_end_like_the_names_of_other_results(suffix, tiny_config, 
         f"table/shop.{suffix} query: its results would be named table-shop.{suffix}.json, where "
         f".{suffix} has another meaning; rename the data set or the split"
     )
+
+
+def test_a_query_that_finds_its_own_picture_is_a_warning(tiny_config, tmp_path, capsys):
+    # Camera 0 repeats camera 1's picture of person 7 (ranked) and its own of person 8 (junk).
+    rows = [
+        ("query", "a", 7, 0), ("query", "b", 8, 0),
+        ("gallery", "a", 7, 1), ("gallery", "b", 8, 0), ("gallery", "c", 8, 1),
+    ]  # fmt: skip
+    lines = ["path,identity,camera,split"]
+    for split, content, identity, camera in rows:
+        path = f"{split}_{identity}_{camera}.png"
+        write_bytes(tmp_path / "in" / path, encoded_picture(f"{content}.png"))
+        lines.append(f"{path},{identity},{camera},{split}")
+    (tmp_path / "in/shop.csv").write_text("\n".join(lines))
+    folders = {"data.data_dir": str(tmp_path / "data"), "data.manual_dir": str(tmp_path / "in")}
+    evaluation_data(tiny_config(**folders, **{"eval.datasets": ("table/shop",)}))
+    warned = capsys.readouterr().err.splitlines()
+    assert [line.split(" ", 2)[2] for line in warned if "rank" in line] == [
+        "query: 2 queries are also in the gallery; for 1 of them all copies are junk (same "
+        "identity and camera) and leave the ranking; for 1 a copy is ranked and distorts the "
+        "scores: query_7_0.png; remove one of each pair"
+    ]
+
+
+def test_the_junk_copies_of_occluded_duke_are_no_warning(tiny_config, tmp_path, capsys):
+    write_tree("occluded_duke", tmp_path / "in")
+    folders = {"data.data_dir": str(tmp_path / "data"), "data.manual_dir": str(tmp_path / "in")}
+    evaluation_data(tiny_config(**folders, **{"eval.datasets": ("occluded_duke",)}))
+    assert "also in the gallery" not in capsys.readouterr().err
 
 
 def test_another_source_of_prepared_data_is_a_warning(tiny_config, tmp_path, capsys):
@@ -195,6 +226,22 @@ def test_another_source_of_prepared_data_is_a_warning(tiny_config, tmp_path, cap
     ]
     shutil.rmtree(tmp_path / "one")
     assert len(warnings_of("~/none.zip")) == 1
+
+
+def test_a_relative_source_is_the_same_from_another_folder(
+    tiny_config, tmp_path, monkeypatch, capsys
+):
+    write_tree("partial_ilids", tmp_path / "one/in")
+    evaluated = {"data.data_dir": str(tmp_path / "data"), "eval.datasets": ("partial_ilids",)}
+    (tmp_path / "two").mkdir()
+    for place, manual_dir in (("one", "in"), ("two", "../one/in"), ("two", "in")):
+        monkeypatch.chdir(tmp_path / place)
+        evaluation_data(tiny_config(**evaluated, **{"data.manual_dir": manual_dir}))
+        warned = [line for line in capsys.readouterr().err.splitlines() if "prepared from" in line]
+        assert warned == [
+            f"warning: {tmp_path}/data/partial_ilids was prepared from {tmp_path}/one/in; delete "
+            "it to prepare it from in"
+        ] * (place == "two" and manual_dir == "in")
 
 
 def test_a_table_may_move(tiny_config, tmp_path, capsys):

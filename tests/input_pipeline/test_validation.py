@@ -141,7 +141,7 @@ def test_keypoints_of_the_whole_frame_are_an_error_if_they_are_the_most():
 
 
 def test_fractions_of_a_few_images_are_a_warning_and_of_more_an_error():
-    pixels = [(20, 30)]
+    pixels = [(50, 90)]
     (error,) = validation.check_keypoints("X", posed_at(*pixels, *[(0.5, 0.2)] * 23)).errors
     assert error.startswith("X: the keypoints of 23 of 24 images are between -1 and 1: b, c, d, e")
     found = validation.check_keypoints("X", posed_at((0.5, 0.2), *pixels * 19))
@@ -170,8 +170,24 @@ def test_joints_outside_are_a_warning_from_a_tenth_on():
     people.keypoints[0, :2, :2] = 200
     assert validation.check_keypoints("X", people).warnings == [
         "X: 2 of 17 confident keypoints are outside their images: a; give x, y in pixels of the "
-        "image file, not of the frame that it was cut from"
+        "image file, not of the frame that it was cut from, nor of a smaller copy"
     ]
+
+
+@pytest.mark.parametrize(("width", "height"), [(0.5, 0.5), (1, 0.5), (0.5, 1)])
+def test_joints_crowded_into_a_corner_are_a_warning(width, height):
+    whole = [(x, 2 * x) for x in np.linspace(3, 60, 20)]
+    assert validation.check_keypoints("X", posed_at(*whole)) == validation.Findings()
+    shrunk = [(x * width, y * height) for x, y in whole]
+    (warning,) = validation.check_keypoints("X", posed_at(*shrunk)).warnings
+    # The 1 % of 340 joints beyond the percentile are of the last image.
+    assert warning == (
+        f"X: 99% of the confident keypoints are in the left {(60 * width + 0.5) / 64:.0%} and the "
+        f"upper {(120 * height + 0.5) / 128:.0%} of their images, as if found on smaller copies; "
+        "give x, y in pixels of the image file, not of the frame that it was cut from, nor of a "
+        "smaller copy"
+    )
+    assert validation.check_keypoints("X", posed_at(*shrunk[:9])) == validation.Findings()
 
 
 def test_queries_without_match_are_a_warning_and_an_error_if_there_are_no_others():

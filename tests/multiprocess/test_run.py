@@ -65,7 +65,7 @@ def test_process_0_alone_prints_and_writes(undisturbed):
     workdir = folder / "run"
     assert {path.name for path in workdir.iterdir()} == {
         ".lock", "config.json", "manifest.json", "checkpoints", "metrics", "metrics.jsonl",
-        "results",
+        "results", "training_images.npy",
     }  # fmt: skip
     assert len(list((workdir / "metrics").iterdir())) == 1
     logged = [line["step"] for line in history(workdir)]

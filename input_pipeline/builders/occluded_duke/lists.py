@@ -51,8 +51,7 @@ def survey_lists(builder: FolderBuilder, tree: FileTree, duke: str, lists: str) 
     survey = Survey()
     for split, (folder,) in builder.SPLITS.items():
         path = join(lists, LISTS[split])
-        # Lines are names or paths; only the name identifies the image.
-        names = [line.replace("\\", "/").rpartition("/")[2] for _, line in read_lines(tree, path)]
+        names = _listed_names(tree, path)
         missing = [name for name in names if name not in paths]
         if missing or not names:
             raise missing_files(tree, path, missing, tree.display(duke))
@@ -60,6 +59,47 @@ def survey_lists(builder: FolderBuilder, tree: FileTree, duke: str, lists: str) 
             _record(builder, tree, folder, name, paths[name]) for name in names
         ]
     return survey
+
+
+def check_unlisted(tree: FileTree, survey: Survey, root: str) -> None:
+    """Make sure that a folder named for Occluded-Duke is not the original DukeMTMC-reID.
+
+    Both have the same folders. Where the user keeps the lists, too, they tell the two apart: the
+    original has every image that they name, and others.
+
+    Args:
+        tree: the user's files.
+        survey: the images of the folder.
+        root: the folder in the tree.
+
+    Raises:
+        DataError: it has all images that the lists name, and others in a split.
+    """
+    held = {
+        split: {record.filename.rpartition("/")[2]: record.filename for record in records}
+        for split, records in survey.records.items()
+    }
+    roots = tree.roots(list(LISTS.values()))
+    for lists in tree.distinct(found for found, missing in roots.items() if not missing):
+        listed = {split: set(_listed_names(tree, join(lists, LISTS[split]))) for split in LISTS}
+        unlisted = [
+            file
+            for split, files in held.items()
+            for name, file in files.items()
+            if name not in listed[split]
+        ]
+        if unlisted and set().union(*held.values()) >= set().union(*listed.values()):
+            raise DataError(
+                f"{tree.display(root)}: {len(unlisted):,} of its images are not in the lists of "
+                f"{tree.display(lists)}, the first is {unlisted[0]}; if these are the folders of "
+                "DukeMTMC-reID, rename the folder that holds them to DukeMTMC-reID, and the lists "
+                "are applied; if not, remove these images"
+            )
+
+
+def _listed_names(tree: FileTree, path: str) -> list[str]:
+    """The images that a list names; its lines are names or paths, of which only the name counts."""
+    return [line.replace("\\", "/").rpartition("/")[2] for _, line in read_lines(tree, path)]
 
 
 def _record(builder: FolderBuilder, tree: FileTree, folder: Folder, name: str, path: str) -> Record:

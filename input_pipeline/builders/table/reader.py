@@ -27,8 +27,12 @@ REQUIRED = ("path", "identity", "camera", "split")
 OPTIONAL = ("keypoints", "occlusion")
 # Splits become parts of file names that TFDS parses.
 _SPLIT = r"train|gallery|query[\w-]{0,40}"
-# What pandas writes for a missing value that became text, in lower case.
-_MISSING = frozenset({"nan", "none", "<na>", "nat"})
+# What stands for a missing value that became text: in pandas and databases, in any case, and in R.
+_MISSING = re.compile(r"(?i:nan|none|<na>|nat|null|n/a)|NA")
+# Spreadsheets' errors, in some languages: #N/A, #NV, #REF!, #NAME?, #DIV/0!
+_SHEET_ERROR = re.compile(r"#(N/A|NV|[^\W\d][\w/]*[!?])")
+# A long number as spreadsheets shorten it: 1.2E+12, or 1,2E+12. Several may have become one.
+_SHORTENED = re.compile(r"-?\d+([.,]\d+)?E\+\d+", re.IGNORECASE)
 _MANY_IMAGES = 10_000  # more than these take seconds to read
 
 
@@ -209,10 +213,15 @@ def _text(place: str, name: str, value: Any) -> str:
     text = str(value).strip()
     if not plain(text):
         raise DataError(f"{place}: {name} is empty")
-    if text.lower() in _MISSING:
+    if _MISSING.fullmatch(text) or _SHEET_ERROR.fullmatch(text):
+        origin = "a spreadsheet marks an error" if text[0] == "#" else "tools write a missing value"
         raise DataError(
-            f"{place}: {name} is {text!r}, as pandas writes a missing value; give its value, or "
-            "leave the line out"
+            f"{place}: {name} is {text!r}, as {origin}; give its value, or leave the line out"
+        )
+    if _SHORTENED.fullmatch(text):
+        raise DataError(
+            f"{place}: {name} is {text!r}, as spreadsheets shorten long numbers, so that different "
+            "names become one; take the names from the original, and keep the column as text"
         )
     return text
 

@@ -19,6 +19,7 @@ from input_pipeline.poses.annotation import (
     pose_files,
     read_person,
 )
+from input_pipeline.poses.join import bare_path
 from input_pipeline.progress import progress
 
 _VISIBLE = 2  # the flag of a joint that is labelled and visible; 1: labelled only, 0: neither
@@ -28,7 +29,8 @@ _LABELLED = 1
 def read_coco(path: Path, annotations: Path | None = None) -> Iterator[Annotation]:
     """Read COCO results or annotations, one file or all of a folder.
 
-    Results are a list of ``{"image_id", "category_id", "keypoints": [51 numbers], "score"}``.
+    Results are a list of ``{"image_id", "category_id", "keypoints": [51 numbers], "score"}``, by
+    Ultralytics also with a ``"file_name"``, which names the image if ``annotations`` do not.
     Annotations are ``{"images": [{"id", "file_name"}], "annotations": [{"image_id",
     "keypoints"}]}`` with flags as confidences: 2 (labelled and visible) counts as 1, others as 0.
     If no file flags any joint with 2, 1 counts as 1: PoseTrack knows only 0 and 1. An annotation
@@ -94,8 +96,14 @@ class _Legend:
     def name(self, entry: Any, file: PoseFile) -> str:
         """The file name of the image that an entry belongs to."""
         image = _number(entry, "image_id", file)
+        own = field(entry, "file_name", str, file) if "file_name" in entry else ""
         if str(image) in self.names:
-            return self.names[str(image)]
+            name = self.names[str(image)]
+            if own and _stem(own) != _stem(name):
+                raise file.error(f"image_id {image} is {own}, but {name} in {self.path}")
+            return name
+        if own:
+            return own
         if isinstance(image, str):
             return image
         if self.path is None:
@@ -117,6 +125,15 @@ class _Legend:
         if str(category) not in self.orders:
             raise file.error(f"category_id {category} is not among the categories of {self.path}")
         return read_person(numbers, self.orders[str(category)], file, SIMCC_LIMIT)
+
+
+def _stem(name: str) -> str:
+    r"""What identifies an image's file in any folder.
+
+    >>> _stem("query\\7.jpg"), _stem("7.png")
+    ('7', '7')
+    """
+    return bare_path(name.replace("\\", "/")).rpartition("/")[2]
 
 
 def _number(entry: Any, name: str, file: PoseFile) -> int | str:

@@ -18,8 +18,8 @@ from input_pipeline.progress import progress
 def read_openpifpaf(path: Path) -> Iterator[Annotation]:
     """Read ``[{"keypoints": 51 numbers, "bbox", "score", "category_id"}]``.
 
-    OpenPifPaf writes ``NAME.jpg.predictions.json``. Its 133 joints of the whole body begin with
-    COCO's 17.
+    OpenPifPaf writes ``NAME.jpg.predictions.json``, old versions ``NAME.jpg.pifpaf.json``. Its 133
+    joints of the whole body begin with COCO's 17.
 
     Raises:
         DataError: malformed.

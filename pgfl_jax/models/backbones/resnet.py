@@ -7,6 +7,7 @@ Re-Identification", CVPRW 2019; IBN-a after X. Pan et al., "Two at Once: Enhanci
 Generalization Capacities via IBN-Net", ECCV 2018.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -19,6 +20,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from pgfl_jax.models.batch_norm import BatchNorm, convolve
+from pgfl_jax.models.pooling import max_pool
 
 Features = Float[Array, "batch height width channels"]
 Output = Float[Array, "batch out_height out_width out_channels"]
@@ -37,45 +41,27 @@ REMAT_POLICIES: Mapping[str, Callable[..., Any]] = MappingProxyType(
 )
 
 
-def _conv(
-    features: int, size: int, stride: int, name: str, dtype: DTypeLike | None = None
-) -> nn.Conv:
-    """Bias-free convolution with PyTorch's symmetric padding."""
-    return nn.Conv(
-        features,
-        (size, size),
-        strides=stride,
-        padding=size // 2,
-        use_bias=False,
-        kernel_init=_he_init,
-        dtype=dtype,
-        name=name,
-    )
-
-
-class Conv1x1(nn.Module):
-    """A 1x1 convolution as a matrix product, several times faster than XLA's convolution on CPU."""
+class Kernel(nn.Module):
+    """The weights of a convolution without bias: (I, O) if ``size`` is 1, else (k, k, I, O)."""
 
     features: int
-    stride: int = 1
-    dtype: DTypeLike | None = None
+    size: int
 
     @nn.compact
-    def __call__(self, x: Features) -> Output:
-        """Map (B, h, w, C) to (B, ceil(h / stride), ceil(w / stride), features)."""
-        if self.stride > 1:
-            # Without the barrier XLA's GPU compiler fuses the slice into the product, and aborts
-            # where a basic block adds its shortcut ("subdim_size_accumulator", jaxlib 0.10.2 and
-            # 0.11.2).
-            steps = 1, self.stride, self.stride, 1
-            x = jax.lax.optimization_barrier(jax.lax.slice(x, (0, 0, 0, 0), x.shape, steps))
-        return nn.DenseGeneral(
-            self.features, use_bias=False, kernel_init=_he_init, dtype=self.dtype, name="dense"
-        )(x)
+    def __call__(self, inputs: int) -> Array:
+        """The kernel for ``inputs`` channels."""
+        if self.size == 1:
+            return _Matrix((inputs, self.features), name="dense")()
+        shape = self.size, self.size, inputs, self.features
+        return self.param("kernel", _he_init, shape, jnp.float32)
 
 
-# The exact variance: E[x²] − E[x]² loses digits that the comparison with PyTorch needs.
-_BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
+class _Matrix(nn.Module):
+    shape: tuple[int, int]
+
+    @nn.compact
+    def __call__(self) -> Array:
+        return self.param("kernel", _he_init, self.shape, jnp.float32)
 
 
 class InstanceBatchNorm(nn.Module):
@@ -91,14 +77,46 @@ class InstanceBatchNorm(nn.Module):
         by_image = nn.InstanceNorm(
             epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name="IN"
         )
-        over_batch = _BatchNorm(
-            use_running_average=self.use_running_average, dtype=self.dtype, name="BN"
+        over_batch = BatchNorm(
+            x.shape[-1] - half, self.use_running_average, self.dtype, name="BN"
         )
         halves = (
             by_image(jax.lax.slice_in_dim(x, 0, half, axis=3)),
             over_batch(jax.lax.slice_in_dim(x, half, x.shape[3], axis=3)),
         )
         return jnp.concatenate(halves, axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layers:
+    """Makes convolutions with BatchNorm inside the block that calls it."""
+
+    train: bool
+    dtype: DTypeLike | None
+
+    def norm(self, features: int, name: str) -> BatchNorm:
+        return BatchNorm(features, not self.train, self.dtype, name=name)
+
+    def __call__(
+        self,
+        x: Array,
+        features: int,
+        size: int,
+        names: tuple[str, str],
+        stride: int = 1,
+        shortcut: Array | None = None,
+        *,
+        relu: bool = True,
+    ) -> Array:
+        """act(BatchNorm(x * kernel) + shortcut)."""
+        kernel = Kernel(features, size, name=names[0])(x.shape[-1])
+        return self.norm(features, names[1]).after(x, kernel, stride, shortcut, relu=relu)
+
+    def shortcut(self, x: Array, features: int, stride: int) -> Array:
+        """``x`` itself, or brought to the block's shape."""
+        if x.shape[-1] == features and stride == 1:
+            return x
+        return self(x, features, 1, ("downsample_conv", "downsample_bn"), stride, relu=False)
 
 
 class BasicBlock(nn.Module):
@@ -112,10 +130,10 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Features, train: bool) -> Output:
         """Map (B, h, w, C) to (B, h / stride, w / stride, width)."""
-        norm = functools.partial(_BatchNorm, use_running_average=not train, dtype=self.dtype)
-        y = _kept(_conv(self.width, 3, self.stride, "conv1", self.dtype)(x))
-        y = _kept(_conv(self.width, 3, 1, "conv2", self.dtype)(nn.relu(norm(name="bn1")(y))))
-        return nn.relu(norm(name="bn2")(y) + _shortcut(x, y.shape, self.stride, norm))
+        layer = _Layers(train, self.dtype)
+        shortcut = layer.shortcut(x, self.width, self.stride)
+        y = layer(x, self.width, 3, ("conv1", "bn1"), self.stride)
+        return layer(y, self.width, 3, ("conv2", "bn2"), shortcut=shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -133,28 +151,19 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: Features, train: bool) -> Output:
         """Map (B, h, w, C) to (B, h / stride, w / stride, 4 · width)."""
-        norm = functools.partial(_BatchNorm, use_running_average=not train, dtype=self.dtype)
-        y = _kept(Conv1x1(self.width, dtype=self.dtype, name="conv1")(x))
-        first = (
-            InstanceBatchNorm(not train, self.dtype, name="bn1") if self.ibn else norm(name="bn1")
-        )
-        y = nn.relu(first(y))
-        y = _kept(_conv(self.width, 3, self.stride, "conv2", self.dtype)(y))
-        y = nn.relu(norm(name="bn2")(y))
-        y = _kept(Conv1x1(self.width * self.expansion, dtype=self.dtype, name="conv3")(y))
-        return nn.relu(norm(name="bn3")(y) + _shortcut(x, y.shape, self.stride, norm))
-
-
-def _kept(x: Output) -> Output:
-    """Name the result of a convolution for `REMAT_POLICIES`."""
-    return checkpoint_name(x, "convolution")
-
-
-def _shortcut(x: Features, shape: tuple[Any, ...], stride: int, norm: functools.partial) -> Output:
-    if x.shape == shape:
-        return x
-    conv = Conv1x1(shape[-1], stride, norm.keywords["dtype"], name="downsample_conv")
-    return norm(name="downsample_bn")(_kept(conv(x)))
+        layer = _Layers(train, self.dtype)
+        outputs = self.width * self.expansion
+        shortcut = layer.shortcut(x, outputs, self.stride)
+        if self.ibn:
+            kernel = Kernel(self.width, 1, name="conv1")(x.shape[-1])
+            dtype = self.dtype or kernel.dtype
+            y = convolve(x.astype(dtype), kernel.astype(dtype), 1)
+            y = checkpoint_name(y, "convolution")
+            y = nn.relu(InstanceBatchNorm(not train, self.dtype, name="bn1")(y))
+        else:
+            y = layer(x, self.width, 1, ("conv1", "bn1"))
+        y = layer(y, self.width, 3, ("conv2", "bn2"), self.stride)
+        return layer(y, outputs, 1, ("conv3", "bn3"), shortcut=shortcut)
 
 
 class ResNet(nn.Module):
@@ -204,13 +213,12 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: Features, *, train: bool) -> Output:
         """Map images (B, H, W, 3) to features (B, H / stride, W / stride, channels)."""
+        layer = _Layers(train, self.dtype)
         if self.patch_stem:
-            x = self._patches(images)
+            x = layer(_patches(images), self.widths[0], 1, ("conv1", "bn1"))
         else:
-            x = _conv(64, 7, 2, "conv1", self.dtype)(images)
-        x = nn.relu(_BatchNorm(use_running_average=not train, dtype=self.dtype, name="bn1")(x))
-        if not self.patch_stem:
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = layer(images, 64, 7, ("conv1", "bn1"), 2)
+            x = max_pool(x)
         block: Any = self.block
         if self.remat != "none":
             policy = REMAT_POLICIES[self.remat]
@@ -223,8 +231,9 @@ class ResNet(nn.Module):
                 x = make(width, stride if j == 0 else 1, self.dtype, name=name)(x, train)
         return x
 
-    def _patches(self, images: Features) -> Output:
-        batch, height, width, _ = images.shape
-        x = images.reshape(batch, height // 4, 4, width // 4, 4, 3).swapaxes(2, 3)
-        x = x.reshape(batch, height // 4, width // 4, 48)
-        return Conv1x1(self.widths[0], dtype=self.dtype, name="conv1")(x)
+
+def _patches(images: Array) -> Array:
+    """The pixels of each patch of 4x4, (B, H / 4, W / 4, 48)."""
+    batch, height, width, _ = images.shape
+    x = images.reshape(batch, height // 4, 4, width // 4, 4, 3).swapaxes(2, 3)
+    return x.reshape(batch, height // 4, width // 4, 48)

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import file_tree
 from input_pipeline.builders import available_datasets, load_builder, prepared_builder
+from input_pipeline.builders.folders import Published
 from input_pipeline.catalog import read_catalog
 from input_pipeline.copies import check_people, check_repeats
 from input_pipeline.errors import DataError
@@ -120,8 +121,6 @@ def test_published_counts_are_those_of_the_papers():
 
 def test_no_warning_when_the_counts_are_right(tmp_path, monkeypatch):
     write_tree("partial_ilids", tmp_path)
-    from input_pipeline.builders.folders import Published
-
     builder = load_builder("partial_ilids", str(tmp_path / "out"))
     counts = {"query": Published(3, 3), "gallery": Published(3, 3)}
     monkeypatch.setattr(type(builder), "PUBLISHED", counts)
@@ -392,6 +391,44 @@ def test_a_set_is_not_mistaken_for_another(name, other, tmp_path):
     write_tree(other, tmp_path / "in")
     line = refused(name, tmp_path, tmp_path / "in")
     assert f"no {name} in it (what it holds is named for {other}" in line
+
+
+@pytest.mark.parametrize("lists", ["in/Occluded_Duke", "in", "in/lists"])
+def test_dukes_folders_under_the_name_of_occluded_duke_are_noticed(lists, tmp_path):
+    write_tree("dukemtmc_reid", tmp_path / "in")
+    named = (tmp_path / "in/DukeMTMC-reID").rename(tmp_path / "in/Occluded_Duke")
+    for name, text in occluded_duke_lists().items():
+        write_bytes(tmp_path / lists / name, text.encode())
+    # 4 of the 16 training images, both queries, and 1 of the 4 gallery images.
+    line = refused("occluded_duke", tmp_path, tmp_path / "in")
+    assert line.startswith(
+        f"{named}: 7 of its images are not in the lists of {tmp_path / lists}, the first is "
+        "bounding_box_train/2013_c1_f0044158.jpg; "
+    )
+    if lists == "in/Occluded_Duke":
+        assert refused("occluded_duke", tmp_path, named) == line
+    named.rename(tmp_path / "in/DukeMTMC-reID")  # as the line says
+    found = read(prepare("occluded_duke", tmp_path, tmp_path / "in"))
+    assert found == expected("occluded_duke")
+
+
+def test_occluded_dukes_own_folder_may_have_the_lists_beside_it(tmp_path):
+    write_tree("occluded_duke", tmp_path / "in")
+    for name, text in occluded_duke_lists().items():
+        write_bytes(tmp_path / "in/Occluded_Duke" / name, text.encode())
+    found = read(prepare("occluded_duke", tmp_path, tmp_path / "in"))
+    assert found == expected("occluded_duke")
+
+
+def test_dukes_folders_are_noticed_by_their_size(tmp_path, monkeypatch):
+    write_tree("dukemtmc_reid", tmp_path / "in")
+    (tmp_path / "in/DukeMTMC-reID").rename(tmp_path / "in/Occluded_Duke")
+    counts = {split: Published(len(s)) for split, s in TREES["dukemtmc_reid"].splits.items()}
+    duke = type(load_builder("dukemtmc_reid", "unused"))
+    monkeypatch.setattr(duke, "PUBLISHED", counts)
+    assert refused("occluded_duke", tmp_path, tmp_path / "in").startswith(
+        f"{tmp_path}/in/Occluded_Duke: has as many images as DukeMTMC-reID, from which "
+    )
 
 
 def test_a_folder_with_a_neutral_name_is_accepted(tmp_path):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 
 import cv2
@@ -191,13 +192,30 @@ def row(**changes):
         (
             "csv",
             CSV.replace("anna", "nan"),
-            "line 2: identity is 'nan', as pandas writes a missing",
+            "line 2: identity is 'nan', as tools write a missing",
         ),
-        ("csv", CSV.replace("south", "NaN"), "line 3: camera is 'NaN', as pandas writes a missing"),
-        ("csv", CSV.replace("query", "<NA>"), "line 4: split is '<NA>', as pandas writes a missin"),
-        ("csv", CSV.replace("b/4.bmp", "None"), "line 5: path is 'None', as pandas writes a missi"),
-        ("jsonl", row(identity="NAN"), "line 1: identity is 'NAN', as pandas writes a missing val"),
+        ("csv", CSV.replace("south", "NaN"), "line 3: camera is 'NaN', as tools write a missing"),
+        ("csv", CSV.replace("query", "<NA>"), "line 4: split is '<NA>', as tools write a missin"),
+        ("csv", CSV.replace("b/4.bmp", "None"), "line 5: path is 'None', as tools write a missi"),
+        ("jsonl", row(identity="NAN"), "line 1: identity is 'NAN', as tools write a missing value"),
         ("jsonl", row(identity=float("nan")), "line 1: identity must be a string or a whole numb"),
+        *(
+            ("csv", CSV.replace("south", word), f"line 3: camera is '{word}', as tools write")
+            for word in ("NULL", "null", "N/A", "NA")
+        ),
+        *(
+            ("csv", CSV.replace("anna", word), f"line 2: identity is '{re.escape(word)}', as a spr")
+            for word in ("#N/A", "#NV", "#REF!", "#NAME?", "#DIV/0!", "#BEZUG!", "#ÜBERLAUF!")
+        ),
+        ("csv", CSV.replace("b/4.bmp", "#N/A"), "line 5: path is '#N/A', as a spreadsheet marks"),
+        *(
+            (
+                "csv",
+                CSV.replace("anna", f'"{word}"'),
+                rf"line 2: identity is '{re.escape(word)}', as spreadsheets shorten long numbers",
+            )
+            for word in ("1.2E+12", "1,2E+12", "1E+05", "1e+16")
+        ),
         ("csv", CSV.replace(",south,", ",a,b,"), "line 3: 5 cells, but 4 columns"),
         (
             "csv",
@@ -275,6 +293,12 @@ def test_errors_name_file_and_line(suffix, text, message, folder):
     with pytest.raises(DataError, match=rf"^{file}(: |, ).*(?:{message})") as caught:
         prepare(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["#7", "na", "1e5", "E+12", "v1.2E+12", "nullo"])
+def test_names_that_resemble_what_spreadsheets_write_are_names(name, folder):
+    (folder / "mine.csv").write_text(CSV.replace("anna", name))
+    assert read_table(folder / "mine.csv").rows[0].identity == name
 
 
 def test_names_that_only_contain_nan_are_names(folder):

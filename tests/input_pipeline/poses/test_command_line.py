@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from input_pipeline.builders import load_builder
+from input_pipeline.builders import load_builder, prepared_builder
 from input_pipeline.catalog import read_catalog
 from input_pipeline.poses.__main__ import main
 from input_pipeline.poses.cache import join_poses, read_poses
 from input_pipeline.poses.images import read_catalogs
+from tests.input_pipeline.trees import write_tree
 
 DATASET = "synthetic_occluded_reid/tiny"
 
@@ -168,6 +169,26 @@ def test_images_that_other_tools_turn_are_named(run, people, write_json, as_numb
     assert status == 0 and len(read_poses(output))
     line = f"warning: --dataset: {len(people)} images have an EXIF orientation other than 1: "
     assert err.startswith(line + Path(people[0][1]).name) and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["import", "estimate"])
+def test_data_prepared_from_elsewhere_are_a_warning(
+    command, people, write_json, as_numbers, constant_model, gaussians, tmp_path, capsys
+):
+    for name in ("one", "two"):
+        write_tree("partial_ilids", tmp_path / name)
+    prepared_builder("partial_ilids", str(tmp_path / "data"), str(tmp_path / "one"))
+    heat_maps = constant_model({"maps": gaussians(np.full((17, 2), 9.0), 24, 12)}, ["n", 3, 96, 48])
+    flags = ["--dataset", "partial_ilids", "--data_dir", str(tmp_path / "data")]
+    flags += ["--output", str(tmp_path / "poses.npz"), "--manual_dir", str(tmp_path / "two")]
+    if command == "import":
+        given = write_openpose(people[:1], write_json, as_numbers)
+        flags += ["--format", "openpose", *map(str, given)]
+    else:
+        flags += ["--model", str(heat_maps)]
+    main([command, *flags])
+    line = f"{tmp_path}/data/partial_ilids was prepared from {tmp_path}/one; delete it to prepare"
+    assert f"warning: {line} it from {tmp_path}/two\n" in capsys.readouterr().err
 
 
 def test_what_matches_nothing_is_listed(run, people, write_json, as_numbers):

@@ -71,9 +71,18 @@ def test_links_are_followed_but_not_in_circles(write_json, tmp_path):
     (tmp_path / "elsewhere" / "2.json").write_text('{"people": []}')
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
     (folder / "sub" / "above").symlink_to(folder)
-    (folder / "broken.json").symlink_to(tmp_path / "gone.json")
+    (folder / ".hidden").symlink_to(tmp_path / "gone")
     sources = [annotation.source for annotation in FORMATS["openpose"](folder)]
     assert sources == ["linked/2.json", "own.json", "sub/1.json"]
+
+
+@pytest.mark.parametrize("name", ["broken.json", "share"])
+def test_a_broken_link_is_named(name, write_json, tmp_path):
+    folder = write_json("own.json", {"people": []})
+    (folder / name).symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError) as error:
+        list(FORMATS["openpose"](folder))
+    assert str(error.value) == f"--input={folder / name}: a broken link; repair or remove it"
 
 
 def test_openpose_people_without_a_body_have_no_pose(write_json, make_person, as_numbers):
@@ -114,6 +123,28 @@ def test_coco_image_numbers_are_named_by_annotations(write_json, make_person, as
     annotation = one(read_coco(folder / "results.json", folder / "names.json"))
     assert annotation.image == "query/a.jpg"
     assert_people(annotation, make_person())
+
+
+def test_coco_results_of_ultralytics_name_their_files(write_json, make_person, as_numbers):
+    # Its image_id is the stem, as a number where it can be one: 0007.jpg is 7.
+    names = {7: "0007.jpg", "a_1": "a_1.jpg"}
+    entries = [
+        {"image_id": number, "file_name": name, "keypoints": as_numbers(make_person())}
+        for number, name in names.items()
+    ]
+    folder = write_json("results.json", entries)
+    assert [one.image for one in read_coco(folder / "results.json")] == ["0007.jpg", "a_1.jpg"]
+    images = [{"id": 7, "file_name": "query/0007.png"}, {"id": 8, "file_name": "query/8.jpg"}]
+    write_json("names.json", {"images": images})
+    named = read_coco(folder / "results.json", folder / "names.json")
+    assert [one.image for one in named] == ["query/0007.png", "a_1.jpg"]
+    images[0]["file_name"] = "query/7.jpg"
+    write_json("names.json", {"images": images})
+    with pytest.raises(DataError) as error:
+        list(read_coco(folder / "results.json", folder / "names.json"))
+    assert str(error.value) == (
+        f"{folder}/results.json: image_id 7 is 0007.jpg, but query/7.jpg in {folder}/names.json"
+    )
 
 
 def test_coco_images_may_have_a_size(write_json, make_person, as_numbers):

@@ -102,6 +102,16 @@ def test_keypoints_win_over_dense_maps_and_dense_maps_over_nothing(
     assert read_poses(tmp_path / "poses.npz").part_maps.shape == (3, 3, 2, 8)
 
 
+def test_the_pose_of_the_exact_folder_wins_over_all_others(make_images, make_person):
+    images = make_images(("query", "query/a.jpg", 1))
+    exact, other = make_person(5, 5), make_person(9, 9)
+    cache = built(images, keypoints("others/a.json", other), keypoints("query/a.json", exact))
+    assert cache.sources.tolist() == ["query/a.json"]
+    np.testing.assert_array_equal(cache.keypoints, [exact])
+    cache = built(images, dense("query/a.npy"), keypoints("others/a.json", other))
+    assert cache.sources.tolist() == ["query/a.npy"]
+
+
 def test_keypoints_of_resized_images_are_scaled_back(make_images, make_person):
     images = make_images(("query", "a.jpg", 1), size=(60, 50))
     person = make_person(0, 0)
@@ -191,6 +201,18 @@ def test_coordinates_of_another_size_are_detected(make_images, make_person):
     person[8, :2] = 200
     person[:3, 2] = 0.1  # doubtful ones do not count
     built(images, keypoints("a", person))
+
+
+def test_poses_of_smaller_copies_are_a_warning_that_names_seen_size(make_images, make_person):
+    names = [str(number) for number in range(12)]
+    images = make_images(*(("query", f"{name}.jpg", name) for name in names), size=(120, 100))
+    joined = join(images, [keypoints(name, make_person(20, 15)) for name in names], "/root")
+    (warning,) = build_cache(images, joined, estimator="tool")[1]
+    assert warning.startswith("--input: 99% of the confident keypoints are in the left 44% and the")
+    assert warning.endswith(
+        "give the size at which the estimator saw the images as --seen-size HEIGHT WIDTH"
+    )
+    assert build_cache(images, joined, estimator="tool", seen_size=(60, 50))[1] == []
 
 
 def test_normalised_coordinates_are_detected(make_images, make_person):

@@ -1,0 +1,298 @@
+"""BatchNorm with its convolution, shortcut and ReLU: as few passes over the activations as possible.
+
+Accelerators, and CPUs too, spend most of a residual network's training step on moving activations.
+Three forms of one definition,
+
+    z = act(γ (x * k − μ) / √(σ² + ε) + β + shortcut),
+
+with μ and σ² the mean and the biased variance of each channel of x * k over the batch:
+
+- Evaluation: μ and σ² are the running averages, so a = γ / √(σ² + ε) goes into the kernel,
+  z = act(x * (k a) + β − μ a + shortcut).
+- Training, where a 1x1 convolution has more outputs than inputs: μ and σ² follow from the mean m and
+  the covariance C of the smaller side, x, so the kernel takes up a as in evaluation and x * k itself
+  never exists, μ = kᵀ m and σ² = diag(kᵀ C k).
+- Training, elsewhere: :func:`normalise`, with a backward pass of its own.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from pgfl_jax.models.column_sums import column_sums
+
+EPSILON = 1e-5
+MOMENTUM = 0.9
+
+Features = Float[Array, "*batch channels"]
+PerChannel = Float[Array, " channels"]
+
+
+class Statistics(NamedTuple):
+    """Mean and biased variance of each channel."""
+
+    mean: PerChannel
+    var: PerChannel
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _rows(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def normalise(
+    x: Features,
+    scale: PerChannel,
+    bias: PerChannel,
+    shift: PerChannel,
+    shortcut: Features | None,
+    relu: bool,
+) -> tuple[Features, Statistics]:
+    """act(γ (x − μ) / √(σ² + ε) + β + shortcut), and the batch's statistics.
+
+    One pass finds both moments of x − shift, where shift is near the mean:
+    μ = shift + E[x − shift] and σ² = E[(x − shift)²] − E[x − shift]². The nearer the shift, the
+    fewer digits cancel. No gradient flows through the returned statistics.
+
+    With d the output's gradient where the output is above 0, n rows and x̂ = (x − μ) / √(σ² + ε),
+
+        ∂β = Σ d,   ∂γ = Σ d x̂,   ∂x = γ / √(σ² + ε) · (d − ∂β / n − x̂ ∂γ / n),   ∂shortcut = d.
+
+    Reference: S. Ioffe, C. Szegedy, "Batch Normalization", ICML 2015.
+    """
+    return _normalise(x, scale, bias, shift, shortcut, relu)[0]
+
+
+def _normalise(x, scale, bias, shift, shortcut, relu):
+    count = x.size // x.shape[-1]
+    sums = column_sums(
+        lambda x, shift: (x - shift, jnp.square(x - shift)), (_rows(x),), (shift,)
+    )
+    first, second = (total / count for total in sums)
+    mean, var = shift + first, jnp.maximum(second - jnp.square(first), 0)
+    factor = scale * jax.lax.rsqrt(var + EPSILON)
+    y = _wide(x) * factor + (bias - mean * factor)
+    if shortcut is not None:
+        y = y + shortcut
+    y = (jax.nn.relu(y) if relu else y).astype(x.dtype)
+    kept = y if relu and shortcut is not None else None
+    return (y, Statistics(mean, var)), (x, scale, bias, mean, var, shortcut is not None, kept)
+
+
+def _normalise_backward(relu, saved, gradients):
+    x, scale, bias, mean, var, has_shortcut, y = saved
+    inverse = jax.lax.rsqrt(var + EPSILON)
+    factor = scale * inverse
+
+    def reached(x, gradient, y=None):
+        """The gradient where the ReLU let the value through."""
+        if not relu:
+            return gradient
+        return jnp.where((y if y is not None else (x - mean) * factor + bias) > 0, gradient, 0)
+
+    if y is not None:
+        d, d_bias, d_scale = column_sums(
+            lambda x, gradient, y, mean: ((d := jnp.where(y > 0, gradient, 0)), d * (x - mean)),
+            (_rows(x), _rows(gradients[0]), _rows(y)), (mean,), keep=True,
+        )
+        d = d.reshape(x.shape)
+    else:
+        def terms(x, gradient, mean, factor, bias):
+            d = jnp.where((x - mean) * factor + bias > 0, gradient, 0) if relu else gradient
+            return d, d * (x - mean)
+        d_bias, d_scale = column_sums(
+            terms, (_rows(x), _rows(gradients[0])), (mean, factor, bias)
+        )
+        d = gradients[0]
+        if relu:
+            d = jnp.where((_wide(x) - mean) * factor + bias > 0, d, 0)
+    d_scale = d_scale * inverse
+    count = x.size // x.shape[-1]
+    d_x = factor * (_wide(d) - d_bias / count - (_wide(x) - mean) * (inverse * d_scale / count))
+    d_x = d_x.astype(x.dtype)
+    return d_x, d_scale, d_bias, jnp.zeros_like(mean), d if has_shortcut else None
+
+
+normalise.defvjp(_normalise, _normalise_backward)
+
+
+@jax.custom_vjp
+def moments(
+    rows: Float[Array, "rows channels"],
+) -> tuple[PerChannel, Float[Array, "channels channels"]]:
+    """E[x] and E[x xᵀ] over the rows.
+
+    The backward pass takes the second one's gradient to be symmetric.
+    """
+    count = rows.shape[0]
+    products = jax.lax.dot_general(
+        rows, rows, (((0,), (0,)), ((), ())), preferred_element_type=_wide(rows).dtype
+    )
+    return column_sums(lambda x: (x,), (rows,), ())[0] / count, products / count
+
+
+def _moments_backward(rows, gradients):
+    mean, products = (gradient / rows.shape[0] for gradient in gradients)
+    through = rows @ (2 * products).astype(rows.dtype)
+    return ((_wide(through) + mean).astype(rows.dtype),)
+
+
+moments.defvjp(lambda rows: (moments(rows), rows), _moments_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _finish(y: Features, offset: PerChannel, shortcut: Features | None, relu: bool) -> Features:
+    """act(y + offset + shortcut). The backward pass needs the output alone, which is kept anyway."""
+    # In the type of y: XLA's GPU compiler then makes it part of the convolution or product.
+    total = y + offset.astype(y.dtype)
+    if shortcut is not None:
+        total = total + shortcut
+    return jax.nn.relu(total) if relu else total
+
+
+def _finish_forward(y, offset, shortcut, relu):
+    z = _finish(y, offset, shortcut, relu)
+    return z, (z if relu else None, shortcut is not None)
+
+
+def _finish_backward(relu, saved, gradient):
+    z, has_shortcut = saved
+    rows = _rows(gradient)
+    if relu:
+        rows, d_offset = column_sums(
+            lambda d, z: (jnp.where(z > 0, d, 0),), (rows, _rows(z)), (), keep=True
+        )
+    else:
+        (d_offset,) = column_sums(lambda d: (d,), (rows,), ())
+    d = rows.reshape(gradient.shape)
+    return d, d_offset, d if has_shortcut else None
+
+
+_finish.defvjp(_finish_forward, _finish_backward)
+
+
+def convolve(x: Array, kernel: Array, stride: int) -> Array:
+    """x * kernel without bias, padded symmetrically by half of the kernel as in PyTorch.
+
+    A 1x1 kernel (I, O) is a matrix product, several times faster than XLA's convolution on CPUs.
+
+    Args:
+        x: (B, h, w, I).
+        kernel: (I, O) or (k, k, I, O).
+        stride: of both axes.
+
+    Returns:
+        (B, ceil(h / stride), ceil(w / stride), O).
+    """
+    if kernel.ndim == 2:
+        return skip(x, stride) @ kernel
+    padding = [(kernel.shape[0] // 2,) * 2] * 2
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def skip(x: Array, stride: int) -> Array:
+    """Every ``stride``-th row and column of (B, h, w, C)."""
+    if stride == 1:
+        return x
+    # Without the barrier XLA's GPU compiler fuses the slice into the product, and aborts where a
+    # basic block adds its shortcut ("subdim_size_accumulator", jaxlib 0.10.2 and 0.11.2).
+    return jax.lax.optimization_barrier(
+        jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
+    )
+
+
+class BatchNorm(nn.Module):
+    """BatchNorm over all axes but the last, with what comes before and after it.
+
+    Attributes:
+        features: channels.
+        use_running_average: normalise by the running averages, instead of by the batch's
+            statistics, which then update them, r ← 0.9 r + 0.1 s.
+        dtype: of the result; statistics are at least float32. None: that of the parameters.
+    """
+
+    features: int
+    use_running_average: bool
+    dtype: DTypeLike | None = None
+
+    def setup(self) -> None:
+        """Declare scale, bias and running averages."""
+        shape = (self.features,), jnp.float32
+        self.scale = self.param("scale", nn.initializers.ones, *shape)
+        self.bias = self.param("bias", nn.initializers.zeros, *shape)
+        self.mean = self.variable("batch_stats", "mean", jnp.zeros, *shape)
+        self.var = self.variable("batch_stats", "var", jnp.ones, *shape)
+
+    def __call__(
+        self, x: Features, shortcut: Features | None = None, *, relu: bool = False
+    ) -> Features:
+        """act(BatchNorm(x) + shortcut)."""
+        x = x.astype(self.dtype or self.scale.dtype)
+        if self.use_running_average:
+            factor, offset = self._running()
+            return _finish(x * factor, offset, shortcut, relu).astype(x.dtype)
+        shift = jax.lax.stop_gradient(self.mean.value)
+        y, statistics = normalise(x, self.scale, self.bias, shift, shortcut, relu)
+        self._update(statistics)
+        return y
+
+    def after(
+        self,
+        x: Array,
+        kernel: Array,
+        stride: int = 1,
+        shortcut: Features | None = None,
+        *,
+        relu: bool = False,
+    ) -> Features:
+        """act(BatchNorm(x * kernel) + shortcut)."""
+        dtype = self.dtype or self.scale.dtype
+        x = x.astype(dtype)
+        if self.use_running_average:
+            factor, offset = self._running()
+            y = convolve(x, (kernel * factor).astype(dtype), stride)
+            return _finish(y, offset, shortcut, relu)
+        if kernel.ndim == 2 and kernel.shape[1] > kernel.shape[0]:
+            return self._after_small_input(skip(x, stride), kernel, shortcut, relu)
+        y = checkpoint_name(convolve(x, kernel.astype(dtype), stride), "convolution")
+        return self(y, shortcut, relu=relu)
+
+    def _after_small_input(
+        self, x: Array, kernel: Array, shortcut: Features | None, relu: bool
+    ) -> Features:
+        rows = _rows(x)
+        mean_in, products = moments(rows)
+        covariance = products - jnp.outer(mean_in, mean_in)
+        highest = jax.lax.Precision.HIGHEST
+        var = jnp.sum(kernel * jnp.matmul(covariance, kernel, precision=highest), axis=0)
+        var = jnp.maximum(var, 0)
+        factor = self.scale * jax.lax.rsqrt(var + EPSILON)
+        scaled = (kernel * factor).astype(x.dtype)
+        # By the rounded kernel: the mean of the result is then β to full precision.
+        mean = jnp.matmul(mean_in, _wide(scaled), precision=highest)
+        self._update(Statistics(jnp.matmul(mean_in, kernel, precision=highest), var))
+        y = x @ scaled
+        return checkpoint_name(_finish(y, self.bias - mean, shortcut, relu), "convolution")
+
+    def _running(self) -> tuple[PerChannel, PerChannel]:
+        factor = self.scale * jax.lax.rsqrt(self.var.value + EPSILON)
+        return factor, self.bias - self.mean.value * factor
+
+    def _update(self, statistics: Statistics) -> None:
+        if self.is_initializing():
+            return
+        mean, var = jax.lax.stop_gradient(statistics)
+        self.mean.value = MOMENTUM * self.mean.value + (1 - MOMENTUM) * mean
+        self.var.value = MOMENTUM * self.var.value + (1 - MOMENTUM) * var
