@@ -1,8 +1,8 @@
 """Times several programs in turn: each in a process of its own, which waits while others run."""
 
 import json
+import math
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -48,14 +48,18 @@ class Program:
         self, name: str, command: Sequence[str], *, cwd: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        """Start it, and wait for its first run."""
+        """Start it; :meth:`ready` waits for its first run."""
         self.name = name
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=cwd,
             env=os.environ | dict(env or {}),
         )
-        self.start_seconds: float = self._answer()
+        self.start_seconds = math.nan
         self.seconds: list[float] = []
+
+    def ready(self) -> None:
+        """Wait for the end of the first run."""
+        self.start_seconds = self._answer()
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None

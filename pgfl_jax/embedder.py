@@ -26,7 +26,7 @@ from pgfl_jax.distributed.sharding import batch_sharding, make_mesh, replicated
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import make_model
 from pgfl_jax.export.verify import RECORD
-from pgfl_jax.models import PGFL, unit_length
+from pgfl_jax.models import PGFL, folded, unit_length
 from pgfl_jax.preprocessing import PictureError, list_pictures
 from pgfl_jax.report.manifest import read_config
 
@@ -193,7 +193,8 @@ class Embedder:
     @functools.cached_property
     def _compiled(self) -> Callable[[Array], Array]:
         split, whole = batch_sharding(self._mesh), replicated(self._mesh)
-        variables = jax.device_put(self.variables, whole)
+        fold = jax.jit(functools.partial(folded, dtype=self.config.model.dtype))
+        variables = jax.device_put(fold(self.variables), whole)
         function = jax.jit(self.apply, in_shardings=(whole, split), out_shardings=whole)
         return functools.partial(function, variables)
 

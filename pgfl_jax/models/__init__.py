@@ -1,6 +1,6 @@
 """The network: :class:`PGFL` and what it returns."""
 
 from pgfl_jax.models.outputs import BranchOutputs, PGFLOutputs
-from pgfl_jax.models.pgfl import PGFL, main_branch, unit_length
+from pgfl_jax.models.pgfl import PGFL, folded, main_branch, unit_length
 
 __all__ = ["PGFL", "BranchOutputs", "PGFLOutputs", "main_branch", "unit_length"]

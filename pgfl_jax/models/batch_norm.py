@@ -15,8 +15,9 @@ with μ and σ² the mean and the biased variance of each channel of x * k over 
 - Training, elsewhere: :func:`normalise`, with a backward pass of its own.
 """
 
+from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -43,6 +44,11 @@ class Statistics(NamedTuple):
 
 def _wide(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _on(x: Array, vector: Array) -> Array:
+    """A vector over the last axis of ``x``."""
+    return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def _rows(x: Array) -> Array:
@@ -81,7 +87,7 @@ def _normalise(x, scale, bias, shift, shortcut, relu):
     first, second = (total / count for total in sums)
     mean, var = shift + first, jnp.maximum(second - jnp.square(first), 0)
     factor = scale * jax.lax.rsqrt(var + EPSILON)
-    y = _wide(x) * factor + (bias - mean * factor)
+    y = _wide(x) * _on(x, factor) + _on(x, bias - mean * factor)
     if shortcut is not None:
         y = y + shortcut
     y = (jax.nn.relu(y) if relu else y).astype(x.dtype)
@@ -115,10 +121,11 @@ def _normalise_backward(relu, saved, gradients):
         )
         d = gradients[0]
         if relu:
-            d = jnp.where((_wide(x) - mean) * factor + bias > 0, d, 0)
+            d = jnp.where((_wide(x) - _on(x, mean)) * _on(x, factor) + _on(x, bias) > 0, d, 0)
     d_scale = d_scale * inverse
     count = x.size // x.shape[-1]
-    d_x = factor * (_wide(d) - d_bias / count - (_wide(x) - mean) * (inverse * d_scale / count))
+    centred = (_wide(x) - _on(x, mean)) * _on(x, inverse * d_scale / count)
+    d_x = _on(x, factor) * (_wide(d) - _on(x, d_bias / count) - centred)
     d_x = d_x.astype(x.dtype)
     return d_x, d_scale, d_bias, jnp.zeros_like(mean), d if has_shortcut else None
 
@@ -144,7 +151,7 @@ def moments(
 def _moments_backward(rows, gradients):
     mean, products = (gradient / rows.shape[0] for gradient in gradients)
     through = rows @ (2 * products).astype(rows.dtype)
-    return ((_wide(through) + mean).astype(rows.dtype),)
+    return ((_wide(through) + mean[None]).astype(rows.dtype),)
 
 
 moments.defvjp(lambda rows: (moments(rows), rows), _moments_backward)
@@ -154,7 +161,7 @@ moments.defvjp(lambda rows: (moments(rows), rows), _moments_backward)
 def _finish(y: Features, offset: PerChannel, shortcut: Features | None, relu: bool) -> Features:
     """act(y + offset + shortcut). The backward pass needs the output alone, which is kept anyway."""
     # In the type of y: XLA's GPU compiler then makes it part of the convolution or product.
-    total = y + offset.astype(y.dtype)
+    total = y + _on(y, offset.astype(y.dtype))
     if shortcut is not None:
         total = total + shortcut
     return jax.nn.relu(total) if relu else total
@@ -196,9 +203,34 @@ def convolve(x: Array, kernel: Array, stride: int) -> Array:
     """
     if kernel.ndim == 2:
         return skip(x, stride) @ kernel
+    if x.shape[-1] == 3 and stride == 2:
+        return jax.lax.platform_dependent(x, kernel, cuda=_stem, default=partial(_plain, stride=2))
+    return _plain(x, kernel, stride)
+
+
+def _plain(x: Array, kernel: Array, stride: int) -> Array:
     padding = [(kernel.shape[0] // 2,) * 2] * 2
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _stem(x: Array, kernel: Array) -> Array:
+    """A 7x7 convolution of three channels with stride 2, as 4x4 of sixteen with stride 1.
+
+    Matrix units take channels by eight; three would be padded to eight at five times the arithmetic.
+    Blocks of 2x2 pixels become channels, with a fourth colour of 0. Where u counts rows from the
+    first one under the kernel, 2 (i − 2) + u with a row of zeros above the kernel, u = 2 a + b is
+    row b of block i − 2 + a.
+    """
+    batch, height, width, _ = x.shape
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, 1)))
+    x = x.reshape(batch, height // 2, 2, width // 2, 2, 4).swapaxes(2, 3)
+    x = x.reshape(batch, height // 2, width // 2, 16)
+    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 1), (0, 0)))
+    kernel = kernel.reshape(4, 2, 4, 2, 4, -1).swapaxes(1, 2).reshape(4, 4, 16, -1)
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), [(2, 1), (2, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
@@ -232,8 +264,9 @@ class BatchNorm(nn.Module):
         shape = (self.features,), jnp.float32
         self.scale = self.param("scale", nn.initializers.ones, *shape)
         self.bias = self.param("bias", nn.initializers.zeros, *shape)
-        self.mean = self.variable("batch_stats", "mean", jnp.zeros, *shape)
-        self.var = self.variable("batch_stats", "var", jnp.ones, *shape)
+        if self.is_initializing() or self.has_variable("batch_stats", "mean"):
+            self.mean = self.variable("batch_stats", "mean", jnp.zeros, *shape)
+            self.var = self.variable("batch_stats", "var", jnp.ones, *shape)
 
     def __call__(
         self, x: Features, shortcut: Features | None = None, *, relu: bool = False
@@ -241,8 +274,10 @@ class BatchNorm(nn.Module):
         """act(BatchNorm(x) + shortcut)."""
         x = x.astype(self.dtype or self.scale.dtype)
         if self.use_running_average:
-            factor, offset = self._running()
-            return _finish(x * factor, offset, shortcut, relu).astype(x.dtype)
+            factor, offset = self.scale, self.bias
+            if self.has_variable("batch_stats", "mean"):
+                factor, offset = _affine(factor, offset, self.mean.value, self.var.value)
+            return _finish(_wide(x) * _on(x, factor), offset, shortcut, relu).astype(x.dtype)
         shift = jax.lax.stop_gradient(self.mean.value)
         y, statistics = normalise(x, self.scale, self.bias, shift, shortcut, relu)
         self._update(statistics)
@@ -261,8 +296,12 @@ class BatchNorm(nn.Module):
         dtype = self.dtype or self.scale.dtype
         x = x.astype(dtype)
         if self.use_running_average:
-            factor, offset = self._running()
-            y = convolve(x, (kernel * factor).astype(dtype), stride)
+            if self.has_variable("batch_stats", "mean"):
+                factor, offset = _affine(self.scale, self.bias, self.mean.value, self.var.value)
+                kernel = kernel * _on(kernel, factor)
+            else:
+                offset = self.bias
+            y = convolve(x, kernel.astype(dtype), stride)
             return _finish(y, offset, shortcut, relu)
         if kernel.ndim == 2 and kernel.shape[1] > kernel.shape[0]:
             return self._after_small_input(skip(x, stride), kernel, shortcut, relu)
@@ -275,20 +314,18 @@ class BatchNorm(nn.Module):
         rows = _rows(x)
         mean_in, products = moments(rows)
         covariance = products - jnp.outer(mean_in, mean_in)
-        highest = jax.lax.Precision.HIGHEST
-        var = jnp.sum(kernel * jnp.matmul(covariance, kernel, precision=highest), axis=0)
+        # Small products; in 16 bits, x itself has fewer digits than the matrix units keep.
+        wide = jnp.finfo(x.dtype).bits > 16
+        precision = jax.lax.Precision.HIGHEST if wide else jax.lax.Precision.DEFAULT
+        var = jnp.sum(kernel * jnp.matmul(covariance, kernel, precision=precision), axis=0)
         var = jnp.maximum(var, 0)
         factor = self.scale * jax.lax.rsqrt(var + EPSILON)
-        scaled = (kernel * factor).astype(x.dtype)
+        scaled = (kernel * factor[None]).astype(x.dtype)
         # By the rounded kernel: the mean of the result is then β to full precision.
-        mean = jnp.matmul(mean_in, _wide(scaled), precision=highest)
-        self._update(Statistics(jnp.matmul(mean_in, kernel, precision=highest), var))
+        mean = jnp.matmul(mean_in, _wide(scaled), precision=jax.lax.Precision.HIGHEST)
+        self._update(Statistics(jnp.matmul(mean_in, kernel, precision=jax.lax.Precision.HIGHEST), var))
         y = x @ scaled
         return checkpoint_name(_finish(y, self.bias - mean, shortcut, relu), "convolution")
-
-    def _running(self) -> tuple[PerChannel, PerChannel]:
-        factor = self.scale * jax.lax.rsqrt(self.var.value + EPSILON)
-        return factor, self.bias - self.mean.value * factor
 
     def _update(self, statistics: Statistics) -> None:
         if self.is_initializing():
@@ -296,3 +333,37 @@ class BatchNorm(nn.Module):
         mean, var = jax.lax.stop_gradient(statistics)
         self.mean.value = MOMENTUM * self.mean.value + (1 - MOMENTUM) * mean
         self.var.value = MOMENTUM * self.var.value + (1 - MOMENTUM) * var
+
+
+def _affine(
+    scale: PerChannel, bias: PerChannel, mean: PerChannel, var: PerChannel
+) -> tuple[PerChannel, PerChannel]:
+    """(a, b) with γ (x − μ) / √(σ² + ε) + β = a x + b."""
+    factor = scale * jax.lax.rsqrt(var + EPSILON)
+    return factor, bias - mean * factor
+
+
+def fold(params: Mapping[str, Any], stats: Mapping[str, Any], dtype: DTypeLike) -> dict[str, Any]:
+    """Parameters for evaluation without running averages: they go into kernels and biases.
+
+    Args:
+        params: of a network whose convolutions and BatchNorms have names like ``conv1``, ``bn1``.
+        stats: its running averages.
+        dtype: of the kernels.
+
+    Returns:
+        Parameters of the same structure. :class:`BatchNorm` takes them, given no averages.
+    """
+    folded = dict(params)
+    for name, averages in stats.items():
+        if "mean" not in averages:
+            folded[name] = fold(params[name], averages, dtype)
+            continue
+        factor, offset = _affine(**params[name], **averages)
+        convolution = name.replace("bn", "conv")
+        if convolution != name:
+            folded[convolution] = jax.tree.map(
+                lambda kernel, factor=factor: (kernel * _on(kernel, factor)).astype(dtype), params[convolution]
+            )
+        folded[name] = {"scale": factor, "bias": offset}
+    return folded

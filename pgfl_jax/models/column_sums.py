@@ -57,8 +57,8 @@ def column_sums(
         on_gpu = jax.shard_map(on_gpu, in_specs=specs, out_specs=split, check_vma=False)
 
     def by_kernel(*arrays: Array) -> tuple[Array, ...]:
-        kept, sums = on_gpu(*arrays)
-        return *kept, *(jnp.sum(part, axis=0) for part in sums)
+        *kept, sums = on_gpu(*arrays)
+        return *kept, *jnp.sum(sums, axis=0)
 
     return jax.lax.platform_dependent(*matrices, *vectors, cuda=by_kernel, default=plain)
 
@@ -70,8 +70,8 @@ def _evaluate(terms: Terms, number: int, arrays: Sequence[Array]) -> tuple[Array
 
 def _partial_sums(
     terms: Terms, number: int, count: int, keep: bool, *arrays: Array, interpret: bool = False
-) -> tuple[list[Array], list[Array]]:
-    """Sums over parts of the rows, (parts, C) each, after the first term if it is kept."""
+) -> list[Array]:
+    """Sums over parts of the rows, (parts, count, C), after the first term if it is kept."""
     rows, columns = arrays[0].shape
     width = 128 if columns % 128 == 0 else 64
     height = _TILE // width
@@ -96,16 +96,15 @@ def _partial_sums(
         zeros = tuple(jnp.zeros((height, width), jnp.float32) for _ in range(count))
         first, last = part * tiles // parts, (part + 1) * tiles // parts
         sums = jax.lax.fori_loop(first, last, add, zeros)
-        for output, total in zip(outputs[keep:], sums, strict=True):
-            output[part, here] = jnp.sum(total, axis=0)
+        for index, total in enumerate(sums):
+            outputs[-1][part, index, here] = jnp.sum(total, axis=0)
 
-    sums = [jax.ShapeDtypeStruct((parts, columns), jnp.float32)] * count
-    found = pl.pallas_call(
+    sums = jax.ShapeDtypeStruct((parts, count, columns), jnp.float32)
+    return pl.pallas_call(
         kernel,
         grid=(parts, columns // width),
-        out_shape=[jax.ShapeDtypeStruct((rows, columns), arrays[0].dtype)] * keep + sums,
+        out_shape=[jax.ShapeDtypeStruct((rows, columns), arrays[0].dtype)] * keep + [sums],
         compiler_params=triton.CompilerParams(num_warps=8, num_stages=2),
         interpret=interpret,
         name="column_sums",
     )(*arrays)
-    return found[:keep], found[keep:]

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pgfl_jax.models.backbones import BACKBONES
+from pgfl_jax.models.batch_norm import fold
 from pgfl_jax.models.bnneck import BNNeck
 from pgfl_jax.models.branches import (
     EPSILON,
@@ -135,6 +136,14 @@ def main_branch(variables: Mapping[str, Any]) -> dict[str, Any]:
         collection: {name: tree for name, tree in variables[collection].items() if name in needed}
         for collection in ("params", "batch_stats")
     }
+
+
+def folded(variables: Mapping[str, Any], dtype: DTypeLike) -> dict[str, Any]:
+    """The same function in evaluation, with the trunk's BatchNorms inside its convolutions."""
+    params, averages = dict(variables["params"]), dict(variables["batch_stats"])
+    if "trunk" in averages:
+        params["trunk"] = fold(params["trunk"], averages.pop("trunk"), dtype)
+    return {"params": params, "batch_stats": averages}
 
 
 def unit_length(neck: Float[Array, "batch channels"]) -> Float[Array, "batch channels"]:
