@@ -1,6 +1,5 @@
 """LiteRT's files, ``.tflite``, in float32, with float16 weights, and in int8."""
 
-import functools
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pgfl_jax.embedder import Embedder
-from pgfl_jax.export.contract import Contract, batch_of, embed_function, named_variables
+from pgfl_jax.export.contract import Contract, batch_of, embed_pictures
 
 IN_FLOAT32 = (
     "MUL", "SUB", "DIV", "POW", "SQRT", "RSQRT", "EXP", "LOG", "MAXIMUM", "MINIMUM", "SUM", "MEAN",
@@ -87,7 +86,7 @@ def _converter(embedder: Embedder, contract: Contract) -> Any:
     from pgfl_jax.export.jaxpr_to_onnx import convert
     from pgfl_jax.export.onnx_to_tensorflow import as_tensorflow
 
-    embed = functools.partial(embed_function(embedder, contract), named_variables(embedder))
+    embed = embed_pictures(embedder, contract)
     images = batch_of(embedder, contract)
     graph = as_tensorflow(convert(embed, images))
     row = tf.TensorSpec([None, *images.shape[1:]], images.dtype, name="images")

@@ -1,12 +1,11 @@
 """ONNX: for ONNX Runtime, OpenVINO, TensorRT, DeepStream and OpenCV's dnn."""
 
-import functools
 from pathlib import Path
 
 import numpy as np
 
 from pgfl_jax.embedder import Embedder
-from pgfl_jax.export.contract import Contract, batch_of, embed_function, named_variables
+from pgfl_jax.export.contract import Contract, batch_of, embed_pictures
 
 
 def write_onnx(embedder: Embedder, contract: Contract, folder: Path) -> None:
@@ -23,7 +22,7 @@ def write_onnx(embedder: Embedder, contract: Contract, folder: Path) -> None:
     from pgfl_jax.export.jaxpr_to_onnx import convert
     from pgfl_jax.export.quantise import halve_onnx
 
-    embed = functools.partial(embed_function(embedder, contract), named_variables(embedder))
+    embed = embed_pictures(embedder, contract)
     model = convert(embed, batch_of(embedder, contract))
     # With the shapes of all tensors, anyone can count its operations.
     model = onnx.shape_inference.infer_shapes(

@@ -1,7 +1,6 @@
 """StableHLO: one artifact for CPUs, GPUs and TPUs, which loads with jax alone."""
 
 import dataclasses
-import functools
 from pathlib import Path
 
 import jax
@@ -9,7 +8,13 @@ import jax.numpy as jnp
 from safetensors.numpy import save_file
 
 from pgfl_jax.embedder import Embedder
-from pgfl_jax.export.contract import Contract, batch_of, embed_function, named_variables
+from pgfl_jax.export.contract import (
+    Contract,
+    batch_of,
+    embed_function,
+    embed_pictures,
+    named_variables,
+)
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -26,14 +31,15 @@ def to_stablehlo(embedder: Embedder, contract: Contract, *, parameters_inside: b
         contract: the input.
         parameters_inside: whether the parameters are constants of the program.
     """
-    embed, variables = embed_function(embedder, contract), named_variables(embedder)
     images = batch_of(embedder, contract)
     if parameters_inside:
-        inside = jax.jit(functools.partial(embed, variables))
+        inside = jax.jit(embed_pictures(embedder, contract))
         exported = jax.export.export(inside, platforms=PLATFORMS)(images)
     else:
+        variables = named_variables(embedder)
         shapes = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in variables.items()}
-        exported = jax.export.export(jax.jit(embed), platforms=PLATFORMS)(shapes, images)
+        beside = jax.jit(embed_function(embedder, contract))
+        exported = jax.export.export(beside, platforms=PLATFORMS)(shapes, images)
     return bytes(exported.serialize())
 
 
