@@ -70,7 +70,10 @@ def _sizes(variables: Any, products: int, inputs: tuple[str, ...]) -> Graph:
 
 
 def multiply_adds(jaxpr: Any) -> int:
-    """Multiplications of the convolutions and products of a jaxpr, inner ones included."""
+    """Multiplications of the convolutions and products of a jaxpr, inner ones included.
+
+    Of what differs from platform to platform, the default counts.
+    """
     total = 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -83,13 +86,15 @@ def multiply_adds(jaxpr: Any) -> int:
             left = equation.invars[0].aval.shape
             summed = math.prod(left[axis] for axis in contracted)
             total += math.prod(equation.outvars[0].aval.shape) * summed
-        total += sum(multiply_adds(inner) for inner in _inner(params))
+        platforms = params.get("branches_platforms")
+        inside = [params["branches"][platforms.index(None)]] if platforms else [*params.values()]
+        total += sum(multiply_adds(inner) for inner in _inner(inside))
     return total
 
 
-def _inner(params: Any) -> Iterator[Any]:
-    """The jaxprs in the parameters of an equation."""
-    for value in jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr):
+def _inner(params: list[Any]) -> Iterator[Any]:
+    """The jaxprs in parameters of an equation."""
+    for value in jax.tree.leaves(params, is_leaf=_is_jaxpr):
         if _is_jaxpr(value):
             yield getattr(value, "jaxpr", value)
 
@@ -99,12 +104,9 @@ def _is_jaxpr(value: Any) -> bool:
 
 
 def read_stablehlo(path: Path) -> Graph:
-    """The graph of a serialised program, from its text.
-
-    What differs from platform to platform is there once for each, and counted once.
-    """
+    """The graph of a serialised program, as a CPU computes it, from the program's text."""
     program = jax.export.deserialize(bytearray(path.read_bytes()))
-    lines = {line.strip() for line in program.mlir_module().splitlines()}
+    lines = list(_on_first_platform(program.mlir_module()))
     kernels = products = 0
     for line in lines:
         if found := _PRODUCT.search(line):
@@ -116,6 +118,24 @@ def read_stablehlo(path: Path) -> Graph:
     everything = sum(math.prod(_lengths(constant)) for constant in constants)
     everything += sum(math.prod(aval.shape) for aval in variables)
     return Graph(("images",), kernels, everything - kernels, products)
+
+
+def _on_first_platform(text: str) -> Iterator[str]:
+    """The lines of a program without the branches for other platforms than the first, the CPU.
+
+    What differs from platform to platform is a ``stablehlo.case`` with a region for each; their
+    order is that of the platforms.
+    """
+    regions: list[int] = []  # of the operations around a line, the number of the region
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("})"):
+            regions.pop()
+        elif line.startswith("}, {"):
+            regions[-1] += 1
+        elif not any(regions):
+            yield line
+        if line.endswith("({"):
+            regions.append(0)
 
 
 def _lengths(text: str) -> list[int]:
