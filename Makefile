@@ -8,7 +8,7 @@ DEMO_DIR ?= runs/demo
 # Without compiled modules every start takes seconds longer.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test lint docs scaling parity
+.PHONY: setup demo test lint docs scaling parity verify
 
 setup: $(INSTALLED)
 
@@ -47,3 +47,10 @@ scaling: setup
 parity: setup
 	@$(PIP) -e '.[parity]'
 	$(BIN)/python -m studies.pytorch.parity $(OPTIONS)
+
+# Every format of the demo, each verified in an environment that holds one runtime alone
+# (docs/export.md). They are made in .cache/verify; the first time takes a few minutes.
+verify: setup
+	@$(PIP) -e '.[export,parity]'
+	$(BIN)/pgfl export $(DEMO_DIR) --formats=stablehlo,onnx,saved_model,torch,litert --out=.cache/verify/artifacts
+	.ci/verify .cache/verify/artifacts jax onnxruntime openvino tensorflow torch litert

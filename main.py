@@ -1,10 +1,12 @@
-"""Command line: train, or evaluate a run.
+"""Command line: train, evaluate or export a run.
 
 ``python main.py --config=configs/X.py --workdir=DIR`` trains, or resumes what DIR holds.
 ``python main.py --mode=evaluate --workdir=DIR`` scores it, by the configuration that it stored.
+``python main.py --mode=export --workdir=DIR --formats=onnx,torch`` writes it for other runtimes.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +18,18 @@ from pgfl_jax.errors import UserError
 
 if TYPE_CHECKING:
     from pgfl_jax.config import Config
+    from pgfl_jax.retrieval.protocols import EvaluationData
 
 FLAGS = flags.FLAGS
 define_config(None)
 define_path("workdir", None, "Folder of the run; a run found there is continued.")
-flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+flags.DEFINE_enum("mode", "train", ["train", "evaluate", "export"], "What to do.")
+# For --mode=export (docs/export.md).
+flags.DEFINE_string("formats", "onnx", "Formats to export, with commas between them.")
+define_path("out", None, "Folder of the exported artifacts; default: export in the workdir.")
+flags.DEFINE_string("contract", "uint8_nhwc", "What the exported models take.")
+flags.DEFINE_string("checkpoint", "newest", "Checkpoint to export: newest, best or a step.")
+flags.DEFINE_enum("parameters", "trained", ["trained", "average"], "Parameters to export.")
 # For several processes that JAX does not find by itself (docs/scaling.md).
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, the same in all processes.")
 flags.DEFINE_integer("num_processes", None, "How many processes there are.")
@@ -62,24 +71,38 @@ def work(config: "Config") -> None:
     config.check_devices(jax.device_count())  # before any data is prepared
     workdir = writable_folder(Path(FLAGS.workdir), "--workdir")
     collectives.check_shared(workdir)
-    evaluates = FLAGS.mode == "evaluate"
-    pretrained = begin(config, workdir, evaluates=evaluates)
+    trains = FLAGS.mode == "train"
+    pretrained = begin(config, workdir, evaluates=not trains)
+    export = export_of(workdir) if FLAGS.mode == "export" else None
 
-    from input_pipeline.from_config import evaluation_data, training_data  # before TensorFlow
+    # Before TensorFlow.
+    from input_pipeline.from_config import evaluation_data, training_data, training_images
     import tensorflow as tf  # isort: skip
 
     tf.config.set_visible_devices([], "GPU")  # they are JAX's
 
-    training = None if evaluates else training_data(config)
-    trained = evaluates and config.eval.checkpoint != "untrained"
+    training = training_data(config) if trains else None
+    trained = not trains and config.eval.checkpoint != "untrained"
     evaluation = evaluation_data(config, training, run=workdir if trained else None)
     described = training.description if training else {}
     named = {f"training data ({name})": value for name, value in described.items()}
     collectives.assert_same_everywhere(named | evaluation.facts())
     if training:
         train(config, workdir, training, evaluation, pretrained=pretrained)
+    elif export:
+        sys.exit(export(evaluation, training_images(config, 128)))
     else:
         evaluate_checkpoint(config, workdir, evaluation, pretrained=pretrained)
+
+
+def export_of(workdir: Path) -> "Callable[[EvaluationData, dict[str, bytes]], int]":
+    """What exports the run, by the flags, which are checked first."""
+    from pgfl_jax.export.command import Request, export_run
+
+    out = Path(FLAGS.out) if FLAGS.out else None
+    options = FLAGS.formats, out, FLAGS.contract, FLAGS.checkpoint, FLAGS.parameters
+    request = Request(workdir, *options)
+    return lambda data, training: export_run(request, data=data, training=training)
 
 
 if __name__ == "__main__":

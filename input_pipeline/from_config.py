@@ -125,6 +125,13 @@ def training_data(config: Config) -> TrainingData:
     )
 
 
+def training_images(config: Config, count: int) -> dict[str, bytes]:
+    """The files of up to ``count`` training images by name, evenly chosen."""
+    catalog = open_catalog(open_builder(config, config.data.dataset), "train")
+    chosen = np.linspace(0, len(catalog) - 1, min(count, len(catalog))).round().astype(int)
+    return {str(catalog.filenames[index]): catalog.images[index] for index in chosen}
+
+
 def evaluation_data(
     config: Config, training: TrainingData | None = None, *, run: Path | None = None
 ) -> EvaluationData:
@@ -335,6 +342,7 @@ def evaluation_split(
         cameras=catalog.cameras,
         occlusion=catalog.occlusion,
         batches=batches,
+        encoded=catalog.images,
     )
 
 

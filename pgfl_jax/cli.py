@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def _run(argv: list[str] | None) -> int:
         add_arguments(command)
         command.set_defaults(function=function)
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command != "evaluate":  # its overrides are main.py's
+    if rest and arguments.command not in ("evaluate", "export"):  # their overrides are main.py's
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
     return arguments.function(arguments)
@@ -126,22 +127,90 @@ def evaluate(arguments: argparse.Namespace) -> int:
     ``--config.eval.checkpoint=best``, ``--config.eval.datasets="('occluded_reid',)"``,
     ``--config.data.data_dir=DIR``, ``--config.mesh.…``.
     """
-    program = Path(__file__).parents[1] / "main.py"
-    if not program.is_file():
+    if not _PROGRAM.is_file():
         raise UserError(
             "pgfl evaluate reads data sets, which the wheel cannot: clone the repository and run "
             "pip install -e '.[train]' there"
         )
-    workdir = f"--workdir={arguments.run}"
-    command = [sys.executable, str(program), "--mode=evaluate", workdir, *arguments.rest]
+    _run_main("--mode=evaluate", f"--workdir={arguments.run}", *arguments.rest)
+
+
+_PROGRAM = Path(__file__).parents[1] / "main.py"
+
+
+def _run_main(*options: str) -> NoReturn:
+    """Become the repository's ``main.py``."""
     sys.stdout.flush()
-    os.execv(sys.executable, command)
+    os.execv(sys.executable, [sys.executable, str(_PROGRAM), *options])
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write a run's main branch in the formats of other runtimes, and verify each.
+
+    In a clone with the extra [train] the models are verified and scored on the run's test set too;
+    this is then its ``main.py --mode=export``, and options of the configuration may follow. The
+    wheel alone, and ``--pictures``, verify on procedural pictures and on those given.
+    """
+    given = {name: getattr(arguments, name) for name in _EXPORT_OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None}
+    if _PROGRAM.is_file() and not arguments.pictures:
+        options = [f"--{name}={value}" for name, value in given.items()]
+        _run_main("--mode=export", f"--workdir={arguments.run}", *options, *arguments.rest)
+    if arguments.rest:
+        raise UserError(f"{arguments.rest[0]}: only where the test set is read, without --pictures")
+    from pgfl_jax.export.command import Request, export_run
+
+    return export_run(Request(arguments.run, **given), pictures=arguments.pictures)
+
+
+_EXPORT_OPTIONS = ("formats", "out", "contract", "checkpoint", "parameters")
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    _info_arguments(parser)
+    parser.add_argument(
+        "--formats", help="with commas: stablehlo,onnx,saved_model,torch,litert; default: onnx"
+    )
+    parser.add_argument("--out", type=user_path, help="default: export in the run's folder")
+    parser.add_argument("--contract", help="uint8_nhwc (default), float255_nchw or normalised_nchw")
+    parser.add_argument("--checkpoint", type=_checkpoint, help="newest (default), best or a step")
+    parser.add_argument("--parameters", choices=("trained", "average"), help="default: trained")
+    parser.add_argument(
+        "--pictures", type=user_path, help="folder with pictures to verify on, not the test set"
+    )
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Check an exported artifact again, with the runtimes that are installed.
+
+    Its files are compared with their digests, its graph with the main branch's size, and its
+    embeddings with JAX's, on the pictures that it contains. The exit status is 1 if anything is
+    wrong, or if no runtime could be tried.
+    """
+    from pgfl_jax.export.verify import verify as check
+
+    wrong = 0
+    for finding in check(arguments.artifact, run=arguments.run, python=arguments.python):
+        word = {True: "ok", False: "WRONG", None: "skipped"}[finding.passed]
+        print(f"{word:<8}{finding.line}", flush=True)
+        wrong += finding.passed is False
+    return min(wrong, 1)
+
+
+def _verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifact", type=user_path, metavar="DIR", help="the artifact's folder")
+    parser.add_argument("--run", type=user_path, help="the run that it must be of")
+    parser.add_argument(
+        "--python", default=sys.executable, help="an interpreter that has the runtimes"
+    )
 
 
 COMMANDS: Mapping[str, tuple[Callable[..., int], Callable[[argparse.ArgumentParser], None]]] = {
     "info": (info, _info_arguments),
     "embed": (embed, _embed_arguments),
     "evaluate": (evaluate, _info_arguments),
+    "export": (export, _export_arguments),
+    "verify": (verify, _verify_arguments),
 }
 
 

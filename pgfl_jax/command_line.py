@@ -150,7 +150,7 @@ def user_path(text: str) -> Path:
 
 
 def with_stored_config(argv: list[str], stored: Path) -> list[str]:
-    """The command line; an evaluation without ``--config`` gets the run's stored configuration.
+    """The command line; without ``--config`` it gets the run's stored one, except for training.
 
     Args:
         argv: the arguments, without the program's name.
@@ -160,7 +160,7 @@ def with_stored_config(argv: list[str], stored: Path) -> list[str]:
     for name in ("config", "mode", "workdir"):
         parser.add_argument(f"--{name}")
     given, _ = parser.parse_known_args(argv)
-    if given.mode != "evaluate" or given.config or not given.workdir:
+    if given.mode not in ("evaluate", "export") or given.config or not given.workdir:
         return argv
     return [f"--config={stored}:{user_path(given.workdir)}", *argv]
 

@@ -25,6 +25,7 @@ from pgfl_jax.distributed.devices import require_devices
 from pgfl_jax.distributed.sharding import batch_sharding, make_mesh, replicated
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import make_model
+from pgfl_jax.export.verify import RECORD
 from pgfl_jax.models import PGFL, folded, unit_length
 from pgfl_jax.preprocessing import PictureError, list_pictures
 from pgfl_jax.report.manifest import read_config
@@ -42,12 +43,12 @@ def load(
     parameters: str = "trained",
     dtype: str | None = None,
 ) -> "Embedder":
-    """Load the main branch of a training run.
+    """Load the main branch of a training run, or an exported ONNX or StableHLO artifact.
 
-    Optimizer, classifiers and pose branches stay on disk. Nothing but the run's folder is needed.
+    Optimizer, classifiers and pose branches stay on disk. Nothing but the folder is needed.
 
     Args:
-        path: the run's folder (``--workdir``).
+        path: the run's folder (``--workdir``), or the artifact's, which leaves no other choice.
         checkpoint: ``newest``, ``best`` (by the run's first protocol) or a step.
         parameters: ``trained``, or ``average`` for their running average (``optim.ema_decay``).
         dtype: of convolutions and products, ``float32`` or ``bfloat16``; None: the run's own.
@@ -64,6 +65,10 @@ def load(
     workdir = Path(path).expanduser()
     _check_choice("parameters", parameters, ("trained", "average"))
     _check_choice("dtype", dtype, (None, "float32", "bfloat16"))
+    if (workdir / RECORD).is_file():
+        from pgfl_jax.export.loading import load_artifact
+
+        return load_artifact(workdir, checkpoint, parameters, dtype)
     try:
         config = read_config(workdir)
     except FileNotFoundError as error:
@@ -76,7 +81,7 @@ def load(
     step, variables = read_main_branch(
         workdir, _abstract_variables(model, config), checkpoint=checkpoint, parameters=parameters
     )
-    return Embedder(config, model, variables, step)
+    return Embedder(config, model, variables, step, workdir, parameters)
 
 
 def _check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
@@ -100,12 +105,16 @@ class Embedder:
         model: the network; used with images alone.
         variables: ``params`` and ``batch_stats`` of trunk, pooling and BNNeck.
         step: training steps of the checkpoint.
+        run: the folder of the run, if it is known.
+        parameters: ``trained`` or ``average``.
     """
 
     config: Config
     model: PGFL
     variables: Variables
     step: int
+    run: Path | None = None
+    parameters: str = "trained"
 
     def __call__(
         self,

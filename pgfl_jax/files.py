@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,24 @@ def replacing(path: Path) -> Iterator[Path]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """As :func:`replacing`, a folder beside ``path``, which is made.
+
+    A folder that is at ``path`` is deleted when the other takes its name.
+    """
+    beside, old = (path.with_name(f"{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    try:
+        beside.mkdir()
+        yield beside
+        if path.exists():
+            path.rename(old)
+        beside.rename(path)
+    finally:
+        for rest in (beside, old):
+            shutil.rmtree(rest, ignore_errors=True)
 
 
 def stand_in(head: bytes) -> str:

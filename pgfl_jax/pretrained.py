@@ -38,7 +38,8 @@ _SCHEMES = (
         "heads.pool_layer.p": "main_pooling.power",
     },
     {"base.": "trunk.", "bottleneck.": "main_neck."},  # strong-baseline
-    {"": "trunk."},  # torchvision, timm, torchreid
+    # torchvision, timm, torchreid, and the neck and pooling of our exported artifacts
+    {"": "trunk.", "main_neck.": "main_neck.", "main_pooling.": "main_pooling."},
 )
 _FIRST_BLOCK = "layer1.0.conv1.weight"
 # A trunk under such a name only averages the weights of another, which is the trained one: MoCo's

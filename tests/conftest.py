@@ -72,7 +72,8 @@ LONG = (
     "test_parity.py", "test_start.py", "test_difficulty.py", "test_pretrained.py", "test_steps.py",
     "test_resumed_elsewhere.py", "test_embedder.py", "test_damaged_checkpoints.py",
     "test_full_disk.py", "test_train_step.py", "test_total.py", "test_transfers.py", "test_pgfl.py",
-    "test_stored_runs.py", "test_documents.py", "test_jaxpr_to_onnx.py", "test_study.py",
+    "test_command.py", "test_verify.py", "test_stored_runs.py", "test_documents.py",
+    "test_jaxpr_to_onnx.py", "test_study.py",
     "test_doctor.py", "test_published_sets.py", "test_triplet.py",
 )  # fmt: skip
 

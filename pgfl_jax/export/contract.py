@@ -1,6 +1,7 @@
 """What goes into an exported graph, in the same words for every format."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -68,6 +69,12 @@ def embed_function(embedder: Embedder, contract: Contract) -> EmbedFunction:
         return unit_length(outputs.main.neck)
 
     return embed
+
+
+def embed_pictures(embedder: Embedder, contract: Contract) -> Callable[[Array], Array]:
+    """The same function of a batch alone; the variables are constants in it."""
+    variables = {name: jnp.asarray(value) for name, value in named_variables(embedder).items()}
+    return functools.partial(embed_function(embedder, contract), variables)
 
 
 def named_variables(embedder: Embedder) -> dict[str, np.ndarray]:

@@ -1,11 +1,20 @@
 """StableHLO: one artifact for CPUs, GPUs and TPUs, which loads with jax alone."""
 
-import functools
+import dataclasses
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+from safetensors.numpy import save_file
 
 from pgfl_jax.embedder import Embedder
-from pgfl_jax.export.contract import Contract, batch_of, embed_function, named_variables
+from pgfl_jax.export.contract import (
+    Contract,
+    batch_of,
+    embed_function,
+    embed_pictures,
+    named_variables,
+)
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -22,12 +31,31 @@ def to_stablehlo(embedder: Embedder, contract: Contract, *, parameters_inside: b
         contract: the input.
         parameters_inside: whether the parameters are constants of the program.
     """
-    embed, variables = embed_function(embedder, contract), named_variables(embedder)
     images = batch_of(embedder, contract)
     if parameters_inside:
-        inside = jax.jit(functools.partial(embed, variables))
+        inside = jax.jit(embed_pictures(embedder, contract))
         exported = jax.export.export(inside, platforms=PLATFORMS)(images)
     else:
+        variables = named_variables(embedder)
         shapes = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in variables.items()}
-        exported = jax.export.export(jax.jit(embed), platforms=PLATFORMS)(shapes, images)
+        beside = jax.jit(embed_function(embedder, contract))
+        exported = jax.export.export(beside, platforms=PLATFORMS)(shapes, images)
     return bytes(exported.serialize())
+
+
+def write_stablehlo(embedder: Embedder, contract: Contract, folder: Path) -> None:
+    """Write the program with its parameters inside, and with them in a file beside it.
+
+    ``model.stablehlo`` takes the arrays of ``model.safetensors`` by name, then the images, and so
+    does ``model_bfloat16.stablehlo``, which computes in bfloat16. ``model_inside.stablehlo`` takes
+    the images alone.
+    """
+    fast = dataclasses.replace(embedder, model=embedder.model.clone(dtype=jnp.bfloat16))
+    for name, source, inside in (
+        ("model", embedder, False),
+        ("model_inside", embedder, True),
+        ("model_bfloat16", fast, False),
+    ):
+        program = to_stablehlo(source, contract, parameters_inside=inside)
+        (folder / f"{name}.stablehlo").write_bytes(program)
+    save_file(named_variables(embedder), folder / "model.safetensors")

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,9 +51,11 @@ class EvaluationSplit(Images):
     Attributes:
         batches: starts an iteration over the images in their order, in batches of one static
             shape: ``images``, ``part_maps``, ``visibility``, and ``valid``, 0 for padding rows.
+        encoded: the image files, for those who decode them another way.
     """
 
     batches: Callable[[], Iterator[Batch]]
+    encoded: Sequence[bytes] | np.ndarray = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from configs import synthetic_tiny
 from pgfl_jax.config import Config, parse_config
 from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.experiment import Experiment
+from pgfl_jax.export import torch_model
 from pgfl_jax.losses import mine_hardest
 from pgfl_jax.models.backbones.resnet import BasicBlock, Bottleneck
 from pgfl_jax.models.branches import pose_mask
@@ -192,7 +193,7 @@ def twin_step(
     """One step by PyTorch; the same arguments and results as :func:`flax_step`."""
     twin = make_twin(experiment, variables)
     layers: Arrays = {}
-    kinds = models.BatchNorm | models.BasicBlock | models.Bottleneck
+    kinds = torch_model.BatchNorm | torch_model.BasicBlock | torch_model.Bottleneck
     for name, module in twin.named_modules():
         if isinstance(module, kinds):
             module.register_forward_hook(

@@ -1,14 +1,10 @@
-"""The network in PyTorch: residual trunk, main branch and the two pose-guided branches.
+"""The network in PyTorch: the main branch of exported artifacts and the two pose-guided branches.
 
-Written from docs/method.md in PyTorch's own style; pgfl_jax/models has it in Flax. Parameters below
-``trunk.`` are named as in torchvision. Inputs have the pipeline's layout, channels last; inside,
-channels come second.
+Written from docs/method.md in PyTorch's own style; pgfl_jax/models has it in Flax. Inputs have the
+pipeline's layout, channels last; inside, channels come second.
 """
 
-import functools
 import math
-from collections.abc import Callable
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -16,202 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-EPSILON = 1e-6
+from pgfl_jax.export.torch_model import EPSILON, BNNeck, MainBranch
 
 Features = Float[Tensor, "batch channels height width"]
-Outputs = Float[Tensor, "batch out_channels out_height out_width"]
 Vectors = Float[Tensor, "batch channels"]
 Mask = Float[Tensor, " batch"]
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm whose running variance averages the biased batch variance, as Flax's does.
-
-    Both frameworks normalise by the biased variance v of n values. PyTorch's running variance
-    averages v·n/(n − 1), Flax's v itself. PyTorch's momentum of 0.1 is Flax's 0.9. Both take the
-    statistics of bfloat16 values in float32.
-    """
-
-    def forward(self, x: Features) -> Features:
-        """Normalise over all axes but the second."""
-        before = self.running_var.clone()
-        y = super().forward(x)
-        if self.training:
-            added = self.running_var - (1 - self.momentum) * before
-            # Not in place: the backward pass still needs the old tensor.
-            self.running_var = self.running_var - added / (x.numel() / x.shape[1])
-        return y
-
-
-class InstanceBatchNorm(nn.Module):
-    """IBN-a: normalises half of the channels per image and the rest over the batch."""
-
-    def __init__(self, channels: int):
-        """Split ``channels``; submodules are named as in the authors' code."""
-        super().__init__()
-        self.half = channels // 2
-        self.IN = nn.InstanceNorm2d(self.half, affine=True)
-        self.BN = BatchNorm(channels - self.half)
-
-    def forward(self, x: Features) -> Features:
-        """Normalise ``x``."""
-        return torch.cat([self.IN(x[:, : self.half]), self.BN(x[:, self.half :])], 1)
-
-
-class BNNeck(nn.Module):
-    """BatchNorm without bias whose statistics leave out masked rows.
-
-    With row weights w (1 or 0), μ = Σ w x / Σ w and σ² = Σ w (x − μ)² / Σ w. The running averages
-    do not change when every row is masked.
-    """
-
-    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5):
-        """``momentum`` is the weight of a new batch in the running averages."""
-        super().__init__()
-        self.momentum, self.eps = momentum, eps
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-
-    def forward(self, x: Vectors, mask: Mask | None = None) -> Vectors:
-        """Normalise all rows; those with a ``mask`` of 0 do not count in the statistics."""
-        mean, var = self.running_mean, self.running_var
-        if self.training:
-            weights = x.new_ones(len(x), 1) if mask is None else mask[:, None]
-            count = weights.sum()
-            mean = (weights * x).sum(0) / count.clamp(min=1)
-            var = (weights * (x - mean) ** 2).sum(0) / count.clamp(min=1)
-            # An `if` would have to wait for the GPU.
-            weight = self.momentum * (count > 0).to(x.dtype)
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, weight)
-                self.running_var.lerp_(var, weight)
-        return (x - mean) / torch.sqrt(var + self.eps) * self.weight
-
-
-def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions; ResNet-18/34."""
-
-    expansion = 1
-
-    def __init__(self, inputs: int, width: int, stride: int):
-        """Map ``inputs`` channels to ``width``."""
-        super().__init__()
-        self.conv1 = _conv(inputs, width, 3, stride)
-        self.bn1 = BatchNorm(width)
-        self.conv2 = _conv(width, width, 3)
-        self.bn2 = BatchNorm(width)
-        self.downsample = _downsample(inputs, width, stride)
-
-    def forward(self, x: Features) -> Outputs:
-        """Map (B, C, h, w) to (B, width, h / stride, w / stride)."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 with the stride, 1x1 to four times the width; ResNet-50."""
-
-    expansion = 4
-
-    def __init__(self, inputs: int, width: int, stride: int, ibn: bool = False):
-        """Map ``inputs`` channels to four times ``width``."""
-        super().__init__()
-        outputs = width * self.expansion
-        self.conv1 = _conv(inputs, width, 1)
-        self.bn1 = InstanceBatchNorm(width) if ibn else BatchNorm(width)
-        self.conv2 = _conv(width, width, 3, stride)
-        self.bn2 = BatchNorm(width)
-        self.conv3 = _conv(width, outputs, 1)
-        self.bn3 = BatchNorm(outputs)
-        self.downsample = _downsample(inputs, outputs, stride)
-
-    def forward(self, x: Features) -> Outputs:
-        """Map (B, C, h, w) to (B, 4 · width, h / stride, w / stride)."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        return F.relu(self.bn3(self.conv3(y)) + self.downsample(x))
-
-
-def _downsample(inputs: int, outputs: int, stride: int) -> nn.Module:
-    if stride == 1 and inputs == outputs:
-        return nn.Identity()
-    return nn.Sequential(_conv(inputs, outputs, 1, stride), BatchNorm(outputs))
-
-
-class ResNet(nn.Module):
-    """A residual network in torchvision's v1.5 layout, without its classifier.
-
-    A patch stem embeds 4x4 patches instead of the 7x7 convolution and max-pooling.
-    """
-
-    def __init__(
-        self,
-        block: type[BasicBlock] | type[Bottleneck],
-        sizes: tuple[int, ...],
-        widths: tuple[int, ...] = (64, 128, 256, 512),
-        strides: tuple[int, ...] = (1, 2, 2, 1),
-        *,
-        patch_stem: bool = False,
-        ibn_stages: int = 0,
-    ):
-        """``sizes`` are the numbers of blocks; the first ``ibn_stages`` stages use IBN-a."""
-        super().__init__()
-        stem = nn.Conv2d(3, widths[0], 4, 4, bias=False) if patch_stem else _conv(3, 64, 7, 2)
-        self.conv1, self.bn1 = stem, BatchNorm(stem.out_channels)
-        self.maxpool = nn.Identity() if patch_stem else nn.MaxPool2d(3, 2, 1)
-        channels = stem.out_channels
-        for i, (size, width, stride) in enumerate(zip(sizes, widths, strides, strict=True), 1):
-            make = functools.partial(block, ibn=True) if i <= ibn_stages else block
-            blocks = []
-            for j in range(size):
-                blocks.append(make(channels, width, stride if j == 0 else 1))
-                channels = width * block.expansion
-            setattr(self, f"layer{i}", nn.Sequential(*blocks))
-        self.num_stages, self.channels = len(sizes), channels
-
-    def forward(self, x: Float[Tensor, "batch 3 image_height image_width"]) -> Features:
-        """Map images to the feature map."""
-        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
-        for i in range(self.num_stages):
-            x = getattr(self, f"layer{i + 1}")(x)
-        return x
-
-
-BACKBONES = MappingProxyType[str, Callable[[], ResNet]](
-    {
-        "resnet8": lambda: ResNet(BasicBlock, (1, 1, 1), (48, 96, 192), (1, 2, 1), patch_stem=True),
-        "resnet18": lambda: ResNet(BasicBlock, (2, 2, 2, 2)),
-        "resnet34": lambda: ResNet(BasicBlock, (3, 4, 6, 3)),
-        "resnet50": lambda: ResNet(Bottleneck, (3, 4, 6, 3)),
-        "resnet50_ibn_a": lambda: ResNet(Bottleneck, (3, 4, 6, 3), ibn_stages=3),
-    }
-)
-
-
-class AveragePooling(nn.Module):
-    """The mean over the map."""
-
-    def forward(self, features: Features) -> Vectors:
-        """Pool a feature map."""
-        return features.mean((2, 3))
-
-
-class GeneralizedMeanPooling(nn.Module):
-    """(Mean over the map of F^p)^(1/p), with a learned p that starts at 3."""
-
-    def __init__(self) -> None:
-        """One parameter for all channels."""
-        super().__init__()
-        self.power = nn.Parameter(torch.tensor(3.0))
-
-    def forward(self, features: Features) -> Vectors:
-        """Pool a feature map."""
-        return (features.clamp(min=EPSILON) ** self.power).mean((2, 3)) ** (1 / self.power)
 
 
 def foreground_pooling(
@@ -267,12 +72,12 @@ class PGFLOutputs(NamedTuple):
     cross_logits: tuple[Tensor, Tensor] | None
 
 
-class PGFL(nn.Module):
+class PGFL(MainBranch):
     """One trunk, a main branch for test time and two pose-guided teachers for training.
 
     Args:
         num_identities: number of classes.
-        backbone: a name in :data:`BACKBONES`.
+        backbone: a name in :data:`pgfl_jax.export.torch_model.BACKBONES`.
         pooling: of the main branch, ``gap`` or ``gem``.
         pose_branches: False for the main branch only.
         interaction: ``shared_classifier`` gives all branches one classifier; ``cross_classifier``
@@ -291,12 +96,9 @@ class PGFL(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         """Build and initialise."""
-        super().__init__()
-        self.pose_branches, self.interaction, self.dtype = pose_branches, interaction, dtype
-        self.trunk = BACKBONES[backbone]()
+        super().__init__(backbone, pooling=pooling, dtype=dtype)
+        self.pose_branches, self.interaction = pose_branches, interaction
         channels = self.trunk.channels
-        self.main_pooling = GeneralizedMeanPooling() if pooling == "gem" else AveragePooling()
-        self.main_neck = BNNeck(channels)
         self.main_classifier = Classifier(channels, num_identities, dtype)
         if pose_branches:
             self.foreground_neck, self.parts_neck = BNNeck(channels), BNNeck(channels)
@@ -318,10 +120,7 @@ class PGFL(nn.Module):
             part_maps: in [0, 1]; None runs only the main branch.
             visibility: in [0, 1].
         """
-        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):
-            # Contiguous: on channels-last maps PyTorch's BatchNorm sums the values one by one,
-            # which loses one or two digits.
-            features = self.trunk(images.permute(0, 3, 1, 2).contiguous())
+        features = self.features(images.permute(0, 3, 1, 2))
         pooled = features.to(images.dtype)
         main = self._branch(self.main_pooling(pooled), self.main_neck, "main", None)
         if part_maps is None or visibility is None or not self.pose_branches:

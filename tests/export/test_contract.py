@@ -1,13 +1,11 @@
 """Every contract, in every format, gives the embedder's embeddings."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
 
 import pgfl_jax
-from pgfl_jax.export.contract import CONTRACTS, batch_of, embed_function, named_variables
+from pgfl_jax.export.contract import CONTRACTS, batch_of, embed_pictures, named_variables
 from pgfl_jax.export.jaxpr_to_onnx import convert
 from pgfl_jax.export.stablehlo import PLATFORMS, to_stablehlo
 from tests.export.test_jaxpr_to_onnx import operations, run
@@ -39,7 +37,7 @@ def arranged(pictures, name):
 @pytest.mark.parametrize("name", CONTRACTS)
 def test_onnx_takes_every_contract(embedder, pictures, name):
     contract = CONTRACTS[name]
-    embed = functools.partial(embed_function(embedder, contract), named_variables(embedder))
+    embed = embed_pictures(embedder, contract)
     model = convert(embed, batch_of(embedder, contract))
     rows, expected = arranged(pictures, name), embedder(pictures)
     for count in (1, 5):

@@ -55,7 +55,7 @@ def network(backbone, pooling):
             return rng.normal(0, 0.1, shape.shape).astype(np.float32)
         return rng.uniform(0.5, 1.5, shape.shape).astype(np.float32)
 
-    variables = jax.tree_util.tree_map_with_path(drawn, shapes)
+    variables = jax.tree.map(jnp.asarray, jax.tree_util.tree_map_with_path(drawn, shapes))
 
     def embed(images):
         pixels = preprocessing.normalise(images, MEAN, STD)

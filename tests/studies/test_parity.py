@@ -17,6 +17,7 @@ from pgfl_jax.pretrained import from_state_dict, read_state_dict, save_state_dic
 from studies.pytorch.random_weights import draw_batch, draw_variables
 
 torch = pytest.importorskip("torch")
+torch_model = importlib.import_module("pgfl_jax.export.torch_model")
 compare, losses, models, parity, report = (
     importlib.import_module(f"studies.pytorch.{name}")
     for name in ("compare", "losses", "models", "parity", "report")
@@ -94,7 +95,7 @@ def test_zero_is_compared_exactly():
 
 def test_the_running_variance_is_biased():
     x = torch.randn(4, 3, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    ours, theirs = models.BatchNorm(3).double(), torch.nn.BatchNorm2d(3).double()
+    ours, theirs = torch_model.BatchNorm(3).double(), torch.nn.BatchNorm2d(3).double()
     for _ in range(2):
         torch.testing.assert_close(ours(x), theirs(x))
     biased = x.var((0, 2, 3), correction=0)
@@ -124,7 +125,7 @@ def test_initial_weights_are_drawn_from_the_same_distributions():
 
 def test_instance_and_batch_norm_side_by_side_in_training():
     """IBN-a: output, gradients and running statistics. A whole network would compile for long."""
-    ours, theirs = InstanceBatchNorm(use_running_average=False), models.InstanceBatchNorm(6)
+    ours, theirs = InstanceBatchNorm(use_running_average=False), torch_model.InstanceBatchNorm(6)
     rng = np.random.default_rng(0)
     x, direction = rng.normal(1, 2, (2, 4, 5, 3, 6))
     affine = {kind: rng.normal(1, 0.5, (2, 3)) for kind in ("IN", "BN")}
@@ -200,9 +201,13 @@ def test_the_twins_weights_go_to_flax_and_back(tmp_path, suffix):
 
 
 def test_the_twin_needs_neither_jax_nor_tensorflow():
+    """Of pgfl_jax, it shares the source of exported artifacts alone."""
     code = (
         "import sys, studies.pytorch.train_step\n"
-        "print(sorted({'jax', 'flax', 'optax', 'tensorflow', 'pgfl_jax'} & set(sys.modules)))"
+        "foreign = {'jax', 'flax', 'optax', 'tensorflow'} & set(sys.modules)\n"
+        "ours = {name for name in sys.modules if name.startswith('pgfl_jax')}\n"
+        "own = {'pgfl_jax', 'pgfl_jax.export', 'pgfl_jax.export.torch_model'}\n"
+        "print(sorted(foreign | (ours ^ own)))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False

@@ -1,0 +1,143 @@
+"""The proof that a graph is the main branch and nothing else, by its size."""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+from pgfl_jax.embedder import Embedder
+from pgfl_jax.experiment import NUM_PARTS, Experiment
+from pgfl_jax.export.contract import CONTRACTS, embed_function, named_variables
+from pgfl_jax.export.onnx_file import Graph
+
+_PARTS = ("trunk", "main_pooling", "main_neck")
+_PRODUCT = re.compile(
+    r"stablehlo\.(?:convolution|dot_general)\b.*: "
+    r"\(tensor<[^>]*>, tensor<([^>]*)>\) -> tensor<([^>]*)>"
+)
+_CONSTANT = re.compile(r"stablehlo\.constant dense<.*> : tensor<([^>]*)xf32>")
+
+
+def main_branch(embedder: Embedder) -> Graph:
+    """The main branch of a run, as JAX computes it.
+
+    ``others`` are the biases, scales and statistics of its normalisations.
+    """
+    variables = named_variables(embedder)
+    strangers = [name for name in variables if name.split("/")[1] not in _PARTS]
+    if strangers:
+        raise ValueError(f"not the main branch's: {strangers}")
+    data, contract = embedder.config.data, CONTRACTS["uint8_nhwc"]
+    picture = jax.ShapeDtypeStruct((1, data.height, data.width, 3), jnp.uint8)
+    shapes = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in variables.items()}
+    jaxpr = jax.make_jaxpr(embed_function(embedder, contract))(shapes, picture)
+    return _sizes(variables, multiply_adds(jaxpr.jaxpr), ("images",))
+
+
+def training(embedder: Embedder, num_identities: int) -> Graph:
+    """The network as it is trained: three branches with their classifiers, forward."""
+    config = embedder.config
+    images = config.data.batch_size  # no matter how many there were
+    experiment = Experiment.create(config, num_identities=num_identities, num_images=images)
+    state = experiment.abstract_state()
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    shapes = {
+        "images": (1, config.data.height, config.data.width, 3),
+        "pose_maps": (1, *config.map_shape, NUM_PARTS),
+        "visibility": (1, NUM_PARTS),
+    }
+    given = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    if not config.model.pose_branches:
+        given = {"images": given["images"]}
+
+    def forward(variables: Any, inputs: Any) -> Any:
+        apply = experiment.model.apply
+        return apply(variables, **inputs, train=True, mutable=["batch_stats"])[0]
+
+    jaxpr = jax.make_jaxpr(forward)(variables, given)
+    return _sizes(flatten_dict(variables, sep="/"), multiply_adds(jaxpr.jaxpr), tuple(given))
+
+
+def _sizes(variables: Any, products: int, inputs: tuple[str, ...]) -> Graph:
+    kernels = sum(math.prod(value.shape) for value in variables.values() if len(value.shape) > 1)
+    everything = sum(math.prod(value.shape) for value in variables.values())
+    return Graph(inputs, kernels, everything - kernels, products)
+
+
+def multiply_adds(jaxpr: Any) -> int:
+    """Multiplications of the convolutions and products of a jaxpr, inner ones included.
+
+    Of what differs from platform to platform, the default counts.
+    """
+    total = 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            channels = kernel[params["dimension_numbers"].rhs_spec[0]]
+            total += math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // channels
+        elif name == "dot_general":
+            ((contracted, _), _) = params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            summed = math.prod(left[axis] for axis in contracted)
+            total += math.prod(equation.outvars[0].aval.shape) * summed
+        platforms = params.get("branches_platforms")
+        inside = [params["branches"][platforms.index(None)]] if platforms else [*params.values()]
+        total += sum(multiply_adds(inner) for inner in _inner(inside))
+    return total
+
+
+def _inner(params: list[Any]) -> Iterator[Any]:
+    """The jaxprs in parameters of an equation."""
+    for value in jax.tree.leaves(params, is_leaf=_is_jaxpr):
+        if _is_jaxpr(value):
+            yield getattr(value, "jaxpr", value)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns")
+
+
+def read_stablehlo(path: Path) -> Graph:
+    """The graph of a serialised program, as a CPU computes it, from the program's text."""
+    program = jax.export.deserialize(bytearray(path.read_bytes()))
+    lines = list(_on_first_platform(program.mlir_module()))
+    kernels = products = 0
+    for line in lines:
+        if found := _PRODUCT.search(line):
+            weights, result = map(_lengths, found.groups())
+            kernels += math.prod(weights)
+            products += math.prod(weights) * math.prod(result) // weights[-1]
+    constants = [found[1] for line in lines if (found := _CONSTANT.search(line))]
+    *variables, _ = program.in_avals
+    everything = sum(math.prod(_lengths(constant)) for constant in constants)
+    everything += sum(math.prod(aval.shape) for aval in variables)
+    return Graph(("images",), kernels, everything - kernels, products)
+
+
+def _on_first_platform(text: str) -> Iterator[str]:
+    """The lines of a program without the branches for other platforms than the first, the CPU.
+
+    What differs from platform to platform is a ``stablehlo.case`` with a region for each; their
+    order is that of the platforms.
+    """
+    regions: list[int] = []  # of the operations around a line, the number of the region
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("})"):
+            regions.pop()
+        elif line.startswith("}, {"):
+            regions[-1] += 1
+        elif not any(regions):
+            yield line
+        if line.endswith("({"):
+            regions.append(0)
+
+
+def _lengths(text: str) -> list[int]:
+    """The axes in a type such as ``?x16x8x48xf32``, without the batch."""
+    return [int(length) for length in text.split("x") if length.isdecimal()]

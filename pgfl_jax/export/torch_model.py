@@ -1,0 +1,365 @@
+"""The test-time network in PyTorch: pictures to embeddings, without poses and without classifiers.
+
+This file needs PyTorch alone. It is the ``model.py`` of an exported artifact, where :func:`load`
+reads the weights beside it. Parameters of the trunk are named as in torchvision.
+"""
+
+import functools
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EPSILON = 1e-6
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """BatchNorm whose running variance averages the biased batch variance, as Flax's does.
+
+    Both frameworks normalise by the biased variance v of n values. PyTorch's running variance
+    averages v·n/(n − 1), Flax's v itself. PyTorch's momentum of 0.1 is Flax's 0.9. Both take the
+    statistics of bfloat16 values in float32.
+    """
+
+    running_var: Tensor
+    momentum: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, h, w) over all axes but the second."""
+        if not self.training:
+            return super().forward(x)
+        before = self.running_var.clone()
+        y = super().forward(x)
+        added = self.running_var - (1 - self.momentum) * before
+        # Not in place: the backward pass still needs the old tensor.
+        self.running_var = self.running_var - added / (x.numel() / x.shape[1])
+        return y
+
+
+class InstanceBatchNorm(nn.Module):
+    """IBN-a: normalises half of the channels per image and the rest over the batch."""
+
+    def __init__(self, channels: int):
+        """Split ``channels``; submodules are named as in the authors' code."""
+        super().__init__()
+        self.split = channels // 2
+        self.IN = nn.InstanceNorm2d(self.split, affine=True)
+        self.BN = BatchNorm(channels - self.split)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, h, w)."""
+        return torch.cat([self.IN(x[:, : self.split]), self.BN(x[:, self.split :])], 1)
+
+
+class BNNeck(nn.Module):
+    """BatchNorm without bias whose statistics leave out masked rows.
+
+    With row weights w (1 or 0), μ = Σ w x / Σ w and σ² = Σ w (x − μ)² / Σ w. The running averages
+    do not change when every row is masked.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5):
+        """``momentum`` is the weight of a new batch in the running averages."""
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalise all rows of (N, C); those with a ``mask`` (N,) of 0 do not count."""
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            weights = x.new_ones(len(x), 1) if mask is None else mask[:, None]
+            count = weights.sum()
+            mean = (weights * x).sum(0) / count.clamp(min=1)
+            var = (weights * (x - mean) ** 2).sum(0) / count.clamp(min=1)
+            # An `if` would have to wait for the GPU.
+            weight = self.momentum * (count > 0).to(x.dtype)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, weight)
+                self.running_var.lerp_(var, weight)
+        return (x - mean) / torch.sqrt(var + self.eps) * self.weight
+
+
+def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions; ResNet-18/34."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int):
+        """Map ``inputs`` channels to ``width``."""
+        super().__init__()
+        self.conv1 = _conv(inputs, width, 3, stride)
+        self.bn1 = BatchNorm(width)
+        self.conv2 = _conv(width, width, 3)
+        self.bn2 = BatchNorm(width)
+        self.downsample = _downsample(inputs, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, h, w) to (N, width, h / stride, w / stride)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 with the stride, 1x1 to four times the width; ResNet-50."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, ibn: bool = False):
+        """Map ``inputs`` channels to four times ``width``."""
+        super().__init__()
+        outputs = width * self.expansion
+        self.conv1 = _conv(inputs, width, 1)
+        self.bn1 = InstanceBatchNorm(width) if ibn else BatchNorm(width)
+        self.conv2 = _conv(width, width, 3, stride)
+        self.bn2 = BatchNorm(width)
+        self.conv3 = _conv(width, outputs, 1)
+        self.bn3 = BatchNorm(outputs)
+        self.downsample = _downsample(inputs, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, h, w) to (N, 4 · width, h / stride, w / stride)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        return F.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+
+
+def _downsample(inputs: int, outputs: int, stride: int) -> nn.Module:
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(_conv(inputs, outputs, 1, stride), BatchNorm(outputs))
+
+
+class ResNet(nn.Module):
+    """A residual network in torchvision's v1.5 layout, without its classifier.
+
+    A patch stem embeds 4x4 patches instead of the 7x7 convolution and max-pooling.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        sizes: tuple[int, ...],
+        widths: tuple[int, ...] = (64, 128, 256, 512),
+        strides: tuple[int, ...] = (1, 2, 2, 1),
+        *,
+        patch_stem: bool = False,
+        ibn_stages: int = 0,
+    ):
+        """``sizes`` are the numbers of blocks; the first ``ibn_stages`` stages use IBN-a."""
+        super().__init__()
+        stem = nn.Conv2d(3, widths[0], 4, 4, bias=False) if patch_stem else _conv(3, 64, 7, 2)
+        self.conv1, self.bn1 = stem, BatchNorm(stem.out_channels)
+        self.maxpool = nn.Identity() if patch_stem else nn.MaxPool2d(3, 2, 1)
+        channels = stem.out_channels
+        for i, (size, width, stride) in enumerate(zip(sizes, widths, strides, strict=True), 1):
+            make: Callable[..., nn.Module] = block
+            if i <= ibn_stages:
+                make = functools.partial(make, ibn=True)
+            blocks = []
+            for j in range(size):
+                blocks.append(make(channels, width, stride if j == 0 else 1))
+                channels = width * block.expansion
+            setattr(self, f"layer{i}", nn.Sequential(*blocks))
+        self.num_stages, self.channels = len(sizes), channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) to the feature map (N, C, h, w)."""
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        for i in range(self.num_stages):
+            x = getattr(self, f"layer{i + 1}")(x)
+        return x
+
+
+BACKBONES = MappingProxyType[str, Callable[[], ResNet]](
+    {
+        "resnet8": lambda: ResNet(BasicBlock, (1, 1, 1), (48, 96, 192), (1, 2, 1), patch_stem=True),
+        "resnet18": lambda: ResNet(BasicBlock, (2, 2, 2, 2)),
+        "resnet34": lambda: ResNet(BasicBlock, (3, 4, 6, 3)),
+        "resnet50": lambda: ResNet(Bottleneck, (3, 4, 6, 3)),
+        "resnet50_ibn_a": lambda: ResNet(Bottleneck, (3, 4, 6, 3), ibn_stages=3),
+    }
+)
+
+
+class AveragePooling(nn.Module):
+    """The mean over the map."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Pool (N, C, h, w) to (N, C)."""
+        return features.mean((2, 3))
+
+
+class GeneralizedMeanPooling(nn.Module):
+    """(Mean over the map of F^p)^(1/p), with a learned p that starts at 3."""
+
+    def __init__(self) -> None:
+        """One parameter for all channels."""
+        super().__init__()
+        self.power = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Pool (N, C, h, w) to (N, C)."""
+        return (features.clamp(min=EPSILON) ** self.power).mean((2, 3)) ** (1 / self.power)
+
+
+class MainBranch(nn.Module):
+    """Trunk, pooling and BNNeck: what images alone need at test time.
+
+    Args:
+        backbone: a name in :data:`BACKBONES`.
+        pooling: ``gap`` or ``gem``.
+        dtype: precision of the trunk; None means the precision of the parameters.
+    """
+
+    def __init__(self, backbone: str, *, pooling: str = "gap", dtype: torch.dtype | None = None):
+        """Build with PyTorch's initial weights."""
+        super().__init__()
+        self.dtype = dtype
+        self.trunk = BACKBONES[backbone]()
+        self.main_pooling = GeneralizedMeanPooling() if pooling == "gem" else AveragePooling()
+        self.main_neck = BNNeck(self.trunk.channels)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The feature map (N, C, h, w) of normalised images (N, 3, H, W)."""
+        # Contiguous: on channels-last maps PyTorch's BatchNorm sums the values one by one, which
+        # loses one or two digits.
+        images = images.contiguous()
+        if self.dtype is None:
+            return self.trunk(images)
+        with torch.autocast(images.device.type, self.dtype):
+            return self.trunk(images)
+
+
+class Embedder(MainBranch):
+    """A batch of RGB pictures of the network's size to embeddings of unit length.
+
+    Args:
+        backbone: a name in :data:`BACKBONES`.
+        pooling: ``gap`` or ``gem``.
+        precision: of the trunk, ``float32`` or ``bfloat16``.
+        height: of the pictures.
+        width: of the pictures.
+        mean: per channel, in [0, 1].
+        std: per channel, in [0, 1].
+        dtype: of the pictures, ``uint8`` or ``float32``.
+        channels_first: whether pictures are (N, 3, H, W) instead of (N, H, W, 3).
+        normalised: whether the caller normalises; otherwise values are in [0, 255].
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(
+        self,
+        *,
+        backbone: str,
+        pooling: str,
+        precision: str,
+        height: int,
+        width: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        dtype: str,
+        channels_first: bool,
+        normalised: bool,
+    ):
+        """Build with PyTorch's initial weights."""
+        autocast = None if precision == "float32" else getattr(torch, precision)
+        super().__init__(backbone, pooling=pooling, dtype=autocast)
+        self.row_shape = (3, height, width) if channels_first else (height, width, 3)
+        self.input_dtype = getattr(torch, dtype)
+        self.channels_first, self.normalised = channels_first, normalised
+        if not normalised:
+            centre, spread = (
+                torch.tensor(x, dtype=torch.float64)[:, None, None] for x in (mean, std)
+            )
+            # Not persistent: the weights' file has torchvision's names alone.
+            self.register_buffer("scale", (1 / (255 * spread)).float(), persistent=False)
+            self.register_buffer("offset", (-centre / spread).float(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed pictures; (N, D) float32.
+
+        Raises:
+            TypeError: ``images`` is not a tensor, or of another type than the artifact takes.
+            ValueError: its layout or size is another.
+        """
+        self._check(images)
+        # The conversion, even from float32, makes torch.export check the type.
+        pictures = (images if self.channels_first else images.permute(0, 3, 1, 2)).float()
+        if not self.normalised:
+            pictures = pictures * self.scale + self.offset
+        neck = self.main_neck(self.main_pooling(self.features(pictures).float()))
+        return neck / torch.linalg.vector_norm(neck, dim=1, keepdim=True).clamp(min=EPSILON)
+
+    def _check(self, images: Tensor) -> None:
+        wanted = f"must be a tensor (N, {', '.join(map(str, self.row_shape))}) {self.input_dtype}"
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images: {wanted}, not {type(images).__name__}")
+        if images.dtype != self.input_dtype:
+            raise TypeError(f"images: {wanted}, not {images.dtype}")
+        if images.ndim != 4 or images.shape[1:] != self.row_shape:
+            raise ValueError(f"images: {wanted}, not {tuple(images.shape)}")
+
+
+def load(folder: str | os.PathLike) -> Embedder:
+    """The network of an artifact, for inference.
+
+    Args:
+        folder: holds ``model.safetensors``.
+
+    Returns:
+        The network on the CPU, in evaluation mode; ``.to("cuda")`` moves it.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is damaged.
+    """
+    tensors, about = read_safetensors(Path(folder) / "model.safetensors")
+    network = Embedder(**json.loads(about["embedder"]))
+    trunk = {name: value for name, value in tensors.items() if not name.startswith("main_")}
+    others = {name: value for name, value in tensors.items() if name.startswith("main_")}
+    network.load_state_dict({f"trunk.{name}": value for name, value in trunk.items()} | others)
+    return network.eval().requires_grad_(False)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file and its metadata, as the package safetensors reads them.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is damaged.
+    """
+    content = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    try:
+        entries = json.loads(content[8:start])
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged, or not a safetensors file") from error
+    about = entries.pop("__metadata__", {})
+    if len(content) != start + max(entry["data_offsets"][1] for entry in entries.values()):
+        raise ValueError(f"{path}: damaged; its length is not what its header says")
+    types = {"F32": torch.float32, "I64": torch.int64}
+    tensors = {}
+    for name, entry in entries.items():
+        first, last = entry["data_offsets"]
+        values = torch.frombuffer(
+            content[start + first : start + last], dtype=types[entry["dtype"]]
+        )
+        tensors[name] = values.reshape(entry["shape"])
+    return tensors, about

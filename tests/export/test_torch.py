@@ -1,0 +1,288 @@
+"""The PyTorch artifact: both of its programs give JAX's embeddings, with PyTorch alone."""
+
+import dataclasses
+import functools
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+import pgfl_jax
+from pgfl_jax.embedder import Embedder
+from pgfl_jax.errors import UserError
+from pgfl_jax.experiment import make_model
+from pgfl_jax.export import export_torch
+from pgfl_jax.export.contract import CONTRACTS, embed_function, named_variables
+from pgfl_jax.export.running import embed_with
+from pgfl_jax.export.torch import read_program, write_torch
+from pgfl_jax.export.verify import verify
+from pgfl_jax.pretrained import load_backbone
+from tests.export.test_contract import arranged
+from tests.runs import GOLDEN_RUN, by_name
+
+torch = pytest.importorskip("torch")
+
+BATCHES = 1, 7, 32
+
+
+@functools.cache
+def golden():
+    return pgfl_jax.load(GOLDEN_RUN)
+
+
+@functools.cache
+def random_embedder(backbone, pooling, dtype="float32"):
+    """A network with random weights, of which none is trivially 0 or 1, for 64×32 pixels."""
+    config = golden().config
+    network = dataclasses.replace(config.model, backbone=backbone, pooling=pooling, dtype=dtype)
+    config = dataclasses.replace(config, model=network)
+    model = make_model(config, num_identities=1)
+    images = jax.ShapeDtypeStruct((1, 64, 32, 3), np.float32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    rng = np.random.default_rng(0)
+
+    def drawn(path, shape):
+        if path[-1].key == "kernel":  # keeps the variance from layer to layer
+            values = rng.normal(0, np.prod(shape.shape[:-1]) ** -0.5, shape.shape)
+        elif path[-1].key in ("mean", "bias"):
+            values = rng.normal(0, 0.1, shape.shape)
+        elif path[-1].key == "power":
+            values = np.array(2.5)
+        else:
+            values = rng.uniform(0.5, 1.5, shape.shape)
+        return values.astype(np.float32)
+
+    return Embedder(config, model, jax.tree_util.tree_map_with_path(drawn, shapes), step=1)
+
+
+def pictures(count):
+    return np.random.default_rng(0).integers(0, 256, (count, 64, 32, 3), np.uint8)
+
+
+def expected(embedder, name, rows):
+    # The variables are no constants, which would take most of the time to compile.
+    embed = jax.jit(embed_function(embedder, CONTRACTS[name]))
+    return np.asarray(embed(named_variables(embedder), rows))
+
+
+FILES = {"torch": "model.safetensors", "torch_exported": "model.pt2"}
+
+
+def load(runtime, folder):
+    """The function of a runtime, in this process."""
+    module = importlib.import_module(f"pgfl_jax.export.runtimes.run_{runtime}")
+    return module.load(str(folder / FILES[runtime]))
+
+
+def assert_same(found, wanted, difference=1e-6):
+    assert found.shape == wanted.shape and found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=difference)
+    assert np.sum(found.astype(np.float64) * wanted, axis=1).min() >= 0.999999
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "pooling", "name", "largest"),
+    [
+        ("resnet8", "gem", "uint8_nhwc", 32),
+        ("resnet18", "gap", "float255_nchw", 7),
+        ("resnet50_ibn_a", "gem", "normalised_nchw", 7),
+        # With the blocks of those above.
+        pytest.param("resnet34", "gem", "uint8_nhwc", 32, marks=pytest.mark.slow),
+        pytest.param("resnet50", "gem", "uint8_nhwc", 32, marks=pytest.mark.slow),
+        pytest.param("resnet50_ibn_a", "gap", "float255_nchw", 32, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.usefixtures("all_optimizations")
+def test_both_programs_give_jaxs_embeddings(backbone, pooling, name, largest, tmp_path):
+    embedder = random_embedder(backbone, pooling)
+    write_torch(embedder, CONTRACTS[name], tmp_path)
+    rows = arranged(pictures(largest), name)
+    wanted = expected(embedder, name, rows)
+    for runtime in FILES:
+        embed = load(runtime, tmp_path)
+        for count in (size for size in BATCHES if size <= largest):
+            assert_same(embed(rows[:count]), wanted[:count])
+
+
+@pytest.fixture(scope="module", params=CONTRACTS)
+def artifact(request, tmp_path_factory):
+    """A contract's name and the artifact of a trained run."""
+    folder = tmp_path_factory.mktemp("torch")
+    write_torch(golden(), CONTRACTS[request.param], folder)
+    return request.param, folder
+
+
+@pytest.mark.parametrize("runtime", FILES)
+def test_fresh_processes_with_pytorch_alone(artifact, runtime, tmp_path):
+    """The weights are read without the package safetensors."""
+    name, folder = artifact
+    np.save(tmp_path / "rows.npy", arranged(pictures(32), name))
+    (tmp_path / "safetensors.py").write_text("raise ImportError('it is not needed')")
+    with mock.patch.dict(os.environ, PYTHONPATH=str(tmp_path)):
+        job = tmp_path / "rows.npy", 7
+        (found,), versions = embed_with(runtime, folder / FILES[runtime], [job])
+    assert versions["torch"] == torch.__version__
+    assert_same(found, golden()(pictures(32)))
+
+
+@pytest.mark.parametrize("runtime", FILES)
+def test_a_wrong_batch_cannot_enter(artifact, runtime):
+    name, folder = artifact
+    rows, embed = arranged(pictures(2), name), load(runtime, folder)
+    other = np.float32 if name == "uint8_nhwc" else np.uint8
+    height_and_width = (0, 2, 1, 3) if name == "uint8_nhwc" else (0, 1, 3, 2)
+    layout = (0, 3, 1, 2) if name == "uint8_nhwc" else (0, 2, 3, 1)
+    wrong = {
+        "type": rows.astype(other),
+        "precision": rows.astype(np.float64),
+        "size": np.repeat(rows, 2, axis=2),
+        "height and width": rows.transpose(height_and_width),
+        "layout": rows.transpose(layout),
+        "no batch": rows[0],
+        "channels": rows[..., :2] if name == "uint8_nhwc" else rows[:, :2],
+    }
+    kinds = {
+        "torch": (TypeError, ValueError),
+        "torch_exported": (RuntimeError, AssertionError),
+    }
+    messages = {
+        "torch": r"images: must be a tensor \(N, (64, 32, 3|3, 64, 32)\) torch\.\w+, not ",
+        "torch_exported": r"Tensor dtype mismatch|Guard failed: images",
+    }
+    for what, images in wrong.items():
+        with pytest.raises(kinds[runtime], match=messages[runtime]):
+            embed(np.ascontiguousarray(images))
+            pytest.fail(f"a wrong {what} entered")
+    assert embed(rows).shape == (2, golden().dim)
+
+
+def torchvision_names(sizes, convolutions):
+    """The trunk's part of the state dict of ``torchvision.models.resnet…()``, in its order."""
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    names = ["conv1.weight", *(f"bn1.{part}" for part in norm)]
+    for stage, blocks in enumerate(sizes, 1):
+        for block in range(blocks):
+            layer = f"layer{stage}.{block}"
+            for number in range(1, convolutions + 1):
+                names += [f"{layer}.conv{number}.weight"]
+                names += [f"{layer}.bn{number}.{part}" for part in norm]
+            # ResNet-18's first stage keeps size and channels; ResNet-50's has four times as many.
+            if block == 0 and (stage > 1 or convolutions == 3):
+                names += [f"{layer}.downsample.0.weight"]
+                names += [f"{layer}.downsample.1.{part}" for part in norm]
+    return names
+
+
+@pytest.mark.parametrize(
+    ("backbone", "sizes", "convolutions", "count"),
+    [("resnet18", (2, 2, 2, 2), 2, 120), ("resnet50", (3, 4, 6, 3), 3, 318)],
+)
+def test_the_weights_have_torchvisions_names(backbone, sizes, convolutions, count, tmp_path):
+    embedder = random_embedder(backbone, "gem")
+    write_torch(embedder, CONTRACTS["uint8_nhwc"], tmp_path)
+    weights = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    trunk = torchvision_names(sizes, convolutions)
+    assert len(trunk) == count  # 122 and 320 arrays, less fc.weight and fc.bias
+    neck = {f"main_neck.{part}" for part in ("weight", "running_mean", "running_var")}
+    assert weights.keys() == {*trunk, *neck, "main_pooling.power"}
+    # They are what a new run can start from, with neck and pooling.
+    blank = jax.tree.map(np.zeros_like, embedder.variables)
+    variables, report = load_backbone(tmp_path / "model.safetensors", blank)
+    assert not report.left_over and not report.missing
+    back = by_name(variables)
+    for name, value in by_name(embedder.variables).items():
+        np.testing.assert_array_equal(back[name], value, err_msg=name)
+
+
+def test_the_source_is_the_twins(tmp_path):
+    from studies.pytorch import models
+
+    write_torch(golden(), CONTRACTS["uint8_nhwc"], tmp_path)
+    (source,) = {sys.modules[kind.__module__].__file__ for kind in models.PGFL.__mro__[1:2]}
+    assert (tmp_path / "model.py").read_bytes() == Path(source).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "model.pt2", "model.py", "model.safetensors",
+    ]  # fmt: skip
+    # The same file defines the twin's trunk, pooling and neck.
+    twin = models.PGFL(3, "resnet8", pooling="gem")
+    for part in (twin.trunk, twin.trunk.layer1[0], twin.main_pooling, twin.main_neck):
+        assert sys.modules[type(part).__module__].__file__ == source
+
+
+@pytest.mark.parametrize("runtime", FILES)
+def test_only_images_enter_and_only_the_main_branch_is_inside(artifact, runtime):
+    name, folder = artifact
+    graph = read_program(folder / FILES[runtime])
+    variables = named_variables(golden())
+    kernels = sum(value.size for value in variables.values() if value.ndim > 1)
+    others = sum(value.size for value in variables.values()) - kernels
+    normalisation = 0 if name == "normalised_nchw" else 6
+    assert (graph.inputs, graph.kernels) == (("images",), kernels)
+    assert graph.others == others + normalisation
+    # By hand: convolutions of 4x4 patches, of three blocks of 48, 96, 192 channels, two shortcuts.
+    first, half = 16 * 8, 8 * 4
+    by_hand = 48 * 48 * first + 2 * 9 * 48 * 48 * first
+    by_hand += (9 * 48 * 96 + 9 * 96 * 96 + 48 * 96) * half
+    by_hand += (9 * 96 * 192 + 9 * 192 * 192 + 96 * 192) * half
+    assert graph.multiply_adds == by_hand
+
+
+def test_bfloat16_is_the_trunks_precision(tmp_path):
+    embedder = random_embedder("resnet8", "gem", "bfloat16")
+    write_torch(embedder, CONTRACTS["uint8_nhwc"], tmp_path)
+    rows = pictures(7)
+    wanted = expected(embedder, "uint8_nhwc", rows)
+    exact = expected(random_embedder("resnet8", "gem"), "uint8_nhwc", rows)
+    for runtime in FILES:
+        found = load(runtime, tmp_path)(rows)
+        # As far from float32 as JAX's, not equal to it.
+        assert 1e-4 < np.abs(found - exact).max() < 2 * np.abs(wanted - exact).max()
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    write_torch(golden(), CONTRACTS["uint8_nhwc"], tmp_path)
+    path = tmp_path / "model.safetensors"
+    content = path.read_bytes()
+    for part in (content[:-1], content[:100], b""):
+        path.write_bytes(part)
+        with pytest.raises(ValueError, match=re.escape(str(path)) + ": damaged"):
+            load("torch", tmp_path)
+
+
+def test_a_backbone_without_a_twin_is_named(tmp_path):
+    config = golden().config
+    network = dataclasses.replace(config.model, backbone="patches")
+    other = dataclasses.replace(golden(), config=dataclasses.replace(config, model=network))
+    with pytest.raises(UserError, match=r"backbone = 'patches': has no twin in PyTorch"):
+        write_torch(other, CONTRACTS["uint8_nhwc"], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_artifact_passes_its_verification_and_its_card_says_how_to_call_it(tmp_path):
+    folder = tmp_path / "torch"
+    found = export_torch(golden(), folder)
+    assert all(finding.passed for finding in found) and len(found) == 4  # two graphs, two runtimes
+    assert all(finding.passed for finding in verify(folder))
+    (first, second) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "someone.jpg")
+    wanted = golden()(tmp_path / "someone.jpg")
+    for code in (first, second):
+        (tmp_path / "read_me.py").write_text(code + "np.save('rows.npy', rows)\n")
+        shutil.copy(tmp_path / "someone.jpg", folder)
+        done = subprocess.run(
+            [sys.executable, "-W", "error", tmp_path / "read_me.py"],
+            cwd=folder, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert_same(np.load(folder / "rows.npy"), wanted)
