@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pgfl_jax.config import Config
 from pgfl_jax.experiment import Experiment
+from pgfl_jax.export import torch_model
 from studies.pytorch import models
 from studies.pytorch.compare import fresh_twin
 from studies.pytorch.losses import total_loss
@@ -30,10 +31,11 @@ class Network(nn.Module):
     """Trunk with PyTorch's own BatchNorm, and the branches of the twin."""
 
     def __init__(self, twin: models.PGFL):
+        """Take over the twin's modules."""
         super().__init__()
         self.heads, self.dtype = twin, twin.dtype
         for name, module in list(twin.named_modules()):
-            if isinstance(module, models.BatchNorm):
+            if isinstance(module, torch_model.BatchNorm):
                 parent, _, last = name.rpartition(".")
                 setattr(twin.get_submodule(parent), last, nn.BatchNorm2d(module.num_features))
         twin.main_neck = nn.BatchNorm1d(twin.trunk.channels)
@@ -47,6 +49,7 @@ class Network(nn.Module):
         return features, features.mean((2, 3))
 
     def main(self, embedding: Tensor) -> models.BranchOutputs:
+        """The main branch of the mean feature."""
         neck = self.heads.main_neck(embedding)
         with torch.autocast(neck.device.type, self.dtype, enabled=self.dtype is not None):
             logits = F.linear(neck, self.heads.main_classifier.weight)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pgfl_jax import preprocessing
 from pgfl_jax.checkpoint import read_main_branch
 from pgfl_jax.config import Config
-from pgfl_jax.distributed.devices import require_devices
+from pgfl_jax.distributed.devices import compiler_options, require_devices
 from pgfl_jax.distributed.sharding import batch_sharding, make_mesh, replicated
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import make_model
@@ -195,7 +195,12 @@ class Embedder:
         split, whole = batch_sharding(self._mesh), replicated(self._mesh)
         fold = jax.jit(functools.partial(folded, dtype=self.config.model.dtype))
         variables = jax.device_put(fold(self.variables), whole)
-        function = jax.jit(self.apply, in_shardings=(whole, split), out_shardings=whole)
+        function = jax.jit(
+            self.apply,
+            in_shardings=(whole, split),
+            out_shardings=whole,
+            compiler_options=compiler_options(self._mesh),
+        )
         return functools.partial(function, variables)
 
     def _batch_size(self, wanted: int | None) -> int:

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from pgfl_jax.distributed.devices import compiler_options
 from pgfl_jax.distributed.sharding import batch_sharding, replicated
 from pgfl_jax.experiment import Experiment
 from pgfl_jax.losses import kd_scale, total_loss
@@ -131,4 +132,5 @@ def make_train_step(experiment: Experiment, mesh: Mesh) -> TrainStep:
         in_shardings=(shardings, batch_sharding(mesh, experiment.config.train.accumulation)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )

@@ -3,4 +3,4 @@
 from pgfl_jax.models.outputs import BranchOutputs, PGFLOutputs
 from pgfl_jax.models.pgfl import PGFL, folded, main_branch, unit_length
 
-__all__ = ["PGFL", "BranchOutputs", "PGFLOutputs", "main_branch", "unit_length"]
+__all__ = ["PGFL", "BranchOutputs", "PGFLOutputs", "folded", "main_branch", "unit_length"]

@@ -1,17 +1,16 @@
-"""BatchNorm with its convolution, shortcut and ReLU: as few passes over the activations as possible.
+"""BatchNorm with its convolution, shortcut and ReLU, in few passes over the activations.
 
-Accelerators, and CPUs too, spend most of a residual network's training step on moving activations.
-Three forms of one definition,
+Moving activations takes most of a residual network's training step, on GPUs and on CPUs. Three
+forms of one definition,
 
-    z = act(γ (x * k − μ) / √(σ² + ε) + β + shortcut),
+    z = max(0, scale · (x * k - mean) / √(var + ε) + bias + shortcut),
 
-with μ and σ² the mean and the biased variance of each channel of x * k over the batch:
+with the mean and the biased variance of each channel of x * k over the batch:
 
-- Evaluation: μ and σ² are the running averages, so a = γ / √(σ² + ε) goes into the kernel,
-  z = act(x * (k a) + β − μ a + shortcut).
-- Training, where a 1x1 convolution has more outputs than inputs: μ and σ² follow from the mean m and
-  the covariance C of the smaller side, x, so the kernel takes up a as in evaluation and x * k itself
-  never exists, μ = kᵀ m and σ² = diag(kᵀ C k).
+- Evaluation: the statistics are the running averages, so they go into kernel and bias.
+- Training, where a 1x1 convolution has more outputs than inputs: the statistics follow from the
+  mean m and the covariance C of x, which is smaller: mean = kᵀ m, var = diag(kᵀ C k). The kernel
+  then takes them up, as in evaluation, and x * k itself never exists.
 - Training, elsewhere: :func:`normalise`, with a backward pass of its own.
 """
 
@@ -56,7 +55,7 @@ def _rows(x: Array) -> Array:
 def affine(
     scale: PerChannel, bias: PerChannel, mean: PerChannel, var: PerChannel
 ) -> tuple[PerChannel, PerChannel]:
-    """(a, b) with γ (x − μ) / √(σ² + ε) + β = a x + b."""
+    """(a, b) with scale · (x - mean) / √(var + ε) + bias = a x + b."""
     factor = scale * jax.lax.rsqrt(var + EPSILON)
     return factor, bias - mean * factor
 
@@ -70,15 +69,17 @@ def normalise(
     shortcut: Features | None,
     relu: bool,
 ) -> tuple[Features, Statistics]:
-    """act(γ (x − μ) / √(σ² + ε) + β + shortcut), and the batch's statistics.
+    """act(scale · (x - mean) / √(var + ε) + bias + shortcut), and the batch's statistics.
 
-    One pass finds both moments of x − shift, where shift is near the mean:
-    μ = shift + E[x − shift] and σ² = E[(x − shift)²] − E[x − shift]². The nearer the shift, the
+    One pass finds both moments of x - shift, where the shift should be near the mean:
+    mean = shift + E[x - shift] and var = E[(x - shift)²] - E[x - shift]². The nearer it is, the
     fewer digits cancel. No gradient flows through the returned statistics.
 
-    With d the output's gradient where the output is above 0, n rows and x̂ = (x − μ) / √(σ² + ε),
+    With d the gradient of the output where the ReLU let it through, n rows and
+    u = (x - mean) / √(var + ε),
 
-        ∂β = Σ d,   ∂γ = Σ d x̂,   ∂x = γ / √(σ² + ε) · (d − ∂β / n − x̂ ∂γ / n),   ∂shortcut = d.
+        ∂bias = Σ d,   ∂scale = Σ d u,   ∂shortcut = d,
+        ∂x = scale / √(var + ε) · (d - ∂bias / n - u ∂scale / n).
 
     Reference: S. Ioffe, C. Szegedy, "Batch Normalization", ICML 2015.
     """
@@ -168,7 +169,7 @@ moments.defvjp(lambda rows: (moments(rows), rows), _moments_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _finish(y: Features, offset: PerChannel, shortcut: Features | None, relu: bool) -> Features:
-    """act(y + offset + shortcut). The backward pass needs the output alone, which is kept anyway."""
+    """act(y + offset + shortcut). The backward pass needs the output alone."""
     # In the type of y: XLA's GPU compiler then makes it part of the convolution or product.
     total = y + _on(y, offset.astype(y.dtype))
     if shortcut is not None:

@@ -4,12 +4,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 Features = Float[Array, "batch height width channels"]
 Output = Float[Array, "batch out_height out_width out_channels"]
-Weights = Float[Array, "*window channels out_channels"]
+Weights = Float[Array | np.ndarray, "*window channels out_channels"]
 
 _he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 

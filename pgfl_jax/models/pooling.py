@@ -20,25 +20,24 @@ def max_pool(x: Image) -> Half:
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
-def _forward(x: Image) -> tuple[Half, tuple[Half, UInt8[Array, "..."]]]:
+def _forward(x: Image) -> tuple[Half, UInt8[Array, "..."]]:
     """The maxima, and the place of each in its window, 0 to 8."""
     batch, height, width, channels = x.shape
     lowest = jnp.array(-jnp.inf, x.dtype)
     padded = jax.lax.pad(x, lowest, ((0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)))
-    maximum = place = None
-    for offset in range(9):
-        row, column = divmod(offset, 3)
-        value = jax.lax.slice(
-            padded,
-            (0, row, column, 0),
-            (batch, row + height - 1, column + width - 1, channels),
-            (1, 2, 2, 1),
-        )
-        if offset == 0:
-            maximum, place = value, jnp.zeros(value.shape, jnp.uint8)
-        else:
-            place = jnp.where(value > maximum, jnp.uint8(offset), place)
-            maximum = jnp.maximum(value, maximum)
+    last = height - 1, width - 1
+
+    def cell(row: int, column: int) -> Half:
+        """What one cell of every window sees."""
+        stop = batch, row + last[0], column + last[1], channels
+        return jax.lax.slice(padded, (0, row, column, 0), stop, (1, 2, 2, 1))
+
+    maximum = cell(0, 0)
+    place = jnp.zeros(maximum.shape, jnp.uint8)
+    for offset in range(1, 9):
+        value = cell(*divmod(offset, 3))
+        place = jnp.where(value > maximum, jnp.uint8(offset), place)
+        maximum = jnp.maximum(value, maximum)
     return maximum, place
 
 

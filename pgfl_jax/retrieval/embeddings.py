@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from pgfl_jax.config import Embedding
+from pgfl_jax.distributed.devices import compiler_options
 from pgfl_jax.distributed.sharding import batch_sharding, replicated, shard_batch
 from pgfl_jax.models import PGFL, main_branch, unit_length
 from pgfl_jax.models.branches import pose_mask
@@ -45,7 +46,12 @@ def make_embed(model: PGFL, mesh: Mesh, names: Sequence[Embedding]) -> EmbedFn:
 
     # The state stays where it is. The results are gathered, so that every process has all rows.
     shardings = None, batch_sharding(mesh)
-    return jax.jit(embed, in_shardings=shardings, out_shardings=replicated(mesh))
+    return jax.jit(
+        embed,
+        in_shardings=shardings,
+        out_shardings=replicated(mesh),
+        compiler_options=compiler_options(mesh),
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +24,7 @@ from pgfl_jax.experiment import Experiment
 from pgfl_jax.export import torch_model
 from pgfl_jax.losses import mine_hardest
 from pgfl_jax.models.backbones.resnet import BasicBlock, Bottleneck
+from pgfl_jax.models.batch_norm import BatchNorm
 from pgfl_jax.models.branches import pose_mask
 from pgfl_jax.pretrained import to_state_dict, torch_name
 from pgfl_jax.train_state import Average, TrainState
@@ -41,7 +41,8 @@ class Step(NamedTuple):
 
     Attributes:
         outputs: feature map, embeddings, BNNecks and logits.
-        layers: outputs of every BatchNorm and every block of the trunk, in order.
+        layers: outputs of every block of the trunk, and of every BatchNorm inside, after its ReLU,
+            in order.
         triplets: mined positives and negatives (B, 2); -1 where an anchor has none.
         terms: every loss term.
         gradients: the gradient of every parameter.
@@ -129,7 +130,7 @@ def flax_step(
     }
     return Step(
         {"features": outputs.features} | named,
-        layers,
+        _without_last_norms(layers),
         triplets,
         terms,
         to_arrays({"params": gradients}, identities),
@@ -152,7 +153,7 @@ def _flax_step(experiment: Experiment, state: TrainState, batch: Mapping[str, ja
         train=True,
         mutable=["batch_stats", "intermediates"],
         capture_intermediates=lambda module, _: isinstance(
-            module, nn.BatchNorm | BasicBlock | Bottleneck
+            module, BatchNorm | BasicBlock | Bottleneck
         ),
     )
     triplets = {}
@@ -187,18 +188,32 @@ def _named_outputs(outputs: Any) -> dict[str, Any]:
     return named
 
 
+def _without_last_norms(layers: Arrays) -> Arrays:
+    """Without each block's last BatchNorm, whose output is that of the block in ours."""
+
+    def is_last(name: str) -> bool:
+        block, _, layer = name.rpartition(".")
+        return layer == "bn3" or (layer == "bn2" and f"{block}.bn3" not in layers)
+
+    return {name: value for name, value in layers.items() if not is_last(name)}
+
+
 def twin_step(
     experiment: Experiment, variables: Mapping[str, Any], batch: Batch, *, step: int = 0
 ) -> Step:
     """One step by PyTorch; the same arguments and results as :func:`flax_step`."""
     twin = make_twin(experiment, variables)
     layers: Arrays = {}
+
+    def keep(name: str, output: torch.Tensor) -> None:
+        # Ours leave only after the ReLU.
+        hidden = name.rpartition(".")[2] in ("bn1", "bn2")
+        layers[name] = _channels_last(output.relu() if hidden else output)
+
     kinds = torch_model.BatchNorm | torch_model.BasicBlock | torch_model.Bottleneck
     for name, module in twin.named_modules():
         if isinstance(module, kinds):
-            module.register_forward_hook(
-                lambda _, __, output, name=name: layers.update({name: _channels_last(output)})
-            )
+            module.register_forward_hook(lambda _, __, output, name=name: keep(name, output))
     dtype = torch.float64 if batch["images"].dtype == np.float64 else torch.float32
     tensors = to_tensors(batch, dtype)
     config = experiment.config
@@ -216,7 +231,7 @@ def twin_step(
     return Step(
         {"features": _channels_last(outputs.features)}
         | {name: value.detach().numpy() for name, value in _named_outputs(outputs).items()},
-        layers,
+        _without_last_norms(layers),
         triplets,
         {name: value.numpy() for name, value in terms.items()},
         gradients,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pgfl_jax.models.backbones import BACKBONES
-from pgfl_jax.models.backbones.resnet import BasicBlock, Bottleneck, Conv1x1, ResNet
+from pgfl_jax.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 
 # Parameters of torchvision's models without their classifier `fc`.
 TORCHVISION_PARAMETERS = {"resnet18": 11_176_512, "resnet34": 21_284_672, "resnet50": 23_508_032}
@@ -88,15 +88,6 @@ def test_blocks_equal_a_reference_by_loops(block, stride, channels):
     reference = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
     expected = _reference_block(x.astype(np.float64), reference, stride, block is Bottleneck)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_conv1x1_is_the_convolution_that_it_replaces(stride):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, 5, 4, 3)).astype(np.float32)
-    kernel = rng.normal(size=(3, 7)).astype(np.float32)
-    y = Conv1x1(7, stride).apply({"params": {"dense": {"kernel": kernel}}}, jnp.asarray(x))
-    np.testing.assert_allclose(y, _conv(x, kernel[None, None], stride), rtol=1e-5, atol=1e-5)
 
 
 def test_the_patch_stem_is_a_4x4_convolution_of_stride_4():
