@@ -73,7 +73,7 @@ def evaluate(
 
 def _partial_sums(
     terms: Terms, number: int, count: int, keep: bool, *arrays: Array, interpret: bool = False
-) -> list[Array]:
+) -> tuple[Array, ...]:
     """Sums over parts of the rows, (parts, count, C), after the first term if it is kept."""
     rows, columns = arrays[0].shape
     width = 128 if columns % 128 == 0 else 64
@@ -103,7 +103,7 @@ def _partial_sums(
             outputs[-1][part, index, here] = jnp.sum(total, axis=0)
 
     sums = jax.ShapeDtypeStruct((parts, count, columns), jnp.float32)
-    return pl.pallas_call(
+    found = pl.pallas_call(
         kernel,
         grid=(parts, columns // width),
         out_shape=[jax.ShapeDtypeStruct((rows, columns), arrays[0].dtype)] * keep + [sums],
@@ -111,3 +111,4 @@ def _partial_sums(
         interpret=interpret,
         name="column_sums",
     )(*arrays)
+    return tuple(found)

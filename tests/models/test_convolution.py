@@ -41,7 +41,9 @@ def test_a_convolution_is_what_loops_make_of_it(size, stride, channels):
 def test_the_gradients_are_finite_differences(size, stride, shape):
     x, kernel = _draw(*shape), _draw(size, size, shape[-1], 4, seed=1)
     with jax.enable_x64(True):
-        y, pull = jax.vjp(functools.partial(convolve, stride=stride), x, kernel)
+        y, pull = jax.vjp(
+            functools.partial(convolve, stride=stride), jnp.asarray(x), jnp.asarray(kernel)
+        )
         weights = _draw(*y.shape, seed=2)
         found = pull(jnp.asarray(weights))
     # The function is linear in each argument, so one step of any length gives its derivative.
