@@ -4,13 +4,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 Features = Float[Array, "batch height width channels"]
 Output = Float[Array, "batch out_height out_width out_channels"]
-Weights = Float[Array | np.ndarray, "*window channels out_channels"]
+Weights = Float[Array, "*window channels out_channels"]
 
 _he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -27,7 +26,7 @@ class Kernel(nn.Module):
         if self.size == 1:
             return _Matrix((inputs, self.features), name="dense")()
         shape = self.size, self.size, inputs, self.features
-        return self.param("kernel", _he_init, shape, jnp.float32)
+        return jnp.asarray(self.param("kernel", _he_init, shape, jnp.float32))
 
 
 class _Matrix(nn.Module):
@@ -35,7 +34,7 @@ class _Matrix(nn.Module):
 
     @nn.compact
     def __call__(self) -> Weights:
-        return self.param("kernel", _he_init, self.shape, jnp.float32)
+        return jnp.asarray(self.param("kernel", _he_init, self.shape, jnp.float32))
 
 
 def convolve(x: Features, kernel: Weights, stride: int = 1) -> Output:
