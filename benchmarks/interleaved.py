@@ -49,7 +49,6 @@ class Program:
         name: str,
         command: Sequence[str],
         *,
-        cwd: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
         """Start it; :meth:`ready` waits for its first run."""
@@ -59,7 +58,6 @@ class Program:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=cwd,
             env=os.environ | dict(env or {}),
         )
         self.start_seconds = math.nan

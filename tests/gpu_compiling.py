@@ -19,6 +19,7 @@ import jax
 from jax.experimental import topologies
 
 from benchmarks.aot import abstract_batch
+from benchmarks.hlo import Program
 from configs import default, synthetic_demo
 from pgfl_jax.config import parse_config
 from pgfl_jax.distributed.sharding import make_mesh
@@ -90,11 +91,15 @@ def compile_case(module, backbone, dtype, task, devices):
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         expected = _bytes(main_branch(variables)) + _bytes(batch["images"])
     compiled = function.lower(state, batch).compile()
+    text = compiled.as_text()
     return {
         "case": f"{backbone} {dtype} {task}",
         "argument_bytes": compiled.memory_analysis().argument_size_in_bytes,
         "expected_bytes": expected,
-        "exchanges": " all-reduce" in compiled.as_text(),
+        "exchanges": " all-reduce" in text,
+        "moved_bytes": Program(text).memory_bytes,
+        "plain_convolutions": text.count('custom_call_target="__cudnn$convForward"'),
+        "plain_products": text.count('"epilogue":"DEFAULT"'),
     }
 
 

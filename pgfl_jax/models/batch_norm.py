@@ -52,6 +52,11 @@ def _rows(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
+def _precision(x: Array) -> jax.lax.Precision:
+    """Of the products that make statistics: in 16 bits, matrix units keep every digit of ``x``."""
+    return jax.lax.Precision["HIGHEST" if jnp.finfo(x.dtype).bits > 16 else "DEFAULT"]
+
+
 def affine(
     scale: PerChannel, bias: PerChannel, mean: PerChannel, var: PerChannel
 ) -> tuple[PerChannel, PerChannel]:
@@ -153,12 +158,16 @@ def moments(
     """
     count = rows.shape[0]
     products = jax.lax.dot_general(
-        rows, rows, (((0,), (0,)), ((), ())), preferred_element_type=upcast(rows).dtype
+        rows,
+        rows,
+        (((0,), (0,)), ((), ())),
+        precision=_precision(rows),
+        preferred_element_type=upcast(rows).dtype,
     )
     return column_sums(lambda x: (x,), (rows,), ())[0] / count, products / count
 
 
-def _moments_backward(rows, gradients):
+def _moments_backward(rows: Array, gradients: tuple[Array, Array]) -> tuple[Array]:
     mean, products = (gradient / rows.shape[0] for gradient in gradients)
     through = rows @ (2 * products).astype(rows.dtype)
     return ((upcast(through) + mean[None]).astype(rows.dtype),)
@@ -177,15 +186,19 @@ def _finish(y: Features, offset: PerChannel, shortcut: Features | None, relu: bo
     return jax.nn.relu(total) if relu else total
 
 
-def _finish_forward(y, offset, shortcut, relu):
+def _finish_forward(
+    y: Features, offset: PerChannel, shortcut: Features | None, relu: bool
+) -> tuple[Features, tuple[Features | None, bool]]:
     z = _finish(y, offset, shortcut, relu)
     return z, (z if relu else None, shortcut is not None)
 
 
-def _finish_backward(relu, saved, gradient):
+def _finish_backward(
+    _relu: bool, saved: tuple[Features | None, bool], gradient: Features
+) -> tuple[Features, PerChannel, Features | None]:
     z, has_shortcut = saved
     rows = _rows(gradient)
-    if relu:
+    if z is not None:
         rows, d_offset = column_sums(
             lambda d, z: (jnp.where(z > 0, d, 0),), (rows, _rows(z)), (), keep=True
         )
@@ -215,8 +228,8 @@ class BatchNorm(nn.Module):
     def setup(self) -> None:
         """Declare scale, bias and running averages."""
         shape = (self.features,), jnp.float32
-        self.scale = self.param("scale", nn.initializers.ones, *shape)
-        self.bias = self.param("bias", nn.initializers.zeros, *shape)
+        self.scale = jnp.asarray(self.param("scale", nn.initializers.ones, *shape))
+        self.bias = jnp.asarray(self.param("bias", nn.initializers.zeros, *shape))
         if self.is_initializing() or self.has_variable("batch_stats", "mean"):
             self.mean = self.variable("batch_stats", "mean", jnp.zeros, *shape)
             self.var = self.variable("batch_stats", "var", jnp.ones, *shape)
@@ -227,9 +240,7 @@ class BatchNorm(nn.Module):
         """act(BatchNorm(x) + shortcut)."""
         x = x.astype(self.dtype or self.scale.dtype)
         if self.use_running_average:
-            factor, offset = self.scale, self.bias
-            if self.has_variable("batch_stats", "mean"):
-                factor, offset = affine(factor, offset, self.mean.value, self.var.value)
+            factor, offset = self._running() or (self.scale, self.bias)
             return _finish(upcast(x) * _on(x, factor), offset, shortcut, relu).astype(x.dtype)
         shift = jax.lax.stop_gradient(self.mean.value)
         y, statistics = normalise(x, self.scale, self.bias, shift, shortcut, relu)
@@ -249,11 +260,10 @@ class BatchNorm(nn.Module):
         dtype = self.dtype or self.scale.dtype
         x = x.astype(dtype)
         if self.use_running_average:
-            if self.has_variable("batch_stats", "mean"):
-                factor, offset = affine(self.scale, self.bias, self.mean.value, self.var.value)
+            offset = self.bias
+            if running := self._running():
+                factor, offset = running
                 kernel = kernel * _on(kernel, factor)
-            else:
-                offset = self.bias
             y = convolve(x, kernel.astype(dtype), stride)
             return _finish(y, offset, shortcut, relu)
         if kernel.ndim == 2 and kernel.shape[1] > kernel.shape[0]:
@@ -267,20 +277,25 @@ class BatchNorm(nn.Module):
         rows = _rows(x)
         mean_in, products = moments(rows)
         covariance = products - jnp.outer(mean_in, mean_in)
-        # Small products; in 16 bits, x itself has fewer digits than the matrix units keep.
-        wide = jnp.finfo(x.dtype).bits > 16
-        precision = jax.lax.Precision.HIGHEST if wide else jax.lax.Precision.DEFAULT
-        var = jnp.sum(kernel * jnp.matmul(covariance, kernel, precision=precision), axis=0)
+        spread = jnp.matmul(covariance, kernel, precision=_precision(x))
+        var = jnp.sum(kernel * spread, axis=0)
         var = jnp.maximum(var, 0)
         factor = self.scale * jax.lax.rsqrt(var + EPSILON)
         scaled = (kernel * factor[None]).astype(x.dtype)
-        # By the rounded kernel: the mean of the result is then β to full precision.
+        # By the rounded kernel: then the result's mean is the bias to full precision.
         mean = jnp.matmul(mean_in, upcast(scaled), precision=jax.lax.Precision.HIGHEST)
         self._update(
             Statistics(jnp.matmul(mean_in, kernel, precision=jax.lax.Precision.HIGHEST), var)
         )
         y = x @ scaled
         return checkpoint_name(_finish(y, self.bias - mean, shortcut, relu), "convolution")
+
+    def _running(self) -> tuple[PerChannel, PerChannel] | None:
+        """Factor and offset by the running averages; None where they were folded."""
+        if not self.has_variable("batch_stats", "mean"):
+            return None
+        mean, var = jnp.asarray(self.mean.value), jnp.asarray(self.var.value)
+        return affine(self.scale, self.bias, mean, var)
 
     def _update(self, statistics: Statistics) -> None:
         if self.is_initializing():
