@@ -128,12 +128,13 @@ def _backward(relu: bool, saved: tuple, gradients: tuple[Features, Statistics]) 
     else:
 
         def terms(
-            x: Array, gradient: Array, mean: Array, factor: Array, bias: Array
+            x: Array, gradient: Array, mean: Array, factor: Array, offset: Array
         ) -> tuple[Array, Array]:
-            d = jnp.where((x - mean) * factor + bias > 0, gradient, 0) if relu else gradient
+            # As in the forward pass, to the last bit.
+            d = jnp.where(x * factor + offset > 0, gradient, 0) if relu else gradient
             return d, d * (x - mean)
 
-        vectors = mean, factor, bias
+        vectors = mean, factor, bias - mean * factor
         d_bias, projection = column_sums(terms, matrices, vectors)
         d, _ = evaluate(terms, matrices, vectors)  # again: cheaper than writing and reading it
     count = matrices[0].shape[0]

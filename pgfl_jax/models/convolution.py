@@ -42,7 +42,6 @@ def convolve(x: Features, kernel: Weights, stride: int = 1) -> Output:
 
     - 1x1: a matrix product, several times faster than XLA's convolution on CPUs.
     - 7x7 with stride 2 on three channels, on NVIDIA GPUs: :func:`_by_blocks`.
-    - The gradient of a 3x3 kernel, on CPUs: :func:`_by_shifts`.
 
     Args:
         x: (B, h, w, I).
@@ -57,7 +56,7 @@ def convolve(x: Features, kernel: Weights, stride: int = 1) -> Output:
     if kernel.shape[:3] == (7, 7, 3) and stride == 2:
         plain = functools.partial(_plain, stride=stride)
         return jax.lax.platform_dependent(x, kernel, cuda=_by_blocks, default=plain)
-    return _convolve(x, kernel, stride)
+    return _plain(x, kernel, stride)
 
 
 def skip(x: Features, stride: int) -> Output:
@@ -93,49 +92,3 @@ def _by_blocks(x: Features, kernel: Weights) -> Output:
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1), [(2, 1), (2, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve(x: Features, kernel: Weights, stride: int) -> Output:
-    return _plain(x, kernel, stride)
-
-
-def _convolve_forward(
-    x: Features, kernel: Weights, stride: int
-) -> tuple[Output, tuple[Features, Weights]]:
-    return _plain(x, kernel, stride), (x, kernel)
-
-
-def _convolve_backward(
-    stride: int, saved: tuple[Features, Weights], gradient: Output
-) -> tuple[Features, Weights]:
-    x, kernel = saved
-    (d_x,) = jax.vjp(lambda x: _plain(x, kernel, stride), x)[1](gradient)
-
-    def by_convolution(x: Features, gradient: Output) -> Weights:
-        return jax.vjp(lambda kernel: _plain(x, kernel, stride), kernel)[1](gradient)[0]
-
-    by_shifts = functools.partial(_by_shifts, size=kernel.shape[0], stride=stride)
-    return d_x, jax.lax.platform_dependent(x, gradient, cpu=by_shifts, default=by_convolution)
-
-
-_convolve.defvjp(_convolve_forward, _convolve_backward)
-
-
-def _by_shifts(x: Features, gradient: Output, *, size: int, stride: int) -> Weights:
-    """The gradient of a kernel, as one matrix product for each of its cells.
-
-    ∂k[i, j] = Σ x[·, s r + i, s c + j] ∂y[·, r, c]ᵀ over rows r and columns c, with the padded x.
-    On CPUs, one to three times as fast as XLA's convolution for this gradient.
-    """
-    _, rows, columns, outputs = gradient.shape
-    pad = size // 2
-    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    flat = gradient.reshape(-1, outputs)
-
-    def cell(i: int, j: int) -> Array:
-        stop = i + stride * (rows - 1) + 1, j + stride * (columns - 1) + 1
-        shifted = padded[:, i : stop[0] : stride, j : stop[1] : stride]
-        return shifted.reshape(-1, x.shape[-1]).T @ flat
-
-    return jnp.stack([jnp.stack([cell(i, j) for j in range(size)]) for i in range(size)])
