@@ -6,23 +6,11 @@ import numpy as np
 import pytest
 
 from pgfl_jax.models.convolution import _by_blocks, _plain, convolve
+from tests.loops import by_loops
 
 
 def _draw(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)
-
-
-def _by_loops(x, kernel, stride):
-    """Cross-correlation with padding size // 2, output cell by output cell."""
-    size = kernel.shape[0]
-    padded = np.pad(x, ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)))
-    height, width = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
-    out = np.zeros((len(x), height, width, kernel.shape[-1]))
-    for i in range(height):
-        for j in range(width):
-            window = padded[:, i * stride : i * stride + size, j * stride : j * stride + size]
-            out[:, i, j] = np.einsum("bijc,ijcd->bd", window, kernel)
-    return out
 
 
 @pytest.mark.parametrize(
@@ -30,7 +18,7 @@ def _by_loops(x, kernel, stride):
 )
 def test_a_convolution_is_what_loops_make_of_it(size, stride, channels):
     x, kernel = _draw(2, 8, 6, channels), _draw(size, size, channels, 4, seed=1)
-    expected = _by_loops(x, kernel, stride)
+    expected = by_loops(x, kernel, stride)
     given = kernel[0, 0] if size == 1 else kernel
     found = convolve(jnp.float32(x), jnp.float32(given), stride)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -51,7 +39,7 @@ def test_the_gradients_are_finite_differences(size, stride, shape):
         direction = _draw(*array.shape, seed=3)
         moved = [x, kernel]
         moved[index] = array + direction
-        change = _by_loops(*moved, stride) - _by_loops(x, kernel, stride)
+        change = by_loops(*moved, stride) - by_loops(x, kernel, stride)
         np.testing.assert_allclose(
             np.sum(np.asarray(gradient) * direction), np.sum(change * weights), rtol=1e-9
         )

@@ -5,6 +5,7 @@ import pytest
 
 from pgfl_jax.models.backbones import BACKBONES
 from pgfl_jax.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
+from tests.loops import by_loops
 
 # Parameters of torchvision's models without their classifier `fc`.
 TORCHVISION_PARAMETERS = {"resnet18": 11_176_512, "resnet34": 21_284_672, "resnet50": 23_508_032}
@@ -35,19 +36,6 @@ def test_the_map_has_16_by_8_cells(name, size):
     assert backbone.map_shape(*size) == (16, 8)
 
 
-def _conv(x, kernel, stride):
-    """Cross-correlation with padding size // 2, by loops over the output cells."""
-    size = kernel.shape[0]
-    padded = np.pad(x, ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)))
-    height, width = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
-    out = np.zeros((len(x), height, width, kernel.shape[-1]))
-    for i in range(height):
-        for j in range(width):
-            window = padded[:, i * stride : i * stride + size, j * stride : j * stride + size]
-            out[:, i, j] = np.einsum("bijc,ijcd->bd", window, kernel)
-    return out
-
-
 def _norm(x, parameters):
     mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
     return (x - mean) / np.sqrt(var + 1e-5) * parameters["scale"] + parameters["bias"]
@@ -63,11 +51,11 @@ def _reference_block(x, p, stride, bottleneck):
     strided = "conv2" if bottleneck else "conv1"
     y = x
     for i, name in enumerate(convs):
-        y = _norm(_conv(y, kernels[name], stride if name == strided else 1), p[f"bn{i + 1}"])
+        y = _norm(by_loops(y, kernels[name], stride if name == strided else 1), p[f"bn{i + 1}"])
         if name != convs[-1]:
             y = np.maximum(y, 0)
     if "downsample_conv" in p:
-        x = _norm(_conv(x, kernels["downsample_conv"], stride), p["downsample_bn"])
+        x = _norm(by_loops(x, kernels["downsample_conv"], stride), p["downsample_bn"])
     return np.maximum(x + y, 0)
 
 
