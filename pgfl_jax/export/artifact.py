@@ -108,7 +108,7 @@ class _Artifact:
         """
         main = graphs.main_branch(self.embedder)
         models = [self._describe(model) for model in self._quantised(real_pictures)]
-        found = [check_graph(m, Graph.from_json(m["graph"]), main) for m in models if m["graph"]]
+        found = [check_graph(m, Graph.from_json(m["graph"]), main) for m in models]
         refuse(found, self.name)
         description = preprocessing(self.embedder, self.contract)
         probe = probe_pictures(*description["size"].values())
@@ -145,8 +145,10 @@ class _Artifact:
         model = dataclasses.asdict(which)
         path, read = self.folder / model["file"], FORMATS[self.name].graph
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-        graph = dataclasses.asdict(read(path)) if read else None
-        return model | {"bytes": sum(file.stat().st_size for file in files), "graph": graph}
+        return model | {
+            "bytes": sum(file.stat().st_size for file in files),
+            "graph": dataclasses.asdict(read(path)),
+        }
 
     def _rank(
         self, run: Run, ranked: list[Pictures], pictures: RealPictures | None

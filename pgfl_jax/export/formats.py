@@ -12,8 +12,8 @@ import numpy as np
 
 from pgfl_jax.embedder import Embedder
 from pgfl_jax.export.contract import Contract
-from pgfl_jax.export.graphs import read_stablehlo
-from pgfl_jax.export.litert import write_litert, write_litert_int8
+from pgfl_jax.export.graphs import read_saved_model, read_stablehlo
+from pgfl_jax.export.litert import read_litert, write_litert, write_litert_int8
 from pgfl_jax.export.onnx import write_onnx, write_onnx_int8
 from pgfl_jax.export.onnx_file import Graph, read_graph
 from pgfl_jax.export.saved_model import write_saved_model
@@ -49,7 +49,7 @@ class Format:
         write: writes the models into a folder, which exists. It imports what the wheel does not
             require when it is called.
         models: what it writes.
-        graph: reads the size of a model's graph, which must be the main branch's; None: unknown.
+        graph: reads the size of a model's graph, which must be the main branch's.
         quantise: adds models in int8 to the folder, calibrated on training pictures; it is called
             after ``write``, where there are such pictures.
         quantised: what it writes.
@@ -58,7 +58,7 @@ class Format:
 
     write: Writer
     models: tuple[Model, ...]
-    graph: Callable[[Path], Graph] | None = None
+    graph: Callable[[Path], Graph]
     quantise: Quantiser | None = None
     quantised: tuple[Model, ...] = ()
     extra: str = "export"
@@ -85,7 +85,10 @@ FORMATS: Mapping[str, Format] = {
         (Model("model_int8.onnx", ("onnxruntime", "openvino"), "int8"),),
     ),
     "saved_model": Format(
-        write_saved_model, (Model("saved_model", ("tensorflow",)),), extra="export,train"
+        write_saved_model,
+        (Model("saved_model", ("tensorflow",)),),
+        read_saved_model,
+        extra="export,train",
     ),
     "litert": Format(
         write_litert,
@@ -93,8 +96,9 @@ FORMATS: Mapping[str, Format] = {
             Model("model.tflite", ("litert",)),
             Model("model_float16.tflite", ("litert",), "float16"),
         ),
-        quantise=write_litert_int8,
-        quantised=(Model("model_int8.tflite", ("litert",), "int8"),),
+        read_litert,
+        write_litert_int8,
+        (Model("model_int8.tflite", ("litert",), "int8"),),
         extra="export,train",
     ),
     "torch": Format(

@@ -20,6 +20,8 @@ _PRODUCT = re.compile(
     r"stablehlo\.(?:convolution|dot_general)\b.*: "
     r"\(tensor<[^>]*>, tensor<([^>]*)>\) -> tensor<([^>]*)>"
 )
+# The size of the pictures' batch is unknown, which `?` says.
+_ARGUMENT = re.compile(r"%arg\d+: tensor<([^>?]*)xf32>")
 _CONSTANT = re.compile(r"stablehlo\.constant dense<.*> : tensor<([^>]*)xf32>")
 
 
@@ -106,18 +108,42 @@ def _is_jaxpr(value: Any) -> bool:
 def read_stablehlo(path: Path) -> Graph:
     """The graph of a serialised program, as a CPU computes it, from the program's text."""
     program = jax.export.deserialize(bytearray(path.read_bytes()))
-    lines = list(_on_first_platform(program.mlir_module()))
+    return _read_text(program.mlir_module(), ("images",))
+
+
+def read_saved_model(folder: Path) -> Graph:
+    """The graph of a SavedModel, from the StableHLO program inside.
+
+    Raises:
+        ValueError: it has another number of programs than one.
+    """
+    import tensorflow as tf
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import stablehlo
+
+    signature = tf.saved_model.load(str(folder)).signatures["serving_default"]
+    library = signature.graph.as_graph_def().library
+    nodes = (node for function in library.function for node in function.node_def)
+    (program,) = (node.attr["module"].s for node in nodes if node.op == "XlaCallModule")
+    with ir.Context() as context:
+        text = str(stablehlo.deserialize_portable_artifact(context, program))
+    return _read_text(text, tuple(signature.structured_input_signature[1]))
+
+
+def _read_text(text: str, inputs: tuple[str, ...]) -> Graph:
+    """The graph of a program in StableHLO; its parameters are constants or arguments."""
+    lines = list(_on_first_platform(text))
     kernels = products = 0
     for line in lines:
         if found := _PRODUCT.search(line):
             weights, result = map(_lengths, found.groups())
             kernels += math.prod(weights)
             products += math.prod(weights) * math.prod(result) // weights[-1]
+    main = next(line for line in lines if "@main(" in line)
+    variables = _ARGUMENT.findall(main)
     constants = [found[1] for line in lines if (found := _CONSTANT.search(line))]
-    *variables, _ = program.in_avals
-    everything = sum(math.prod(_lengths(constant)) for constant in constants)
-    everything += sum(math.prod(aval.shape) for aval in variables)
-    return Graph(("images",), kernels, everything - kernels, products)
+    everything = sum(math.prod(_lengths(value)) for value in (*variables, *constants))
+    return Graph(inputs, kernels, everything - kernels, products)
 
 
 def _on_first_platform(text: str) -> Iterator[str]:

@@ -9,6 +9,9 @@ import numpy as np
 
 from pgfl_jax.embedder import Embedder
 from pgfl_jax.export.contract import Contract, batch_of, embed_pictures
+from pgfl_jax.export.onnx_file import Graph
+
+_PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 IN_FLOAT32 = (
     "MUL", "SUB", "DIV", "POW", "SQRT", "RSQRT", "EXP", "LOG", "MAXIMUM", "MINIMUM", "SUM", "MEAN",
@@ -98,3 +101,30 @@ def _converter(embedder: Embedder, contract: Contract) -> Any:
     module = tf.Module()
     module.serve = serve
     return tf.lite.TFLiteConverter.from_concrete_functions([serve.get_concrete_function()], module)
+
+
+def read_litert(path: Path) -> Graph:
+    """The graph of a file, whose weights may be in float32, float16 or int8."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    content = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    (graph,), (signature,) = content.subgraphs, content.signatureDefs
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items()}
+    kinds = [names[code.builtinCode] for code in content.operatorCodes]
+    nodes = [(kinds[node.opcodeIndex], node.inputs, node.outputs[0]) for node in graph.operators]
+    sizes = [int(np.prod(tensor.shape)) for tensor in graph.tensors]
+    floats = schema.TensorType.FLOAT32, schema.TensorType.FLOAT16
+    numbers = {
+        number: sizes[number]
+        for number, tensor in enumerate(graph.tensors)
+        if tensor.type in floats and content.buffers[tensor.buffer].data is not None
+    }
+    stored = {output: inputs[0] for kind, inputs, output in nodes if kind == "DEQUANTIZE"}
+    kernels = multiply_adds = 0
+    for kind, inputs, output in nodes:
+        if kind in _PRODUCTS:
+            kernels += sizes[inputs[1]]
+            multiply_adds += sizes[inputs[1]] * int(np.prod(graph.tensors[output].shape[1:-1]))
+            numbers.pop(stored.get(inputs[1], inputs[1]), None)
+    given = tuple(tensor.name.decode() for tensor in signature.inputs)
+    return Graph(given, kernels, sum(numbers.values()), multiply_adds)

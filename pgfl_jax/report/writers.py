@@ -1,8 +1,10 @@
 """How a training run writes its files and prints its lines."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pgfl_jax.distributed.collectives import is_primary
@@ -28,6 +30,10 @@ class MetricWriter:
         Raises:
             UserError: a whole line of ``metrics.jsonl`` is no such object; names file and line.
         """
+        # Through TensorBoard's hyperparameters, clu would import Keras for a callback: seconds.
+        unused = ModuleType("tensorboard.plugins.hparams._keras")
+        vars(unused)["Callback"] = None
+        sys.modules.setdefault(unused.__name__, unused)
         # clu's writer imports TensorFlow, which the package does not need otherwise.
         from clu.metric_writers import SummaryWriter
 

@@ -22,6 +22,7 @@ from pgfl_jax.export.real import from_data, from_folder
 from pgfl_jax.export.verify import LOWEST_COSINE, verify
 from pgfl_jax.preprocessing import PictureError
 from pgfl_jax.retrieval.protocols import EvaluationData, EvaluationSplit, Protocol
+from tests.export.test_contract import KERNELS, MULTIPLY_ADDS
 from tests.runs import GOLDEN_RUN, ROOT, finish, launch
 
 MIB = 2**20
@@ -115,21 +116,16 @@ def test_sizes_are_the_main_branchs_and_below_the_training_graphs(embedder, tmp_
     export_onnx(embedder, tmp_path / "onnx")
     record = read(tmp_path / "onnx")
     main, training = record["main_branch"], record["training_graph"]
-    kernels = 48 * 48 + 2 * 9 * 48 * 48 + 9 * 48 * 96 + 9 * 96 * 96 + 48 * 96
-    kernels += 9 * 96 * 192 + 9 * 192 * 192 + 96 * 192
-    # Maps of 16x8, 8x4 and 8x4 cells.
-    products = 128 * (48 * 48 + 2 * 9 * 48 * 48)
-    products += 32 * (kernels - 48 * 48 - 2 * 9 * 48 * 48)
-    assert (main["kernels"], main["multiply_adds"]) == (kernels, products)
+    assert (main["kernels"], main["multiply_adds"]) == (KERNELS, MULTIPLY_ADDS)
     assert training["inputs"] == ["images", "pose_maps", "visibility"]
     # Three classifiers of 16 identities, and the statistics of the teachers' necks.
-    assert training["kernels"] - kernels >= 3 * 16 * 192
+    assert training["kernels"] - KERNELS >= 3 * 16 * 192
     # In float32 and float16.
     for model, width in zip(record["models"], (4, 2), strict=True):
-        assert model["graph"]["kernels"] == kernels
-        assert model["graph"]["multiply_adds"] == products
+        assert model["graph"]["kernels"] == KERNELS
+        assert model["graph"]["multiply_adds"] == MULTIPLY_ADDS
         assert model["graph"]["inputs"] == ["images"]
-        assert width * kernels < model["bytes"] < width * kernels + 25_000
+        assert width * KERNELS < model["bytes"] < width * KERNELS + 25_000
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,12 @@ from tests.runs import GOLDEN_RUN
 
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 
+# Weights and multiply-adds of the golden run's main branch, by hand: patches of 4x4 pixels and a
+# block of 48 channels on 16x8 cells, blocks of 96 and 192 channels with their shortcuts on 8x4.
+_ON_16X8 = 48 * 48 + 2 * 9 * 48 * 48
+_ON_8X4 = 9 * 48 * 96 + 9 * 96 * 96 + 48 * 96 + 9 * 96 * 192 + 9 * 192 * 192 + 96 * 192
+KERNELS, MULTIPLY_ADDS = _ON_16X8 + _ON_8X4, 16 * 8 * _ON_16X8 + 8 * 4 * _ON_8X4
+
 
 @pytest.fixture(scope="module")
 def embedder():

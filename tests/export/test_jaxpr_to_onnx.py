@@ -1,7 +1,6 @@
 """The converter's graphs give JAX's numbers, are valid, and are as small as they can be."""
 
 import collections
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +9,8 @@ import onnx
 import onnxruntime
 import pytest
 
-import pgfl_jax
-from pgfl_jax import preprocessing
 from pgfl_jax.export.jaxpr_to_onnx import ExportError, convert
-from pgfl_jax.models import PGFL, unit_length
-from pgfl_jax.models.backbones import BACKBONES, ResNet
-from pgfl_jax.models.backbones.resnet import Bottleneck
-from tests.runs import GOLDEN_RUN
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from tests.networks import four_bottlenecks, golden, random_embedder
 
 
 def run(model, rows, name="images"):
@@ -41,30 +33,7 @@ def batch(shape, dtype):
     return jax.ShapeDtypeStruct((size, *shape), dtype)
 
 
-def network(backbone, pooling):
-    """The embed function of a network with random weights and statistics, for 64×32 pixels."""
-    net = PGFL(1, backbone, pooling=pooling)
-    images = jax.ShapeDtypeStruct((1, 64, 32, 3), jnp.float32)
-    shapes = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), images)
-    rng = np.random.default_rng(0)
-
-    def drawn(path, shape):
-        if path[-1].key == "kernel":  # keeps the variance from layer to layer
-            return rng.normal(0, np.prod(shape.shape[:-1]) ** -0.5, shape.shape).astype(np.float32)
-        if path[-1].key in ("mean", "bias"):
-            return rng.normal(0, 0.1, shape.shape).astype(np.float32)
-        return rng.uniform(0.5, 1.5, shape.shape).astype(np.float32)
-
-    variables = jax.tree.map(jnp.asarray, jax.tree_util.tree_map_with_path(drawn, shapes))
-
-    def embed(images):
-        pixels = preprocessing.normalise(images, MEAN, STD)
-        return unit_length(net.apply(variables, pixels, train=False).main.neck)
-
-    return embed
-
-
-@mock.patch.dict(BACKBONES, {"four blocks": ResNet(Bottleneck, (1, 1, 1, 1), ibn_stages=3)})
+@four_bottlenecks()
 @pytest.mark.parametrize(
     ("backbone", "pooling", "convolutions"),
     [
@@ -72,10 +41,10 @@ def network(backbone, pooling):
     ],
 )  # fmt: skip
 def test_networks_give_the_same_embeddings_at_any_batch(backbone, pooling, convolutions):
-    embed = network(backbone, pooling)
-    model = convert(embed, batch((64, 32, 3), np.uint8))
+    embedder = random_embedder(backbone, pooling)
+    model = convert(lambda x: embedder.apply(embedder.variables, x), batch((64, 32, 3), np.uint8))
     pictures = np.random.default_rng(0).integers(0, 256, (3, 64, 32, 3), np.uint8)
-    expected = np.asarray(jax.jit(embed)(pictures))
+    expected = np.asarray(jax.jit(embedder.apply)(embedder.variables, pictures))
     for count in (1, 3):
         found = run(model, pictures[:count])
         assert found.shape == (count, expected.shape[1])
@@ -90,7 +59,7 @@ def test_networks_give_the_same_embeddings_at_any_batch(backbone, pooling, convo
 
 
 def test_a_stored_run_gives_the_same_embeddings():
-    embedder = pgfl_jax.load(GOLDEN_RUN)
+    embedder = golden()
     pictures = np.random.default_rng(0).integers(0, 256, (5, 64, 32, 3), np.uint8)
     model = convert(lambda x: embedder.apply(embedder.variables, x), batch((64, 32, 3), np.uint8))
     np.testing.assert_allclose(run(model, pictures), embedder(pictures), rtol=0, atol=1e-6)

@@ -1,34 +1,28 @@
 """LiteRT's files give JAX's embeddings in its interpreter."""
 
-import dataclasses
-from unittest import mock
-
 import jax
 import numpy as np
 import onnx
 import pytest
 import tensorflow as tf
 
-import pgfl_jax
-from pgfl_jax.embedder import Embedder
 from pgfl_jax.export.contract import CONTRACTS
+from pgfl_jax.export.graphs import main_branch
 from pgfl_jax.export.jaxpr_to_onnx import ExportError, convert
-from pgfl_jax.export.litert import write_litert, write_litert_int8
+from pgfl_jax.export.litert import read_litert, write_litert, write_litert_int8
+from pgfl_jax.export.onnx_file import Graph
 from pgfl_jax.export.onnx_to_tensorflow import as_tensorflow
 from pgfl_jax.export.probe import probe_pictures
 from pgfl_jax.export.running import BATCHES, RuntimeFailed, embed_with
-from pgfl_jax.models import PGFL
-from pgfl_jax.models.backbones import BACKBONES, ResNet
-from pgfl_jax.models.backbones.resnet import Bottleneck
-from tests.export.test_contract import arranged
+from tests.export.test_contract import KERNELS, MULTIPLY_ADDS, arranged
 from tests.export.test_jaxpr_to_onnx import FUNCTIONS, batch, flat
 from tests.export.test_quantise import worst_cosine
-from tests.runs import GOLDEN_RUN
+from tests.networks import four_bottlenecks, golden, random_embedder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def embedder():
-    return pgfl_jax.load(GOLDEN_RUN)
+    return golden()
 
 
 def worst_cosines(embedder, contract, model):
@@ -69,36 +63,23 @@ def test_it_gives_the_same_embeddings_at_any_batch(embedder, contract, tmp_path)
     assert min(worst_cosines(embedder, contract, tmp_path / "model_float16.tflite")) >= 0.99999
     sizes = [path.stat().st_size for path in sorted(tmp_path.glob("*.tflite"))]
     assert sizes[1] < 0.52 * sizes[0]
+    main = main_branch(embedder)
+    for name in ("model.tflite", "model_float16.tflite"):
+        graph = read_litert(tmp_path / name)
+        assert graph == Graph(("images",), KERNELS, graph.others, MULTIPLY_ADDS)
+        # A bias for each channel, mean and standard deviation of the pixels, and little else.
+        assert 2 * 48 + 3 * 96 + 3 * 192 <= graph.others < main.others
 
 
-@mock.patch.dict(BACKBONES, {"four blocks": ResNet(Bottleneck, (1, 1, 1, 1), ibn_stages=3)})
-def test_bottlenecks_with_instance_normalisation(embedder, tmp_path):
+@four_bottlenecks()
+def test_bottlenecks_with_instance_normalisation(tmp_path):
     """A max-pool with padding, strided and 1x1 convolutions, GeM."""
-    drawn = random_embedder(embedder, "four blocks", "gem")
+    drawn = random_embedder("four blocks", "gem")
     write_litert(drawn, CONTRACTS["uint8_nhwc"], tmp_path)
     assert min(worst_cosines(drawn, "uint8_nhwc", tmp_path / "model.tflite")) >= 0.999999
     rows = probe_pictures(64, 32, seed=1)
     write_litert_int8(drawn, CONTRACTS["uint8_nhwc"], tmp_path, rows)
     assert min(worst_cosines(drawn, "uint8_nhwc", tmp_path / "model_int8.tflite")) >= 0.99
-
-
-def random_embedder(embedder, backbone, pooling):
-    """A network with random weights and statistics."""
-    network = dataclasses.replace(embedder.config.model, pooling=pooling)
-    config = dataclasses.replace(embedder.config, model=network)
-    net = PGFL(1, backbone, pooling=pooling)
-    images = jax.ShapeDtypeStruct((1, 64, 32, 3), np.float32)
-    shapes = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), images)
-    rng = np.random.default_rng(0)
-
-    def drawn(path, shape):
-        if path[-1].key == "kernel":  # keeps the variance from layer to layer
-            return rng.normal(0, np.prod(shape.shape[:-1]) ** -0.5, shape.shape).astype(np.float32)
-        if path[-1].key in ("mean", "bias"):
-            return rng.normal(0, 0.1, shape.shape).astype(np.float32)
-        return rng.uniform(0.5, 1.5, shape.shape).astype(np.float32)
-
-    return Embedder(config, net, jax.tree_util.tree_map_with_path(drawn, shapes), 0)
 
 
 @pytest.mark.parametrize("contract", ["uint8_nhwc", "float255_nchw"])
@@ -110,6 +91,9 @@ def test_int8(embedder, contract, tmp_path):
     assert min(worst_cosines(embedder, contract, model)) >= 0.995
     parameters = sum(leaf.size for leaf in jax.tree.leaves(embedder.variables))
     assert parameters < model.stat().st_size < 1.1 * parameters
+    graph = read_litert(model)
+    assert (graph.inputs, graph.kernels) == (("images",), KERNELS)
+    assert graph.multiply_adds == MULTIPLY_ADDS
 
 
 def test_a_wrong_batch_cannot_enter(embedder, tmp_path):

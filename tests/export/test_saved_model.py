@@ -6,10 +6,12 @@ import tensorflow as tf
 
 import pgfl_jax
 from pgfl_jax.export.contract import CONTRACTS, named_variables
+from pgfl_jax.export.graphs import read_saved_model
+from pgfl_jax.export.onnx_file import Graph
 from pgfl_jax.export.probe import probe_pictures
 from pgfl_jax.export.running import BATCHES, embed_with
 from pgfl_jax.export.saved_model import write_saved_model
-from tests.export.test_contract import arranged
+from tests.export.test_contract import KERNELS, MULTIPLY_ADDS, arranged
 from tests.export.test_quantise import worst_cosine
 from tests.runs import GOLDEN_RUN
 
@@ -42,6 +44,14 @@ def test_it_gives_the_same_embeddings_at_any_batch(embedder, written):
     for name, value in named_variables(embedder).items():
         np.testing.assert_array_equal(parameters[name], value)
     assert len(serve.variables) == len(parameters)
+
+
+def test_only_images_enter_and_only_the_main_branch_is_inside(embedder, written):
+    graph = read_saved_model(written[0])
+    others = sum(value.size for value in named_variables(embedder).values()) - KERNELS
+    # Inside are the mean and standard deviation of the pixels, and constants such as epsilon.
+    assert graph == Graph(("images",), KERNELS, graph.others, MULTIPLY_ADDS)
+    assert others <= graph.others <= others + 32
 
 
 def test_a_wrong_batch_cannot_enter(written):

@@ -1,7 +1,6 @@
 """The PyTorch artifact: both of its programs give JAX's embeddings, with PyTorch alone."""
 
 import dataclasses
-import functools
 import importlib
 import os
 import re
@@ -17,52 +16,21 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-import pgfl_jax
-from pgfl_jax.embedder import Embedder
 from pgfl_jax.errors import UserError
-from pgfl_jax.experiment import make_model
 from pgfl_jax.export import export_torch
 from pgfl_jax.export.contract import CONTRACTS, embed_function, named_variables
+from pgfl_jax.export.onnx_file import Graph
 from pgfl_jax.export.running import embed_with
 from pgfl_jax.export.torch import read_program, write_torch
 from pgfl_jax.export.verify import verify
 from pgfl_jax.pretrained import load_backbone
-from tests.export.test_contract import arranged
-from tests.runs import GOLDEN_RUN, by_name
+from tests.export.test_contract import KERNELS, MULTIPLY_ADDS, arranged
+from tests.networks import golden, random_embedder
+from tests.runs import by_name
 
 torch = pytest.importorskip("torch")
 
 BATCHES = 1, 7, 32
-
-
-@functools.cache
-def golden():
-    return pgfl_jax.load(GOLDEN_RUN)
-
-
-@functools.cache
-def random_embedder(backbone, pooling, dtype="float32"):
-    """A network with random weights, of which none is trivially 0 or 1, for 64×32 pixels."""
-    config = golden().config
-    network = dataclasses.replace(config.model, backbone=backbone, pooling=pooling, dtype=dtype)
-    config = dataclasses.replace(config, model=network)
-    model = make_model(config, num_identities=1)
-    images = jax.ShapeDtypeStruct((1, 64, 32, 3), np.float32)
-    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-    rng = np.random.default_rng(0)
-
-    def drawn(path, shape):
-        if path[-1].key == "kernel":  # keeps the variance from layer to layer
-            values = rng.normal(0, np.prod(shape.shape[:-1]) ** -0.5, shape.shape)
-        elif path[-1].key in ("mean", "bias"):
-            values = rng.normal(0, 0.1, shape.shape)
-        elif path[-1].key == "power":
-            values = np.array(2.5)
-        else:
-            values = rng.uniform(0.5, 1.5, shape.shape)
-        return values.astype(np.float32)
-
-    return Embedder(config, model, jax.tree_util.tree_map_with_path(drawn, shapes), step=1)
 
 
 def pictures(count):
@@ -224,18 +192,9 @@ def test_the_source_is_the_twins(tmp_path):
 def test_only_images_enter_and_only_the_main_branch_is_inside(artifact, runtime):
     name, folder = artifact
     graph = read_program(folder / FILES[runtime])
-    variables = named_variables(golden())
-    kernels = sum(value.size for value in variables.values() if value.ndim > 1)
-    others = sum(value.size for value in variables.values()) - kernels
+    others = sum(value.size for value in named_variables(golden()).values()) - KERNELS
     normalisation = 0 if name == "normalised_nchw" else 6
-    assert (graph.inputs, graph.kernels) == (("images",), kernels)
-    assert graph.others == others + normalisation
-    # By hand: convolutions of 4x4 patches, of three blocks of 48, 96, 192 channels, two shortcuts.
-    first, half = 16 * 8, 8 * 4
-    by_hand = 48 * 48 * first + 2 * 9 * 48 * 48 * first
-    by_hand += (9 * 48 * 96 + 9 * 96 * 96 + 48 * 96) * half
-    by_hand += (9 * 96 * 192 + 9 * 192 * 192 + 96 * 192) * half
-    assert graph.multiply_adds == by_hand
+    assert graph == Graph(("images",), KERNELS, others + normalisation, MULTIPLY_ADDS)
 
 
 def test_bfloat16_is_the_trunks_precision(tmp_path):

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgfl_jax.models import PGFL, folded, main_branch
+from pgfl_jax.models import PGFL, folded
 from pgfl_jax.models.batch_norm import BatchNorm, moments, normalise
 from pgfl_jax.models.convolution import _plain
+from tests.networks import random_variables
 
 
 def _draw(*shape, seed=0):
@@ -97,12 +98,7 @@ def test_moments_and_their_gradient():
 def test_folded_variables_compute_the_same(backbone):
     model = PGFL(10, backbone)
     images = jnp.float32(_draw(2, 64, 32, 3))
-    variables = jax.jit(lambda: model.init(jax.random.key(0), images, train=False))()
-    rng = np.random.default_rng(1)
-    # Statistics and scales of a trained network are neither 0 nor 1.
-    moved = jax.tree.map(lambda a: a * rng.uniform(0.8, 1.2, a.shape).astype(a.dtype), variables)
-    moved["params"]["trunk"]["bn1"]["bias"] += 0.3
-    variables = main_branch(moved)
+    variables = jax.tree.map(jnp.asarray, random_variables(model))
     apply = jax.jit(lambda v: model.apply(v, images, train=False).main.neck)
     less = folded(variables, "float32")
     assert "trunk" not in less["batch_stats"]

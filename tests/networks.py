@@ -1,0 +1,57 @@
+"""Networks with random weights, whose numbers say as much as a trained network's."""
+
+import dataclasses
+import functools
+from unittest import mock
+
+import jax
+import numpy as np
+
+import pgfl_jax
+from pgfl_jax.embedder import Embedder
+from pgfl_jax.experiment import make_model
+from pgfl_jax.models import main_branch
+from pgfl_jax.models.backbones import BACKBONES, ResNet
+from pgfl_jax.models.backbones.resnet import Bottleneck
+from tests.runs import GOLDEN_RUN
+
+
+@functools.cache
+def golden():
+    """The embedder of the stored run, for 64x32 pixels."""
+    return pgfl_jax.load(GOLDEN_RUN)
+
+
+def four_bottlenecks():
+    """A context with the backbone ``four blocks``: all that ResNet-50-IBN-a is made of, once."""
+    small = ResNet(Bottleneck, (1, 1, 1, 1), (24, 32, 40, 48), ibn_stages=3)
+    return mock.patch.dict(BACKBONES, {"four blocks": small})
+
+
+def random_variables(model):
+    """The main branch's variables of a network for 64x32 pixels, none trivially 0 or 1."""
+    images = jax.ShapeDtypeStruct((1, 64, 32, 3), np.float32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    rng = np.random.default_rng(0)
+
+    def drawn(path, shape):
+        if path[-1].key == "kernel":  # keeps the variance from layer to layer
+            values = rng.normal(0, np.prod(shape.shape[:-1]) ** -0.5, shape.shape)
+        elif path[-1].key in ("mean", "bias"):
+            values = rng.normal(0, 0.1, shape.shape)
+        elif path[-1].key == "power":
+            values = np.array(2.5)
+        else:
+            values = rng.uniform(0.5, 1.5, shape.shape)
+        return values.astype(np.float32)
+
+    return main_branch(jax.tree_util.tree_map_with_path(drawn, shapes))
+
+
+def random_embedder(backbone, pooling, dtype="float32"):
+    """The embedder of such a network."""
+    config = golden().config
+    network = dataclasses.replace(config.model, backbone=backbone, pooling=pooling, dtype=dtype)
+    config = dataclasses.replace(config, model=network)
+    model = make_model(config, num_identities=1)
+    return Embedder(config, model, random_variables(model), step=1)
