@@ -8,6 +8,10 @@ DEMO_DIR ?= runs/demo
 # Without compiled modules every start takes seconds longer.
 unexport PYTHONDONTWRITEBYTECODE
 
+# Huge pages for what is allocated, and memory kept for the next step: a fifth of the CPU time of
+# training on small images goes into fresh pages otherwise. GNU's C library alone reads this.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.arena_max=2
+
 .PHONY: setup demo test lint docs scaling parity verify
 
 setup: $(INSTALLED)

@@ -14,12 +14,17 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
 
+# For TensorFlow's settings, before it is imported.
+import input_pipeline  # noqa: F401  isort: skip
 import jax
 import jaxtyping
 import pytest
+import tensorflow as tf
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Half of what it takes to start reading a split is TensorFlow's optimization of its small graphs.
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 # Before anything of the package is imported.
 jaxtyping.install_import_hook("pgfl_jax", "beartype.beartype")
 

@@ -4,8 +4,6 @@ import dataclasses
 import importlib
 import os
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -14,7 +12,6 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from PIL import Image
 
 from pgfl_jax.errors import UserError
 from pgfl_jax.export import export_torch
@@ -22,7 +19,6 @@ from pgfl_jax.export.contract import CONTRACTS, embed_function, named_variables
 from pgfl_jax.export.onnx_file import Graph
 from pgfl_jax.export.running import embed_with
 from pgfl_jax.export.torch import read_program, write_torch
-from pgfl_jax.export.verify import verify
 from pgfl_jax.pretrained import load_backbone
 from tests.export.test_contract import KERNELS, MULTIPLY_ADDS, arranged
 from tests.networks import golden, random_embedder
@@ -229,20 +225,6 @@ def test_a_backbone_without_a_twin_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_artifact_passes_its_verification_and_its_card_says_how_to_call_it(tmp_path):
-    folder = tmp_path / "torch"
-    found = export_torch(golden(), folder)
+def test_an_artifact_passes_its_verification(tmp_path):
+    found = export_torch(golden(), tmp_path / "torch")
     assert all(finding.passed for finding in found) and len(found) == 4  # two graphs, two runtimes
-    assert all(finding.passed for finding in verify(folder))
-    (first, second) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
-    Image.fromarray(pictures(1)[0]).save(tmp_path / "someone.jpg")
-    wanted = golden()(tmp_path / "someone.jpg")
-    for code in (first, second):
-        (tmp_path / "read_me.py").write_text(code + "np.save('rows.npy', rows)\n")
-        shutil.copy(tmp_path / "someone.jpg", folder)
-        done = subprocess.run(
-            [sys.executable, "-W", "error", tmp_path / "read_me.py"],
-            cwd=folder, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert_same(np.load(folder / "rows.npy"), wanted)
