@@ -118,8 +118,8 @@ def read_saved_model(folder: Path) -> Graph:
         ValueError: it has another number of programs than one.
     """
     import tensorflow as tf
-    from jaxlib.mlir import ir
-    from jaxlib.mlir.dialects import stablehlo
+    from jax.extend.mlir import ir
+    from jax.extend.mlir.dialects import stablehlo
 
     signature = tf.saved_model.load(str(folder)).signatures["serving_default"]
     library = signature.graph.as_graph_def().library

@@ -25,6 +25,7 @@ from pgfl_jax.retrieval.protocols import EvaluationData, EvaluationSplit, Protoc
 from tests.export.test_contract import KERNELS, MULTIPLY_ADDS
 from tests.runs import GOLDEN_RUN, ROOT, finish, launch
 
+pytestmark = pytest.mark.usefixtures("onnxruntime_alone")
 MIB = 2**20
 
 

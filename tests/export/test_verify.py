@@ -25,26 +25,14 @@ from pgfl_jax.export.running import Pictures, Run
 from pgfl_jax.export.verify import LARGEST_DISTANCE, agreement, judge, verify
 from pgfl_jax.models.backbones import BACKBONES, ResNet
 from pgfl_jax.models.backbones.resnet import Bottleneck
+from tests.export.conftest import hide
 from tests.runs import GOLDEN_RUN, finish, halve, launch
+
+pytestmark = pytest.mark.usefixtures("onnxruntime_alone")
 
 
 def wrong(folder, **options):
     return [finding.line for finding in verify(folder, **options) if finding.passed is False]
-
-
-def hide(runtimes, folder):
-    """Let no process that starts from now on import these runtimes."""
-    for name in runtimes:
-        text = f"raise ModuleNotFoundError('no module {name}', name='{name}')"
-        (folder / f"{name}.py").write_text(text)
-    return mock.patch.dict("os.environ", PYTHONPATH=str(folder))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def onnxruntime_alone(tmp_path_factory):
-    """Each error is found once, whether OpenVINO is installed or not."""
-    with hide(["openvino"], tmp_path_factory.mktemp("hidden")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -240,7 +240,7 @@ def test_a_process_that_waits_in_vain_ends_in_time():
 
 def test_of_two_processes_with_one_number_one_ends():
     flags = two(free_port())
-    started = [_join("nothing", *flags[i], "--start_timeout=10") for i in (0, 1, 1)]
+    started = [_join("nothing", *flags[i], "--start_timeout=5") for i in (0, 1, 1)]
     codes = [code for code, _, _ in finish(started, timeout=120)]
     assert codes[1:].count(0) <= 1, codes
 
