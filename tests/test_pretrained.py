@@ -717,6 +717,7 @@ def test_a_sharded_state_and_its_average_start_from_the_file(tmp_path, tiny_conf
 
 
 @pytest.mark.usefixtures("small_network")
+@pytest.mark.usefixtures("small_network")
 def test_a_run_needs_the_file_only_to_start(tiny_config, tmp_path, capsys):
     devices = jax.devices()[:1]
     drawn = Experiment.create(tiny_config(seed=1), num_identities=16, num_images=128)

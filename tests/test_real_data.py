@@ -168,6 +168,7 @@ def own_data(tmp_path_factory):
     return parse_config(values), spots
 
 
+@pytest.mark.usefixtures("small_network")
 def test_half_posed_training_on_a_users_own_table(own_data, tmp_path):
     config, _ = own_data
     state = train(

@@ -103,7 +103,7 @@ def test_the_pose_terms_move_the_channel_groups_onto_their_parts(tiny_config):
         experiment, mesh = _run(config), make_mesh(ONE)
         state, train_step = experiment.init_state(mesh), make_train_step(experiment, mesh)
         before = _energy_on_parts(experiment, state, evaluation)
-        for batch in itertools.islice(training.batches(0), 60):
+        for batch in itertools.islice(training.batches(0), 40):
             inputs = {name: value for name, value in batch.items() if name != "indices"}
             state, _ = train_step(state, shard_batch(inputs, mesh))
         moved[weight] = _energy_on_parts(experiment, state, evaluation) / before

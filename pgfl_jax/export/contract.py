@@ -1,8 +1,9 @@
 """What goes into an exported graph, in the same words for every format."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -81,6 +82,17 @@ def named_variables(embedder: Embedder) -> dict[str, np.ndarray]:
     """The arrays of trunk, pooling and BNNeck by name, such as ``params/trunk/conv1/kernel``."""
     flat = flatten_dict(embedder.variables, sep="/")
     return {name: np.asarray(value) for name, value in sorted(flat.items())}
+
+
+@contextlib.contextmanager
+def no_source_paths() -> Iterator[None]:
+    """Programs made here do not name the files of this machine in which they are written."""
+    before = jax.config.jax_traceback_in_locations_limit  # type: ignore[attr-defined]
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)
 
 
 def batch_of(embedder: Embedder, contract: Contract) -> jax.ShapeDtypeStruct:

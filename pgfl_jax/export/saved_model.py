@@ -3,7 +3,13 @@
 from pathlib import Path
 
 from pgfl_jax.embedder import Embedder
-from pgfl_jax.export.contract import Contract, batch_of, embed_function, named_variables
+from pgfl_jax.export.contract import (
+    Contract,
+    batch_of,
+    embed_function,
+    named_variables,
+    no_source_paths,
+)
 from pgfl_jax.export.stablehlo import PLATFORMS
 
 
@@ -39,4 +45,7 @@ def write_saved_model(embedder: Embedder, contract: Contract, folder: Path) -> N
     def serve(images):
         return {"embeddings": program(module.parameters, images)}
 
-    tf.saved_model.save(module, str(folder / "saved_model"), signatures={"serving_default": serve})
+    with no_source_paths():
+        tf.saved_model.save(
+            module, str(folder / "saved_model"), signatures={"serving_default": serve}
+        )

@@ -1,7 +1,9 @@
 """StableHLO: one artifact for CPUs, GPUs and TPUs, which loads with jax alone."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from pgfl_jax.export.contract import (
     embed_function,
     embed_pictures,
     named_variables,
+    no_source_paths,
 )
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -31,15 +34,14 @@ def to_stablehlo(embedder: Embedder, contract: Contract, *, parameters_inside: b
         contract: the input.
         parameters_inside: whether the parameters are constants of the program.
     """
-    images = batch_of(embedder, contract)
-    if parameters_inside:
-        inside = jax.jit(embed_pictures(embedder, contract))
-        exported = jax.export.export(inside, platforms=PLATFORMS)(images)
-    else:
+    arguments: tuple[Any, ...] = (batch_of(embedder, contract),)
+    embed: Callable[..., jax.Array] = embed_pictures(embedder, contract)
+    if not parameters_inside:
         variables = named_variables(embedder)
         shapes = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in variables.items()}
-        beside = jax.jit(embed_function(embedder, contract))
-        exported = jax.export.export(beside, platforms=PLATFORMS)(shapes, images)
+        embed, arguments = embed_function(embedder, contract), (shapes, *arguments)
+    with no_source_paths():
+        exported = jax.export.export(jax.jit(embed), platforms=PLATFORMS)(*arguments)
     return bytes(exported.serialize())
 
 

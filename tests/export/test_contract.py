@@ -9,7 +9,7 @@ from pgfl_jax.export.contract import CONTRACTS, batch_of, embed_pictures, named_
 from pgfl_jax.export.jaxpr_to_onnx import convert
 from pgfl_jax.export.stablehlo import PLATFORMS, to_stablehlo
 from tests.export.test_jaxpr_to_onnx import operations, run
-from tests.runs import GOLDEN_RUN
+from tests.runs import GOLDEN_RUN, ROOT
 
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 
@@ -56,6 +56,7 @@ def test_onnx_takes_every_contract(embedder, pictures, name):
 @pytest.mark.parametrize("name", CONTRACTS)
 def test_stablehlo_takes_every_contract(embedder, pictures, name, inside):
     program = to_stablehlo(embedder, CONTRACTS[name], parameters_inside=inside)
+    assert str(ROOT).encode() not in program
     loaded = jax.export.deserialize(bytearray(program))
     assert loaded.platforms == PLATFORMS
     rows, expected = arranged(pictures, name), embedder(pictures)

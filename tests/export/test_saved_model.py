@@ -13,7 +13,7 @@ from pgfl_jax.export.running import BATCHES, embed_with
 from pgfl_jax.export.saved_model import write_saved_model
 from tests.export.test_contract import KERNELS, MULTIPLY_ADDS, arranged
 from tests.export.test_quantise import worst_cosine
-from tests.runs import GOLDEN_RUN
+from tests.runs import GOLDEN_RUN, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,8 @@ def test_it_gives_the_same_embeddings_at_any_batch(embedder, written):
     for name, value in named_variables(embedder).items():
         np.testing.assert_array_equal(parameters[name], value)
     assert len(serve.variables) == len(parameters)
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        assert str(ROOT).encode() not in path.read_bytes(), path
 
 
 def test_only_images_enter_and_only_the_main_branch_is_inside(embedder, written):
