@@ -49,6 +49,8 @@ def launch(*command, env=None, file_size=None, ctrl_c=signal.SIG_DFL):
     alone = {name: value for name, value in os.environ.items() if not name.startswith(cluster)}
     if file_size is not None:
         command = "-c", LIMITED, file_size, *command
+        # Python would not notice that a module's bytecode was cut short, and leave it to others.
+        alone["PYTHONDONTWRITEBYTECODE"] = "1"
     # Pytest itself may ignore SIGINT, as a background job does, and would hand that on.
     before = signal.signal(signal.SIGINT, ctrl_c)
     try:
