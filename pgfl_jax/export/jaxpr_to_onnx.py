@@ -9,8 +9,10 @@ Three things make the graph as fast and as small as one written by hand:
   BatchNorm, go into its weights and bias. W' = s·W, b' = s·b + t.
 - What depends on constants alone is computed once, here.
 
-A 1x1 convolution written as a matrix product over channels becomes a convolution again, and takes
-in a slice that skips rows and columns as its stride.
+A matrix product over channels becomes a 1x1 convolution again, and takes in a slice that skips rows
+and columns as its stride. A product over square patches becomes a convolution of their size and
+stride. Both, and convolutions without padding, take scales and shifts of their input's channels
+into their weights: W' = W·s, b' = b + W·t.
 """
 
 import dataclasses
@@ -73,6 +75,47 @@ class _Skipping:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class _Affine:
+    """A tensor whose channels, its last axis, are to be scaled and then shifted."""
+
+    tensor: _Tensor
+    scale: np.ndarray
+    shift: np.ndarray
+
+    @property
+    def shape(self) -> Shape:
+        """As the function sees it."""
+        return self.tensor.shape
+
+    @property
+    def channels(self) -> int:
+        """How many there are."""
+        return len(self.scale)
+
+    def scaled(self, scale: np.ndarray) -> "_Affine":
+        """The same, with its channels multiplied."""
+        return dataclasses.replace(self, scale=self.scale * scale, shift=self.shift * scale)
+
+    def shifted(self, shift: np.ndarray) -> "_Affine":
+        """The same, with a value added to each of its channels."""
+        return dataclasses.replace(self, shift=self.shift + shift)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Patches:
+    """Pictures in squares of ``size`` pixels.
+
+    The shape is (N, h, size, w, size, C) after a first reshape, (N, h, w, size, size, C) after a
+    transpose, and (N, h, w, size · size · C) after a second reshape.
+    """
+
+    pictures: "_Tensor | _Affine"
+    size: int
+    shape: Shape
+    moved: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Linear:
     """A convolution (weights O, I, h, w) or product (weights O, I) that has no node yet."""
 
@@ -82,6 +125,11 @@ class _Linear:
     attributes: Mapping[str, Any]
     shape: Shape
     order: tuple[int, ...]
+
+    @property
+    def channels(self) -> int:
+        """How many it has."""
+        return len(self.bias)
 
     def scaled(self, scale: np.ndarray) -> "_Linear":
         """The same, with its channels multiplied."""
@@ -94,7 +142,7 @@ class _Linear:
         return dataclasses.replace(self, bias=self.bias + shift)
 
 
-_Value = _Constant | _Tensor | _Skipping | _Linear
+_Value = _Constant | _Tensor | _Skipping | _Affine | _Patches | _Linear
 
 _BINARY = {
     "add": ("Add", np.add),
@@ -144,6 +192,8 @@ def convert(
     closed = jax.make_jaxpr(function)(images)
     graph = _Graph()
     start = _Tensor(input_name, tuple(images.shape), tuple(range(images.ndim)))
+    if images.dtype == np.uint8 and images.ndim == 4:  # while a pixel is a byte
+        start = graph.contiguous(start, CHANNELS_SECOND)
     (result,) = graph.run(closed.jaxpr, closed.consts, [start])
     last = graph.contiguous(graph.tensor(result))
     graph.nodes.append(helper.make_node("Identity", [last.name], [output_name]))
@@ -238,11 +288,32 @@ class _Graph:
         if isinstance(value, _Constant):
             raise ExportError("ONNX: a result that does not depend on the images")
         if id(value) not in self._made:
-            made = (
-                self._make_linear(value) if isinstance(value, _Linear) else self._make_slice(value)
-            )
-            self._made[id(value)] = value, made
+            self._made[id(value)] = value, self._make(value)
         return self._made[id(value)][1]
+
+    def _make(self, value: _Skipping | _Affine | _Patches | _Linear) -> _Tensor:
+        if isinstance(value, _Linear):
+            return self._make_linear(value)
+        if isinstance(value, _Affine):
+            return self._make_affine(value)
+        return self._make_patches(value) if isinstance(value, _Patches) else self._make_slice(value)
+
+    def _make_affine(self, affine: _Affine) -> _Tensor:
+        tensor, shape = affine.tensor, affine.shape
+        for operation, values, nothing in (("Mul", affine.scale, 1), ("Add", affine.shift, 0)):
+            if (values != nothing).any():
+                each = values.astype(np.float32).reshape((1,) * (len(shape) - 1) + (-1,))
+                tensor = self._elementwise(operation, [tensor, _Constant(each, shape)], shape)
+        return tensor
+
+    def _make_patches(self, patches: _Patches) -> _Tensor:
+        batch, height, width, channels = patches.pictures.shape
+        size, shape = patches.size, patches.shape
+        split = batch, height // size, size, width // size, size, channels
+        tensor = self._regroup(self.tensor(patches.pictures), split)
+        if patches.moved:
+            tensor = _transposed(tensor, (0, 1, 3, 2, 4, 5))
+        return tensor if len(shape) == 6 else self._regroup(tensor, shape)
 
     def _make_linear(self, linear: _Linear) -> _Tensor:
         weights = self._constant(linear.weights.astype(np.float32))
@@ -283,9 +354,9 @@ class _Graph:
         return self._constant(np.asarray(values, np.int64))
 
     def _binary(self, name: str, left: _Value, right: _Value, shape: Shape) -> _Value:
-        for linear, other, swapped in ((left, right, False), (right, left, True)):
-            if isinstance(linear, _Linear) and isinstance(other, _Constant):
-                folded = _fold(name, linear, other, swapped=swapped)
+        for value, other, swapped in ((left, right, False), (right, left, True)):
+            if isinstance(other, _Constant) and other.array.dtype.kind == "f":
+                folded = _fold(name, value, other, swapped=swapped)
                 if folded is not None:
                     return folded
         if name == "max" and isinstance(right, _Constant) and not right.array.any():
@@ -337,8 +408,13 @@ class _Graph:
         numbers = params["dimension_numbers"]
         if not isinstance(kernel, _Constant) or set(params["lhs_dilation"]) != {1}:
             raise ExportError("ONNX: only convolutions with constant kernels are translated")
-        tensor = self.contiguous(self.tensor(images), numbers.lhs_spec)
         weights = np.transpose(kernel.array, numbers.rhs_spec).astype(np.float64)
+        bias = np.zeros(len(weights))
+        # Padding adds zeros to what is shifted.
+        plain = params["feature_group_count"] == 1 and not np.any(params["padding"])
+        if isinstance(images, _Affine) and plain and numbers.lhs_spec[1] == 3:
+            images, weights, bias = _taken_in(images, weights, bias)
+        tensor = self.contiguous(self.tensor(images), numbers.lhs_spec)
         attributes = {
             "kernel_shape": weights.shape[2:],
             "strides": params["window_strides"],
@@ -346,7 +422,6 @@ class _Graph:
             "dilations": params["rhs_dilation"],
             "group": params["feature_group_count"],
         }
-        bias = np.zeros(len(weights))
         return _Linear(tensor, weights, bias, attributes, shape, tuple(numbers.out_spec))
 
     def _dot_general(
@@ -363,11 +438,16 @@ class _Graph:
         if rank == 2:
             tensor = self.contiguous(self.tensor(left))
             return _Linear(tensor, weights, bias, {"transB": 1}, shape, (0, 1))
-        steps = left.steps if isinstance(left, _Skipping) else (1, 1)
-        whole = left.tensor if isinstance(left, _Skipping) else self.tensor(left)
-        tensor = self.contiguous(whole, CHANNELS_SECOND)
-        attributes = {"kernel_shape": (1, 1), "strides": steps}
-        kernel = weights[:, :, None, None]
+        whole, size, steps, kernel = left, 1, (1, 1), weights[:, :, None, None]
+        if isinstance(left, _Skipping):
+            whole, steps = left.tensor, left.steps
+        elif isinstance(left, _Patches):
+            whole, size, steps = left.pictures, left.size, (left.size, left.size)
+            kernel = weights.reshape(len(weights), size, size, -1).transpose(0, 3, 1, 2)
+        if isinstance(whole, _Affine):
+            whole, kernel, bias = _taken_in(whole, kernel, bias)
+        tensor = self.contiguous(self.tensor(whole), CHANNELS_SECOND)
+        attributes = {"kernel_shape": (size, size), "strides": steps}
         return _Linear(tensor, kernel, bias, attributes, shape, CHANNELS_SECOND)
 
     def _slice(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Value:
@@ -385,7 +465,16 @@ class _Graph:
         return self._cut(tensor, cut, starts, ends, steps, shape)
 
     def _reshape(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Value:
-        tensor = self.tensor(operand)
+        if isinstance(operand, _Tensor | _Affine) and len(operand.shape) == 4 and len(shape) == 6:
+            _, height, width, channels = operand.shape
+            size = shape[2]
+            if shape[1:] == (height // size, size, width // size, size, channels):
+                return _Patches(operand, size, shape)
+        if isinstance(operand, _Patches) and operand.moved and shape[1:-1] == operand.shape[1:3]:
+            return dataclasses.replace(operand, shape=shape)
+        return self._regroup(self.tensor(operand), shape)
+
+    def _regroup(self, tensor: _Tensor, shape: Shape) -> _Tensor:
         groups = _groups(tensor.shape, shape)
         if all(len(old) == 1 for old, _ in groups):  # axes are only split
             places = dict((old[0], new) for old, new in groups)
@@ -411,8 +500,10 @@ class _Graph:
         return _Tensor(name, shape, order)
 
     def _transpose(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Value:
-        tensor, moves = self.tensor(operand), params["permutation"]
-        return _Tensor(tensor.name, shape, tuple(moves.index(axis) for axis in tensor.order))
+        moves = tuple(params["permutation"])
+        if isinstance(operand, _Patches) and not operand.moved and moves == (0, 1, 3, 2, 4, 5):
+            return dataclasses.replace(operand, shape=shape, moved=True)
+        return _transposed(self.tensor(operand), moves)
 
     def _reduce(
         self, operation: str, axes: Sequence[int], shape: Shape, operand: _Value
@@ -474,25 +565,42 @@ class _Graph:
         return _Tensor(name, shape, first.order)
 
 
-def _fold(name: str, linear: _Linear, constant: _Constant, *, swapped: bool) -> _Linear | None:
-    """A scale or shift of the channels, in the weights; None if it is something else."""
-    array = constant.array.astype(np.float64)
-    if array.size not in (1, len(linear.bias)) or array.shape[:-1] != (1,) * (array.ndim - 1):
+def _fold(
+    name: str, value: _Value, constant: _Constant, *, swapped: bool
+) -> _Affine | _Linear | None:
+    """A scale or shift of the channels, where it can wait; None if it is something else."""
+    if isinstance(value, _Tensor) and len(value.shape) == 4:
+        channels = value.shape[-1]
+        value = _Affine(value, np.ones(channels), np.zeros(channels))
+    if not isinstance(value, _Affine | _Linear):
         return None
-    values = np.broadcast_to(array.reshape(-1), linear.bias.shape)
+    array = constant.array.astype(np.float64)
+    if array.size not in (1, value.channels) or array.shape[:-1] != (1,) * (array.ndim - 1):
+        return None
+    values = np.broadcast_to(array.reshape(-1), (value.channels,))
     if name == "mul":
-        return linear.scaled(values)
+        return value.scaled(values)
     if name == "add":
-        return linear.shifted(values)
+        return value.shifted(values)
     if name == "div" and not swapped:
-        return linear.scaled(1 / values)
-    if name == "sub":
-        return (
-            linear.scaled(-np.ones_like(values)).shifted(values)
-            if swapped
-            else linear.shifted(-values)
-        )
-    return None
+        return value.scaled(1 / values)
+    if name == "sub" and swapped:
+        return value.scaled(-np.ones_like(values)).shifted(values)
+    return value.shifted(-values) if name == "sub" else None
+
+
+def _taken_in(
+    affine: _Affine, weights: np.ndarray, bias: np.ndarray
+) -> tuple[_Tensor, np.ndarray, np.ndarray]:
+    """The tensor, and the weights (O, I, h, w) and bias that scale and shift its channels, too."""
+    shift = np.einsum("oihw,i->o", weights, affine.shift)
+    return affine.tensor, weights * affine.scale[:, None, None], bias + shift
+
+
+def _transposed(tensor: _Tensor, moves: Sequence[int]) -> _Tensor:
+    """The tensor with its axes in another order, which costs nothing."""
+    shape = tuple(tensor.shape[axis] for axis in moves)
+    return _Tensor(tensor.name, shape, tuple(list(moves).index(axis) for axis in tensor.order))
 
 
 def _pads(padding: Sequence[tuple[int, int]]) -> list[int]:
