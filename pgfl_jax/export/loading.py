@@ -42,7 +42,7 @@ def load_artifact(
 
     Raises:
         UserError: a choice that an artifact does not leave; a file is damaged, the format cannot
-            be loaded, or onnxruntime is not installed.
+            be loaded, or its runtime is not installed.
     """
     if (checkpoint, parameters, dtype) != ("newest", "trained", None):
         raise UserError(
@@ -75,7 +75,12 @@ def load_artifact(
 
 
 def _load_stablehlo(folder: Path) -> tuple[_Function, Variables]:
-    program = jax.export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
+    try:
+        program = jax.export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
+    except ImportError as error:  # JAX does not require it
+        raise UserError(
+            f"{folder}: flatbuffers is not installed; pip install flatbuffers"
+        ) from error
     return program.call, load_file(folder / "model.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""StableHLO: one artifact for CPUs, GPUs and TPUs, which loads with jax alone."""
+"""StableHLO: one artifact for CPUs, GPUs and TPUs, which JAX loads without this package."""
 
 import dataclasses
 from collections.abc import Callable

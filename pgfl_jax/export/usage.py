@@ -57,7 +57,7 @@ USAGES: Mapping[str, Usage] = {
     ),
     "jax": Usage(
         "JAX",
-        "jax pillow",
+        "jax flatbuffers pillow",
         "import jax.export",
         'program = Path("{path}").read_bytes()\n'
         "model = jax.jit(jax.export.deserialize(bytearray(program)).call)",

@@ -263,6 +263,15 @@ sys.exit(guarded(lambda: export_run(Request(run), data=_few(pgfl_jax.load(run)))
     assert [*(run / "export").iterdir()] == []
 
 
+def test_without_flatbuffers_a_program_is_not_loaded(embedder, tmp_path):
+    export_stablehlo(embedder, tmp_path / "x")
+    with (
+        mock.patch("jax.export.deserialize", side_effect=ImportError("flatbuffers")),
+        pytest.raises(UserError, match=r"x: flatbuffers is not installed; pip install flatbuffers"),
+    ):
+        pgfl_jax.load(tmp_path / "x")
+
+
 @pytest.mark.parametrize("absent", ["onnx", "onnxruntime"])
 def test_a_missing_package(run, pictures, tmp_path, absent):
     (tmp_path / f"{absent}.py").write_text(

@@ -1,4 +1,4 @@
-"""JAX alone, from a serialised program (StableHLO), on the CPU."""
+"""JAX, from a serialised program (StableHLO), on the CPU."""
 
 import json
 import struct
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-PACKAGES = ("numpy", "jax")
+PACKAGES = ("numpy", "flatbuffers", "jax")
 
 
 def load(model: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -15,6 +15,7 @@ def load(model: str) -> Callable[[np.ndarray], np.ndarray]:
 
     A program that holds no parameters takes them from ``model.safetensors`` beside it.
     """
+    import flatbuffers  # noqa: F401  jax.export needs it, and JAX does not require it
     import jax
     import jax.export
 
