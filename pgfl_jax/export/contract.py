@@ -86,7 +86,7 @@ def named_variables(embedder: Embedder) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def no_source_paths() -> Iterator[None]:
-    """Programs made here do not name the files of this machine in which they are written."""
+    """Programs that are lowered inside do not hold the paths of this machine's source files."""
     before = jax.config.jax_traceback_in_locations_limit  # type: ignore[attr-defined]
     jax.config.update("jax_traceback_in_locations_limit", 0)
     try:
