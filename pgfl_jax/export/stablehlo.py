@@ -35,8 +35,10 @@ def to_stablehlo(embedder: Embedder, contract: Contract, *, parameters_inside: b
         parameters_inside: whether the parameters are constants of the program.
     """
     arguments: tuple[Any, ...] = (batch_of(embedder, contract),)
-    embed: Callable[..., jax.Array] = embed_pictures(embedder, contract)
-    if not parameters_inside:
+    embed: Callable[..., jax.Array]
+    if parameters_inside:
+        embed = embed_pictures(embedder, contract)
+    else:
         variables = named_variables(embedder)
         shapes = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in variables.items()}
         embed, arguments = embed_function(embedder, contract), (shapes, *arguments)
