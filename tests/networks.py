@@ -22,10 +22,17 @@ def golden():
     return pgfl_jax.load(GOLDEN_RUN)
 
 
+FOUR_BLOCKS = (1, 1, 1, 1), (24, 32, 40, 48)
+
+
 def four_bottlenecks():
-    """A context with the backbone ``four blocks``: all that ResNet-50-IBN-a is made of, once."""
-    small = ResNet(Bottleneck, (1, 1, 1, 1), (24, 32, 40, 48), ibn_stages=3)
-    return mock.patch.dict(BACKBONES, {"four blocks": small})
+    """A context with ``four_blocks`` and ``four_blocks_ibn_a``.
+
+    They have all that ResNet-50 and ResNet-50-IBN-a are made of, once.
+    """
+    plain = ResNet(Bottleneck, *FOUR_BLOCKS)
+    normalised = ResNet(Bottleneck, *FOUR_BLOCKS, ibn_stages=3)
+    return mock.patch.dict(BACKBONES, four_blocks=plain, four_blocks_ibn_a=normalised)
 
 
 def random_variables(model):

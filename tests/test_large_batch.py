@@ -1,6 +1,7 @@
 """What the large-batch recipe is made of: accumulation, bfloat16, rematerialisation, averages."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +101,7 @@ def test_rematerialisation_keeps_less_and_changes_no_number():
     kept, gradients = {}, {}
     for remat in ("none", "convolutions", "blocks"):
         net = BACKBONES["resnet8"].copy(remat=remat)
-        variables = net.init(jax.random.key(0), images[:2], train=True)
+        variables = jax.jit(partial(net.init, train=True))(jax.random.key(0), images[:2])
 
         def loss(params, net=net, variables=variables):
             features, _ = net.apply(

@@ -13,6 +13,11 @@ def hide(runtimes, folder):
     return mock.patch.dict("os.environ", PYTHONPATH=str(folder))
 
 
+def unverified():
+    """A context without the processes that verify, for tests of something else."""
+    return mock.patch("pgfl_jax.export.artifact.run_models", return_value=[])
+
+
 @pytest.fixture(scope="module")
 def onnxruntime_alone(tmp_path_factory):
     """Each ONNX file runs once, whether OpenVINO is installed or not."""

@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-import pgfl_jax
 from pgfl_jax.export.contract import CONTRACTS, batch_of, embed_pictures, named_variables
 from pgfl_jax.export.jaxpr_to_onnx import convert
 from pgfl_jax.export.stablehlo import PLATFORMS, to_stablehlo
 from tests.export.test_jaxpr_to_onnx import operations, run
-from tests.runs import GOLDEN_RUN, ROOT
+from tests.networks import golden
+from tests.runs import ROOT
 
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 
@@ -22,7 +22,7 @@ KERNELS, MULTIPLY_ADDS = _ON_16X8 + _ON_8X4, 16 * 8 * _ON_16X8 + 8 * 4 * _ON_8X4
 
 @pytest.fixture(scope="module")
 def embedder():
-    return pgfl_jax.load(GOLDEN_RUN)
+    return golden()
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def test_it_gives_the_same_embeddings_at_any_batch(embedder, contract, tmp_path)
 @four_bottlenecks()
 def test_bottlenecks_with_instance_normalisation(tmp_path):
     """A max-pool with padding, strided and 1x1 convolutions, GeM."""
-    drawn = random_embedder("four blocks", "gem")
+    drawn = random_embedder("four_blocks_ibn_a", "gem")
     write_litert(drawn, CONTRACTS["uint8_nhwc"], tmp_path)
     assert min(worst_cosines(drawn, "uint8_nhwc", tmp_path / "model.tflite")) >= 0.999999
     rows = probe_pictures(64, 32, seed=1)

@@ -8,19 +8,18 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-import pgfl_jax
 from pgfl_jax.export.contract import CONTRACTS
 from pgfl_jax.export.onnx import write_onnx
 from pgfl_jax.export.probe import probe_pictures
 from pgfl_jax.export.quantise import halve_onnx, quantise_onnx
 from pgfl_jax.export.running import BATCHES
 from tests.export.test_contract import arranged
-from tests.runs import GOLDEN_RUN
+from tests.networks import golden
 
 
 @pytest.fixture(scope="module")
 def embedder():
-    return pgfl_jax.load(GOLDEN_RUN)
+    return golden()
 
 
 @pytest.fixture(scope="module", params=CONTRACTS)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import pgfl_jax
 from pgfl_jax.export.contract import CONTRACTS, named_variables
 from pgfl_jax.export.graphs import read_saved_model
 from pgfl_jax.export.onnx_file import Graph
@@ -13,12 +12,13 @@ from pgfl_jax.export.running import BATCHES, embed_with
 from pgfl_jax.export.saved_model import write_saved_model
 from tests.export.test_contract import KERNELS, MULTIPLY_ADDS, arranged
 from tests.export.test_quantise import worst_cosine
-from tests.runs import GOLDEN_RUN, ROOT
+from tests.networks import golden
+from tests.runs import ROOT
 
 
 @pytest.fixture(scope="module")
 def embedder():
-    return pgfl_jax.load(GOLDEN_RUN)
+    return golden()
 
 
 @pytest.fixture(scope="module", params=CONTRACTS)

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,7 +15,9 @@ import pgfl_jax
 import pgfl_jax.export
 from pgfl_jax.export.formats import FORMATS
 from pgfl_jax.export.usage import USAGES, lines
-from tests.runs import GOLDEN_RUN, ROOT
+from tests.export.conftest import unverified
+from tests.networks import golden
+from tests.runs import ROOT
 
 PAGE = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
 _BLOCK = re.compile(
@@ -35,7 +36,7 @@ PLACES = {
 @pytest.fixture(scope="module")
 def embedder():
     """The stored network on pictures of the demo's size."""
-    embedder = pgfl_jax.load(GOLDEN_RUN)
+    embedder = golden()
     data = dataclasses.replace(embedder.config.data, height=128, width=64)
     config = dataclasses.replace(embedder.config, data=data)
     return dataclasses.replace(embedder, config=config)
@@ -53,7 +54,7 @@ def exported(embedder, tmp_path_factory):
             (folder / "runs" / "demo").mkdir(parents=True, exist_ok=True)
             write = getattr(pgfl_jax.export, f"export_{name}")
             # The lines run the models; that an export does, too, is another test.
-            with mock.patch("pgfl_jax.export.artifact.run_models", return_value=[]):
+            with unverified():
                 write(embedder, folder / "runs" / "demo" / "export" / name)
             done.add(name)
         return folder

@@ -15,7 +15,6 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from onnx import helper, numpy_helper
 
-import pgfl_jax
 from pgfl_jax import cli
 from pgfl_jax.embedder import Embedder
 from pgfl_jax.experiment import make_model
@@ -26,6 +25,7 @@ from pgfl_jax.export.verify import LARGEST_DISTANCE, agreement, judge, verify
 from pgfl_jax.models.backbones import BACKBONES, ResNet
 from pgfl_jax.models.backbones.resnet import Bottleneck
 from tests.export.conftest import hide
+from tests.networks import golden
 from tests.runs import GOLDEN_RUN, finish, halve, launch
 
 pytestmark = pytest.mark.usefixtures("onnxruntime_alone")
@@ -37,7 +37,7 @@ def wrong(folder, **options):
 
 @pytest.fixture(scope="module")
 def embedder():
-    return pgfl_jax.load(GOLDEN_RUN)
+    return golden()
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,7 @@ def test_moments_and_their_gradient():
 
 
 @four_bottlenecks()
-@pytest.mark.parametrize("backbone", ["resnet8", "four blocks"])
+@pytest.mark.parametrize("backbone", ["resnet8", "four_blocks_ibn_a"])
 def test_folded_variables_compute_the_same(backbone):
     model = PGFL(10, backbone)
     images = jnp.float32(_draw(2, 64, 32, 3))
