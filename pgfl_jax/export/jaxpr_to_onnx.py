@@ -26,123 +26,23 @@ import onnx
 from jax.extend import core
 from onnx import helper, numpy_helper
 
-from pgfl_jax.errors import UserError
+from pgfl_jax.export.waiting import (
+    Affine,
+    Constant,
+    ExportError,
+    Linear,
+    Patches,
+    Shape,
+    Skipping,
+    Tensor,
+    Value,
+    fold,
+    taken_in,
+    transposed,
+)
 
 OPSET = 18
 CHANNELS_SECOND = (0, 3, 1, 2)
-
-Shape = tuple[Any, ...]  # of ints; the first may be a symbol
-
-
-class ExportError(UserError):
-    """A function or checkpoint that cannot be exported; names the operation."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Constant:
-    """An array; axes of length 1 may stand for longer ones of ``shape``."""
-
-    array: np.ndarray
-    shape: Shape
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Tensor:
-    """A tensor of the graph.
-
-    Attributes:
-        name: in the graph.
-        shape: as the function sees it.
-        order: axis i of the stored tensor is axis order[i] of the function's.
-    """
-
-    name: str
-    shape: Shape
-    order: tuple[int, ...]
-
-    def stored(self, axis: int) -> int:
-        """Where an axis of the function is stored."""
-        return self.order.index(axis)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Skipping:
-    """A tensor of which every ``steps``-th row and column is wanted."""
-
-    tensor: _Tensor
-    steps: tuple[int, int]
-    shape: Shape
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Affine:
-    """A tensor whose channels, its last axis, are to be scaled and then shifted."""
-
-    tensor: _Tensor
-    scale: np.ndarray
-    shift: np.ndarray
-
-    @property
-    def shape(self) -> Shape:
-        """As the function sees it."""
-        return self.tensor.shape
-
-    @property
-    def channels(self) -> int:
-        """How many there are."""
-        return len(self.scale)
-
-    def scaled(self, scale: np.ndarray) -> "_Affine":
-        """The same, with its channels multiplied."""
-        return dataclasses.replace(self, scale=self.scale * scale, shift=self.shift * scale)
-
-    def shifted(self, shift: np.ndarray) -> "_Affine":
-        """The same, with a value added to each of its channels."""
-        return dataclasses.replace(self, shift=self.shift + shift)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Patches:
-    """Pictures in squares of ``size`` pixels.
-
-    The shape is (N, h, size, w, size, C) after a first reshape, (N, h, w, size, size, C) after a
-    transpose, and (N, h, w, size · size · C) after a second reshape.
-    """
-
-    pictures: "_Tensor | _Affine"
-    size: int
-    shape: Shape
-    moved: bool = False
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Linear:
-    """A convolution (weights O, I, h, w) or product (weights O, I) that has no node yet."""
-
-    tensor: _Tensor
-    weights: np.ndarray
-    bias: np.ndarray
-    attributes: Mapping[str, Any]
-    shape: Shape
-    order: tuple[int, ...]
-
-    @property
-    def channels(self) -> int:
-        """How many it has."""
-        return len(self.bias)
-
-    def scaled(self, scale: np.ndarray) -> "_Linear":
-        """The same, with its channels multiplied."""
-        columns = scale.reshape(-1, *[1] * (self.weights.ndim - 1))
-        weights, bias = self.weights * columns, self.bias * scale
-        return dataclasses.replace(self, weights=weights, bias=bias)
-
-    def shifted(self, shift: np.ndarray) -> "_Linear":
-        """The same, with a value added to each of its channels."""
-        return dataclasses.replace(self, bias=self.bias + shift)
-
-
-_Value = _Constant | _Tensor | _Skipping | _Affine | _Patches | _Linear
 
 _BINARY = {
     "add": ("Add", np.add),
@@ -191,7 +91,7 @@ def convert(
     """
     closed = jax.make_jaxpr(function)(images)
     graph = _Graph()
-    start = _Tensor(input_name, tuple(images.shape), tuple(range(images.ndim)))
+    start = Tensor(input_name, tuple(images.shape), tuple(range(images.ndim)))
     if images.dtype == np.uint8 and images.ndim == 4:  # while a pixel is a byte
         start = graph.contiguous(start, CHANNELS_SECOND)
     (result,) = graph.run(closed.jaxpr, closed.consts, [start])
@@ -217,21 +117,21 @@ class _Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[bytes, onnx.TensorProto] = {}
         self._names = (f"t{number}" for number in itertools.count())
-        self._made: dict[int, tuple[_Value, _Tensor]] = {}  # nodes of what waited
+        self._made: dict[int, tuple[Value, Tensor]] = {}  # nodes of what waited
 
-    def run(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[_Value]) -> list[_Value]:
+    def run(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
         """Translate a jaxpr; returns its results."""
-        known: dict[Any, _Value] = {}
+        known: dict[Any, Value] = {}
         for variable, const in zip(jaxpr.constvars, consts, strict=True):
             array = np.asarray(const)
-            known[variable] = _Constant(array, array.shape)
+            known[variable] = Constant(array, array.shape)
         known |= dict(zip(jaxpr.invars, arguments, strict=True))
 
-        def read(atom: Any) -> _Value:
+        def read(atom: Any) -> Value:
             if isinstance(atom, core.Literal):
                 aval: Any = atom.aval
                 array = np.asarray(atom.val, aval.dtype)
-                return _Constant(array, array.shape)
+                return Constant(array, array.shape)
             return known[atom]
 
         for equation in jaxpr.eqns:
@@ -239,7 +139,7 @@ class _Graph:
             known |= dict(zip(equation.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _equation(self, equation: Any, inputs: list[_Value]) -> list[_Value]:
+    def _equation(self, equation: Any, inputs: list[Value]) -> list[Value]:
         name, params = equation.primitive.name, equation.params
         if name in _INLINED:
             inner = params[_INLINED[name]]
@@ -248,12 +148,12 @@ class _Graph:
         if name in _NOTHING:
             return inputs
         if name == "platform_index":  # the branch for platforms that none is named for
-            return [_Constant(np.asarray(params["platforms"].index(None)), ())]
-        if name == "cond" and isinstance(inputs[0], _Constant):
+            return [Constant(np.asarray(params["platforms"].index(None)), ())]
+        if name == "cond" and isinstance(inputs[0], Constant):
             branch = params["branches"][int(inputs[0].array)]
             return self.run(branch.jaxpr, branch.consts, inputs[1:])
         shape = tuple(equation.outvars[0].aval.shape)
-        if all(isinstance(value, _Constant) for value in inputs):
+        if all(isinstance(value, Constant) for value in inputs):
             return [self._compute(equation, inputs, shape)]
         if name in _BINARY:
             return [self._binary(name, inputs[0], inputs[1], shape)]
@@ -264,7 +164,7 @@ class _Graph:
             raise ExportError(f"ONNX: the operation {name} has no translation (jaxpr_to_onnx.py)")
         return [translate(params, shape, *inputs)]
 
-    def _compute(self, equation: Any, inputs: list[Any], shape: Shape) -> _Constant:
+    def _compute(self, equation: Any, inputs: list[Any], shape: Shape) -> Constant:
         """What depends on constants alone."""
         name, params = equation.primitive.name, equation.params
         if name == "broadcast_in_dim":
@@ -272,69 +172,69 @@ class _Graph:
             lengths = [1] * len(shape)
             for axis, length in zip(axes, array.shape, strict=True):
                 lengths[axis] = length
-            return _Constant(array.reshape(lengths), shape)
+            return Constant(array.reshape(lengths), shape)
         if name in _BINARY:
             array = _BINARY[name][1](*(value.array for value in inputs))
-            return _Constant(np.asarray(array, equation.outvars[0].aval.dtype), shape)
+            return Constant(np.asarray(array, equation.outvars[0].aval.dtype), shape)
         whole = [np.broadcast_to(value.array, value.shape) for value in inputs]
-        return _Constant(np.asarray(equation.primitive.bind(*whole, **params)), shape)
+        return Constant(np.asarray(equation.primitive.bind(*whole, **params)), shape)
 
     # What waits, and how it gets its node.
 
-    def tensor(self, value: _Value) -> _Tensor:
+    def tensor(self, value: Value) -> Tensor:
         """The tensor of a value, with a node for it if it has none yet."""
-        if isinstance(value, _Tensor):
+        if isinstance(value, Tensor):
             return value
-        if isinstance(value, _Constant):
+        if isinstance(value, Constant):
             raise ExportError("ONNX: a result that does not depend on the images")
         if id(value) not in self._made:
             self._made[id(value)] = value, self._make(value)
         return self._made[id(value)][1]
 
-    def _make(self, value: _Skipping | _Affine | _Patches | _Linear) -> _Tensor:
-        if isinstance(value, _Linear):
+    def _make(self, value: Skipping | Affine | Patches | Linear) -> Tensor:
+        if isinstance(value, Linear):
             return self._make_linear(value)
-        if isinstance(value, _Affine):
+        if isinstance(value, Affine):
             return self._make_affine(value)
-        return self._make_patches(value) if isinstance(value, _Patches) else self._make_slice(value)
+        return self._make_patches(value) if isinstance(value, Patches) else self._make_slice(value)
 
-    def _make_affine(self, affine: _Affine) -> _Tensor:
+    def _make_affine(self, affine: Affine) -> Tensor:
         tensor, shape = affine.tensor, affine.shape
         for operation, values, nothing in (("Mul", affine.scale, 1), ("Add", affine.shift, 0)):
             if (values != nothing).any():
                 each = values.astype(np.float32).reshape((1,) * (len(shape) - 1) + (-1,))
-                tensor = self._elementwise(operation, [tensor, _Constant(each, shape)], shape)
+                tensor = self._elementwise(operation, [tensor, Constant(each, shape)], shape)
         return tensor
 
-    def _make_patches(self, patches: _Patches) -> _Tensor:
+    def _make_patches(self, patches: Patches) -> Tensor:
         batch, height, width, channels = patches.pictures.shape
         size, shape = patches.size, patches.shape
         split = batch, height // size, size, width // size, size, channels
         tensor = self._regroup(self.tensor(patches.pictures), split)
         if patches.moved:
-            tensor = _transposed(tensor, (0, 1, 3, 2, 4, 5))
+            tensor = transposed(tensor, (0, 1, 3, 2, 4, 5))
         return tensor if len(shape) == 6 else self._regroup(tensor, shape)
 
-    def _make_linear(self, linear: _Linear) -> _Tensor:
+    def _make_linear(self, linear: Linear) -> Tensor:
         weights = self._constant(linear.weights.astype(np.float32))
         inputs = [linear.tensor.name, weights]
         if linear.bias.any() or linear.weights.ndim == 2:
             inputs.append(self._constant(linear.bias.astype(np.float32)))
         operation = "Conv" if linear.weights.ndim == 4 else "Gemm"
         name = self._node(operation, inputs, **linear.attributes)
-        return _Tensor(name, linear.shape, linear.order)
+        return Tensor(name, linear.shape, linear.order)
 
-    def _make_slice(self, skipping: _Skipping) -> _Tensor:
+    def _make_slice(self, skipping: Skipping) -> Tensor:
         lengths, steps = skipping.tensor.shape, (1, *skipping.steps, 1)
         return self._cut(skipping.tensor, [1, 2], (0, 0, 0, 0), lengths, steps, skipping.shape)
 
-    def contiguous(self, tensor: _Tensor, order: Sequence[int] | None = None) -> _Tensor:
+    def contiguous(self, tensor: Tensor, order: Sequence[int] | None = None) -> Tensor:
         """The tensor stored in an order, by default the function's."""
         order = tuple(range(len(tensor.shape)) if order is None else order)
         if tensor.order == order:
             return tensor
         moves = [tensor.stored(axis) for axis in order]
-        return _Tensor(self._node("Transpose", [tensor.name], perm=moves), tensor.shape, order)
+        return Tensor(self._node("Transpose", [tensor.name], perm=moves), tensor.shape, order)
 
     # Operations of the graph.
 
@@ -353,67 +253,67 @@ class _Graph:
     def _integers(self, values: Any) -> str:
         return self._constant(np.asarray(values, np.int64))
 
-    def _binary(self, name: str, left: _Value, right: _Value, shape: Shape) -> _Value:
+    def _binary(self, name: str, left: Value, right: Value, shape: Shape) -> Value:
         for value, other, swapped in ((left, right, False), (right, left, True)):
-            if isinstance(other, _Constant) and other.array.dtype.kind == "f":
-                folded = _fold(name, value, other, swapped=swapped)
+            if isinstance(other, Constant) and other.array.dtype.kind == "f":
+                folded = fold(name, value, other, swapped=swapped)
                 if folded is not None:
                     return folded
-        if name == "max" and isinstance(right, _Constant) and not right.array.any():
+        if name == "max" and isinstance(right, Constant) and not right.array.any():
             return self._elementwise("Relu", [left], shape)
         return self._elementwise(_BINARY[name][0], [left, right], shape)
 
     def _elementwise(
-        self, operation: str, values: Sequence[_Value], shape: Shape, **attributes: Any
-    ) -> _Tensor:
+        self, operation: str, values: Sequence[Value], shape: Shape, **attributes: Any
+    ) -> Tensor:
         """A node whose inputs are stored alike and broadcast against each other."""
         tensors = {
             i: self.tensor(value)
             for i, value in enumerate(values)
-            if not isinstance(value, _Constant)
+            if not isinstance(value, Constant)
         }
         order = next(iter(tensors.values())).order
         names = []
         for i, value in enumerate(values):
-            if isinstance(value, _Constant):
+            if isinstance(value, Constant):
                 array = value.array
                 if array.ndim:
                     array = np.transpose(array, order)
                 names.append(self._constant(array))
             else:
                 names.append(self.contiguous(tensors[i], order).name)
-        return _Tensor(self._node(operation, names, **attributes), shape, order)
+        return Tensor(self._node(operation, names, **attributes), shape, order)
 
     def _cut(
         self,
-        tensor: _Tensor,
+        tensor: Tensor,
         axes: Sequence[int],
         starts: Sequence[Any],
         ends: Sequence[Any],
         steps: Sequence[Any],
         shape: Shape,
-    ) -> _Tensor:
+    ) -> Tensor:
         """Slice along some axes; starts, ends and steps are those of all axes."""
         chosen = [[values[axis] for axis in axes] for values in (starts, ends)]
         stored = [tensor.stored(axis) for axis in axes]
         inputs = *chosen, stored, [steps[axis] for axis in axes]
         names = [tensor.name, *map(self._integers, inputs)]
-        return _Tensor(self._node("Slice", names), shape, tensor.order)
+        return Tensor(self._node("Slice", names), shape, tensor.order)
 
     # One method for each operation of JAX: parameters, shape of the result, inputs.
 
     def _conv_general_dilated(
-        self, params: Mapping[str, Any], shape: Shape, images: _Value, kernel: _Value
-    ) -> _Value:
+        self, params: Mapping[str, Any], shape: Shape, images: Value, kernel: Value
+    ) -> Value:
         numbers = params["dimension_numbers"]
-        if not isinstance(kernel, _Constant) or set(params["lhs_dilation"]) != {1}:
+        if not isinstance(kernel, Constant) or set(params["lhs_dilation"]) != {1}:
             raise ExportError("ONNX: only convolutions with constant kernels are translated")
         weights = np.transpose(kernel.array, numbers.rhs_spec).astype(np.float64)
         bias = np.zeros(len(weights))
         # Padding adds zeros to what is shifted.
         plain = params["feature_group_count"] == 1 and not np.any(params["padding"])
-        if isinstance(images, _Affine) and plain and numbers.lhs_spec[1] == 3:
-            images, weights, bias = _taken_in(images, weights, bias)
+        if isinstance(images, Affine) and plain and numbers.lhs_spec[1] == 3:
+            images, weights, bias = taken_in(images, weights, bias)
         tensor = self.contiguous(self.tensor(images), numbers.lhs_spec)
         attributes = {
             "kernel_shape": weights.shape[2:],
@@ -422,14 +322,14 @@ class _Graph:
             "dilations": params["rhs_dilation"],
             "group": params["feature_group_count"],
         }
-        return _Linear(tensor, weights, bias, attributes, shape, tuple(numbers.out_spec))
+        return Linear(tensor, weights, bias, attributes, shape, tuple(numbers.out_spec))
 
     def _dot_general(
-        self, params: Mapping[str, Any], shape: Shape, left: _Value, right: _Value
-    ) -> _Value:
+        self, params: Mapping[str, Any], shape: Shape, left: Value, right: Value
+    ) -> Value:
         ((left_axes, right_axes), batch_axes) = params["dimension_numbers"]
         rank = len(left.shape)
-        if not isinstance(right, _Constant) or right.array.ndim != 2 or any(batch_axes):
+        if not isinstance(right, Constant) or right.array.ndim != 2 or any(batch_axes):
             raise ExportError("ONNX: only products with a constant matrix are translated")
         if tuple(left_axes) != (rank - 1,) or rank not in (2, 4):
             raise ExportError("ONNX: only products over the last axis are translated")
@@ -437,26 +337,26 @@ class _Graph:
         bias = np.zeros(len(weights))
         if rank == 2:
             tensor = self.contiguous(self.tensor(left))
-            return _Linear(tensor, weights, bias, {"transB": 1}, shape, (0, 1))
+            return Linear(tensor, weights, bias, {"transB": 1}, shape, (0, 1))
         whole, size, steps, kernel = left, 1, (1, 1), weights[:, :, None, None]
-        if isinstance(left, _Skipping):
+        if isinstance(left, Skipping):
             whole, steps = left.tensor, left.steps
-        elif isinstance(left, _Patches):
+        elif isinstance(left, Patches):
             whole, size, steps = left.pictures, left.size, (left.size, left.size)
             kernel = weights.reshape(len(weights), size, size, -1).transpose(0, 3, 1, 2)
-        if isinstance(whole, _Affine):
-            whole, kernel, bias = _taken_in(whole, kernel, bias)
+        if isinstance(whole, Affine):
+            whole, kernel, bias = taken_in(whole, kernel, bias)
         tensor = self.contiguous(self.tensor(whole), CHANNELS_SECOND)
         attributes = {"kernel_shape": (size, size), "strides": steps}
-        return _Linear(tensor, kernel, bias, attributes, shape, CHANNELS_SECOND)
+        return Linear(tensor, kernel, bias, attributes, shape, CHANNELS_SECOND)
 
-    def _slice(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Value:
+    def _slice(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Value:
         starts, ends = params["start_indices"], params["limit_indices"]
         steps = params["strides"] or (1,) * len(shape)
         tensor = self.tensor(operand)
         whole = not any(starts) and tuple(ends) == tuple(tensor.shape)
         if whole and len(shape) == 4 and steps[0] == steps[3] == 1:
-            return _Skipping(tensor, (steps[1], steps[2]), shape)
+            return Skipping(tensor, (steps[1], steps[2]), shape)
         cut = [
             a
             for a, b in enumerate(zip(starts, ends, steps, strict=True))
@@ -464,17 +364,17 @@ class _Graph:
         ]
         return self._cut(tensor, cut, starts, ends, steps, shape)
 
-    def _reshape(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Value:
-        if isinstance(operand, _Tensor | _Affine) and len(operand.shape) == 4 and len(shape) == 6:
+    def _reshape(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Value:
+        if isinstance(operand, Tensor | Affine) and len(operand.shape) == 4 and len(shape) == 6:
             _, height, width, channels = operand.shape
             size = shape[2]
             if shape[1:] == (height // size, size, width // size, size, channels):
-                return _Patches(operand, size, shape)
-        if isinstance(operand, _Patches) and operand.moved and shape[1:-1] == operand.shape[1:3]:
+                return Patches(operand, size, shape)
+        if isinstance(operand, Patches) and operand.moved and shape[1:-1] == operand.shape[1:3]:
             return dataclasses.replace(operand, shape=shape)
         return self._regroup(self.tensor(operand), shape)
 
-    def _regroup(self, tensor: _Tensor, shape: Shape) -> _Tensor:
+    def _regroup(self, tensor: Tensor, shape: Shape) -> Tensor:
         groups = _groups(tensor.shape, shape)
         if all(len(old) == 1 for old, _ in groups):  # axes are only split
             places = dict((old[0], new) for old, new in groups)
@@ -487,9 +387,9 @@ class _Graph:
             tensor, order = self.contiguous(tensor), tuple(range(len(shape)))
         lengths = [_length(shape[axis]) for axis in order]
         name = self._node("Reshape", [tensor.name, self._integers(lengths)])
-        return _Tensor(name, shape, order)
+        return Tensor(name, shape, order)
 
-    def _broadcast_in_dim(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Value:
+    def _broadcast_in_dim(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Value:
         """New axes have length 1; the operations that follow broadcast them."""
         axes = params["broadcast_dimensions"]
         order = CHANNELS_SECOND if len(shape) == 4 else tuple(range(len(shape)))
@@ -497,32 +397,28 @@ class _Graph:
         name = self.contiguous(self.tensor(operand), kept).name
         if new := [place for place, axis in enumerate(order) if axis not in axes]:
             name = self._node("Unsqueeze", [name, self._integers(new)])
-        return _Tensor(name, shape, order)
+        return Tensor(name, shape, order)
 
-    def _transpose(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Value:
+    def _transpose(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Value:
         moves = tuple(params["permutation"])
-        if isinstance(operand, _Patches) and not operand.moved and moves == (0, 1, 3, 2, 4, 5):
+        if isinstance(operand, Patches) and not operand.moved and moves == (0, 1, 3, 2, 4, 5):
             return dataclasses.replace(operand, shape=shape, moved=True)
-        return _transposed(self.tensor(operand), moves)
+        return transposed(self.tensor(operand), moves)
 
-    def _reduce(
-        self, operation: str, axes: Sequence[int], shape: Shape, operand: _Value
-    ) -> _Tensor:
+    def _reduce(self, operation: str, axes: Sequence[int], shape: Shape, operand: Value) -> Tensor:
         tensor = self.tensor(operand)
         stored = sorted(tensor.stored(axis) for axis in axes)
         name = self._node(operation, [tensor.name, self._integers(stored)], keepdims=0)
         left = [axis for axis in tensor.order if axis not in axes]
-        return _Tensor(name, shape, tuple(sorted(left).index(axis) for axis in left))
+        return Tensor(name, shape, tuple(sorted(left).index(axis) for axis in left))
 
-    def _reduce_sum(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Tensor:
+    def _reduce_sum(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Tensor:
         return self._reduce("ReduceSum", params["axes"], shape, operand)
 
-    def _reduce_max(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Tensor:
+    def _reduce_max(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Tensor:
         return self._reduce("ReduceMax", params["axes"], shape, operand)
 
-    def _reduce_window_max(
-        self, params: Mapping[str, Any], shape: Shape, operand: _Value
-    ) -> _Tensor:
+    def _reduce_window_max(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Tensor:
         window, strides, padding = (
             params[name] for name in ("window_dimensions", "window_strides", "padding")
         )
@@ -537,70 +433,32 @@ class _Graph:
             strides=strides[1:3],
             pads=_pads(padding[1:3]),
         )
-        return _Tensor(name, shape, CHANNELS_SECOND)
+        return Tensor(name, shape, CHANNELS_SECOND)
 
     def _convert_element_type(
-        self, params: Mapping[str, Any], shape: Shape, operand: _Value
-    ) -> _Tensor:
+        self, params: Mapping[str, Any], shape: Shape, operand: Value
+    ) -> Tensor:
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(params["new_dtype"]))
         return self._elementwise("Cast", [operand], shape, to=kind)
 
-    def _rsqrt(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Tensor:
+    def _rsqrt(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Tensor:
         return self._elementwise("Reciprocal", [self._elementwise("Sqrt", [operand], shape)], shape)
 
-    def _square(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Tensor:
+    def _square(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Tensor:
         return self._elementwise("Mul", [operand, operand], shape)
 
-    def _integer_pow(self, params: Mapping[str, Any], shape: Shape, operand: _Value) -> _Tensor:
+    def _integer_pow(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Tensor:
         if params["y"] == 2:
             return self._square(params, shape, operand)
         exponent = np.float32(params["y"])
-        return self._elementwise("Pow", [operand, _Constant(np.asarray(exponent), ())], shape)
+        return self._elementwise("Pow", [operand, Constant(np.asarray(exponent), ())], shape)
 
-    def _concatenate(self, params: Mapping[str, Any], shape: Shape, *operands: _Value) -> _Tensor:
+    def _concatenate(self, params: Mapping[str, Any], shape: Shape, *operands: Value) -> Tensor:
         first, *others = (self.tensor(operand) for operand in operands)
         tensors = [first, *(self.contiguous(tensor, first.order) for tensor in others)]
         axis = first.stored(params["dimension"])
         name = self._node("Concat", [tensor.name for tensor in tensors], axis=axis)
-        return _Tensor(name, shape, first.order)
-
-
-def _fold(
-    name: str, value: _Value, constant: _Constant, *, swapped: bool
-) -> _Affine | _Linear | None:
-    """A scale or shift of the channels, where it can wait; None if it is something else."""
-    if isinstance(value, _Tensor) and len(value.shape) == 4:
-        channels = value.shape[-1]
-        value = _Affine(value, np.ones(channels), np.zeros(channels))
-    if not isinstance(value, _Affine | _Linear):
-        return None
-    array = constant.array.astype(np.float64)
-    if array.size not in (1, value.channels) or array.shape[:-1] != (1,) * (array.ndim - 1):
-        return None
-    values = np.broadcast_to(array.reshape(-1), (value.channels,))
-    if name == "mul":
-        return value.scaled(values)
-    if name == "add":
-        return value.shifted(values)
-    if name == "div" and not swapped:
-        return value.scaled(1 / values)
-    if name == "sub" and swapped:
-        return value.scaled(-np.ones_like(values)).shifted(values)
-    return value.shifted(-values) if name == "sub" else None
-
-
-def _taken_in(
-    affine: _Affine, weights: np.ndarray, bias: np.ndarray
-) -> tuple[_Tensor, np.ndarray, np.ndarray]:
-    """The tensor, and the weights (O, I, h, w) and bias that scale and shift its channels, too."""
-    shift = np.einsum("oihw,i->o", weights, affine.shift)
-    return affine.tensor, weights * affine.scale[:, None, None], bias + shift
-
-
-def _transposed(tensor: _Tensor, moves: Sequence[int]) -> _Tensor:
-    """The tensor with its axes in another order, which costs nothing."""
-    shape = tuple(tensor.shape[axis] for axis in moves)
-    return _Tensor(tensor.name, shape, tuple(list(moves).index(axis) for axis in tensor.order))
+        return Tensor(name, shape, first.order)
 
 
 def _pads(padding: Sequence[tuple[int, int]]) -> list[int]:
