@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgfl_jax.models.convolution import _by_blocks, _plain, convolve
+from pgfl_jax.models import winograd
+from pgfl_jax.models.convolution import _by_blocks, _kernel_gradient, _plain, convolve
 from tests.loops import by_loops
 
 
@@ -55,3 +56,62 @@ def test_the_form_of_gpus_is_the_plain_one():
         np.testing.assert_allclose(blocks, plain, rtol=0, atol=1e-12)
         for ours, theirs in zip(by_blocks(gradient), by_plain(gradient), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+def _plain_with_gradients(x, kernel, stride):
+    y, pull = jax.vjp(functools.partial(_plain, stride=stride), x, kernel)
+    gradient = jnp.asarray(_draw(*y.shape, seed=2), y.dtype)
+    return y, gradient, pull(gradient)
+
+
+# Whole, in strips of two and of four rows.
+@pytest.mark.parametrize("cache", [winograd._CACHE, 1, 2 * 3 * 4 * 5 * 16 * 8])
+@pytest.mark.parametrize("shape", [(3, 8, 6, 5), (1, 2, 2, 1)])
+def test_winograds_form_is_the_plain_one(shape, cache, monkeypatch):
+    monkeypatch.setattr(winograd, "_CACHE", cache)
+    with jax.enable_x64(True):
+        x, kernel = jnp.asarray(_draw(*shape)), jnp.asarray(_draw(3, 3, shape[-1], 7, seed=1))
+        y, gradient, (to_input, to_kernel) = _plain_with_gradients(x, kernel, 1)
+        for found, expected in (
+            (winograd.convolution(x, kernel), y),
+            (winograd.input_gradient(kernel, gradient), to_input),
+            (winograd.kernel_gradient(x, gradient), to_kernel),
+        ):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(3, 8, 6, 5), (2, 7, 5, 3)])
+def test_the_gradient_of_a_kernel_as_nine_products(shape, stride):
+    with jax.enable_x64(True):
+        x, kernel = jnp.asarray(_draw(*shape)), jnp.asarray(_draw(3, 3, shape[-1], 7, seed=1))
+        _, gradient, (_, to_kernel) = _plain_with_gradients(x, kernel, stride)
+        found = _kernel_gradient(x, gradient, stride)
+        np.testing.assert_allclose(found, to_kernel, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_large_convolution_takes_them_on_a_cpu(stride):
+    """At the size of the demo's second stage. In float32 they round alike."""
+    arrays = _draw(32, 16, 8, 96), _draw(3, 3, 96, 96, seed=1)
+    with jax.enable_x64(True):
+        y, gradient, gradients = _plain_with_gradients(*map(jnp.asarray, arrays), stride)
+        truth = [np.asarray(each) for each in (y, *gradients)]
+    gradient = jnp.float32(np.asarray(gradient))
+    x, kernel = map(jnp.float32, arrays)
+    y, pull = jax.vjp(functools.partial(convolve, stride=stride), x, kernel)
+    plain, pull_plain = jax.vjp(functools.partial(_plain, stride=stride), x, kernel)
+    ours, plains = (y, *pull(gradient)), (plain, *pull_plain(gradient))
+    for found, by_plain, expected in zip(ours, plains, truth, strict=True):
+        off, off_plain = (np.linalg.norm(each - expected) for each in (found, by_plain))
+        assert 0 < off < 2 * off_plain
+    text = jax.jit(pull).lower(y).compile().as_text()
+    assert ("convolution(" in text) == (stride == 2)  # the gradient of its input
+
+
+def test_neither_a_small_convolution_nor_one_in_16_bits_takes_them():
+    kernel = _draw(3, 3, 96, 96, seed=1)
+    for x, dtype in ((_draw(1, 16, 8, 96), "float32"), (_draw(32, 16, 8, 96), "bfloat16")):
+        y, pull = jax.vjp(convolve, jnp.asarray(x, dtype), jnp.asarray(kernel, dtype))
+        text = jax.jit(pull).lower(y).as_text()
+        assert "dot_general" not in text and text.count("stablehlo.convolution") == 2
