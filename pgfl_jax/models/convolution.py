@@ -1,6 +1,7 @@
 """Convolutions without bias. The form follows the kind of device; the result is the same."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from pgfl_jax.models import winograd
 Features = Float[Array, "batch height width channels"]
 Output = Float[Array, "batch out_height out_width out_channels"]
 Weights = Float[Array, "*window channels out_channels"]
+Form = Callable[[Features, Weights], Output]
+Gradients = Callable[[Features, Weights, Output], tuple[Features, Weights]]
 
 _he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -43,8 +46,8 @@ def convolve(x: Features, kernel: Weights, stride: int = 1) -> Output:
     """The cross-correlation, padded on each side by half of the kernel as in PyTorch.
 
     - 1x1: a matrix product, several times faster than XLA's convolution on CPUs.
-    - 3x3, on CPUs and where it pays: Winograd's form (:mod:`pgfl_jax.models.winograd`) if the
-      stride is 1, else the gradient of the kernel as nine products.
+    - 3x3 with stride 1, on CPUs if it is large: Winograd's form, :mod:`pgfl_jax.models.winograd`.
+    - Others, on CPUs if they are large: the gradient of the kernel is a matrix product.
     - 7x7 with stride 2 on three channels, on NVIDIA GPUs: :func:`_by_blocks`.
 
     Args:
@@ -57,52 +60,59 @@ def convolve(x: Features, kernel: Weights, stride: int = 1) -> Output:
     """
     if kernel.ndim == 2:
         return skip(x, stride) @ kernel
-    if kernel.shape[:3] == (7, 7, 3) and stride == 2:
-        plain = functools.partial(_plain, stride=stride)
-        return jax.lax.platform_dependent(x, kernel, cuda=_by_blocks, default=plain)
-    if kernel.shape[0] == 3:
-        return _three(x, kernel, stride)
-    return _plain(x, kernel, stride)
+    return _square(x, kernel, stride)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _three(x: Features, kernel: Weights, stride: int) -> Output:
-    convolution = functools.partial(_plain, stride=stride)
-    if stride == 1 and _is_large(x, kernel):
-        return jax.lax.platform_dependent(x, kernel, cpu=winograd.convolution, default=convolution)
-    return convolution(x, kernel)
+def _square(x: Features, kernel: Weights, stride: int) -> Output:
+    plain = functools.partial(_plain, stride=stride)
+    forms = {place: form for place, (form, _) in _forms(x, kernel, stride).items()}
+    return jax.lax.platform_dependent(x, kernel, **forms, default=plain)
 
 
-def _three_forward(x: Features, kernel: Weights, stride: int) -> tuple[Output, tuple]:
-    return _three(x, kernel, stride), (x, kernel)
+def _square_forward(x: Features, kernel: Weights, stride: int) -> tuple[Output, tuple]:
+    return _square(x, kernel, stride), (x, kernel)
 
 
-def _three_backward(stride: int, saved: tuple, gradient: Output) -> tuple[Features, Weights]:
-    convolution = functools.partial(_plain, stride=stride)
-
-    def plain(x: Features, kernel: Weights, gradient: Output) -> tuple[Features, Weights]:
-        return jax.vjp(convolution, x, kernel)[1](gradient)
-
-    def on_cpu(x: Features, kernel: Weights, gradient: Output) -> tuple[Features, Weights]:
-        if stride == 1:
-            return winograd.input_gradient(kernel, gradient), winograd.kernel_gradient(x, gradient)
-        (to_input,) = jax.vjp(lambda x: convolution(x, kernel), x)[1](gradient)
-        return to_input, _kernel_gradient(x, gradient, stride)
-
+def _square_backward(stride: int, saved: tuple, gradient: Output) -> tuple[Features, Weights]:
     x, kernel = saved
-    if _is_large(x, kernel):
-        return jax.lax.platform_dependent(x, kernel, gradient, cpu=on_cpu, default=plain)
-    return plain(x, kernel, gradient)
+    plain = _gradients_of(functools.partial(_plain, stride=stride))
+    forms = {place: gradients for place, (_, gradients) in _forms(x, kernel, stride).items()}
+    return jax.lax.platform_dependent(x, kernel, gradient, **forms, default=plain)
 
 
-_three.defvjp(_three_forward, _three_backward)
+_square.defvjp(_square_forward, _square_backward)
+
+
+def _forms(x: Features, kernel: Weights, stride: int) -> dict[str, tuple[Form, Gradients]]:
+    """Kinds of device that take another form than the plain one: it, and its gradients."""
+    forms: dict[str, tuple[Form, Gradients]] = {}
+    if kernel.shape[:3] == (7, 7, 3) and stride == 2:
+        forms["cuda"] = _by_blocks, _gradients_of(_by_blocks)
+    if not _is_large(x, kernel):
+        return forms
+    if kernel.shape[0] == 3 and stride == 1:
+        forms["cpu"] = winograd.convolution, winograd.gradients
+        return forms
+    plain = functools.partial(_plain, stride=stride)
+
+    def gradients(x: Features, kernel: Weights, gradient: Output) -> tuple[Features, Weights]:
+        (to_input,) = jax.vjp(lambda x: plain(x, kernel), x)[1](gradient)
+        return to_input, _kernel_gradient(x, gradient, kernel.shape[0], stride)
+
+    forms["cpu"] = plain, gradients
+    return forms
+
+
+def _gradients_of(form: Form) -> Gradients:
+    return lambda x, kernel, gradient: jax.vjp(form, x, kernel)[1](gradient)
 
 
 def _is_large(x: Features, kernel: Weights) -> bool:
-    """Whether a 3x3 convolution is worth being taken apart into products on CPUs.
+    """Whether a convolution is worth being taken apart into products on CPUs.
 
-    That takes longer to compile, and Winograd's needs a few hundred tiles of 2x2 pixels to make up
-    for transforming the kernel. In 16 bits its sums would lose digits.
+    That takes longer to compile, and Winograd's form needs a few hundred tiles of 2x2 pixels to
+    make up for transforming the kernel. In 16 bits its sums would lose digits.
     """
     batch, height, width, channels = x.shape
     if not isinstance(batch, int) or height % 2 or width % 2 or jnp.finfo(x.dtype).bits < 32:
@@ -111,17 +121,20 @@ def _is_large(x: Features, kernel: Weights) -> bool:
     return tiles >= 256 and tiles * channels * kernel.shape[-1] >= 2**22
 
 
-def _kernel_gradient(x: Features, gradient: Output, stride: int) -> Weights:
-    """Of a 3x3 convolution's kernel: a product for each of its nine places."""
+def _kernel_gradient(x: Features, gradient: Output, size: int, stride: int) -> Weights:
+    """Of the kernel: one product of all that its places see with the gradient of the output."""
     _, height, width, channels = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    rows = gradient.reshape(-1, gradient.shape[-1])
-
-    def place(i: int, j: int) -> Array:
-        seen = padded[:, i : i + height : stride, j : j + width : stride]
-        return seen.reshape(-1, channels).T @ rows
-
-    return jnp.stack([jnp.stack([place(i, j) for j in range(3)]) for i in range(3)])
+    border = size // 2
+    padded = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
+    ends = height + 2 * border - size + 1, width + 2 * border - size + 1
+    seen = [
+        padded[:, i : i + ends[0] : stride, j : j + ends[1] : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    outputs = gradient.shape[-1]
+    columns = jnp.concatenate(seen, axis=-1).reshape(-1, size * size * channels)
+    return (columns.T @ gradient.reshape(-1, outputs)).reshape(size, size, channels, outputs)
 
 
 def skip(x: Features, stride: int) -> Output:

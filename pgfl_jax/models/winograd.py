@@ -50,8 +50,12 @@ def convolution(x: Features, kernel: Kernel) -> Output:
     return _filtered(x, _sandwich(_KERNEL, list(kernel)))
 
 
-def input_gradient(kernel: Kernel, gradient: Output) -> Features:
-    """Of the convolution's input, from that of its output."""
+def gradients(x: Features, kernel: Kernel, gradient: Output) -> tuple[Features, Kernel]:
+    """Of the convolution's input and kernel, from that of its output."""
+    return _input_gradient(kernel, gradient), _kernel_gradient(x, gradient)
+
+
+def _input_gradient(kernel: Kernel, gradient: Output) -> Features:
     matrices = _sandwich(_KERNEL, list(kernel))
     # G of a column that is turned round has its first and last row exchanged. To transform a turned
     # and transposed kernel gives the same, but reads it against its order, at a twentieth of the
@@ -85,8 +89,7 @@ def _filtered(x: Array, matrices: Grid) -> Array:
     return jax.lax.fori_loop(0, height // rows, put, empty)
 
 
-def kernel_gradient(x: Features, gradient: Output) -> Kernel:
-    """Of the convolution's kernel, from that of its output."""
+def _kernel_gradient(x: Features, gradient: Output) -> Kernel:
     height, rows = x.shape[1], _rows_at_a_time(x)
     padded = _padded(x)
 

@@ -51,12 +51,12 @@ def _bytes(tree):
 
 @pytest.mark.parametrize("model", [1, 4])
 def test_a_step_for_eight_devices(model):
-    case = _tiny_case(32, **{"mesh.model": model, "optim.name": "sgd"})
+    case = _tiny_case(16, **{"mesh.model": model, "optim.name": "sgd"})
     experiment = Experiment.create(case.config, num_identities=IDENTITIES, num_images=320)
     state, batch = experiment.abstract_state(), aot.abstract_batch(case.config)
     mesh = make_mesh(jax.devices()[:8], model=model)
     compiled = make_train_step(experiment, mesh).lower(state, batch).compile()
-    line = aot.analyse(compiled, images=4)
+    line = aot.analyse(compiled, images=2)
 
     classifiers = {
         name: tree for name, tree in state.params.items() if name.endswith("_classifier")
