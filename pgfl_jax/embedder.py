@@ -1,12 +1,13 @@
 """A trained main branch as an object: ``load("runs/demo")(["a.jpg", "b.jpg"])`` → (2, D)."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped, UInt8
+from PIL import Image
 from tqdm import tqdm
 
 from pgfl_jax import preprocessing
@@ -27,7 +29,7 @@ from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import make_model
 from pgfl_jax.export.verify import RECORD
 from pgfl_jax.models import PGFL, folded, unit_length
-from pgfl_jax.preprocessing import PictureError, list_pictures
+from pgfl_jax.preprocessing import UNREADABLE, PictureError, list_pictures
 from pgfl_jax.report.manifest import read_config
 
 Variables = Mapping[str, Any]
@@ -128,8 +130,8 @@ class Embedder:
         Args:
             pictures: a path, a folder (its pictures, sorted by path, those of its subfolders and
                 of linked ones included; a broken link is unreadable), a PIL picture, an RGB array
-                (H, W, 3) or (N, H, W, 3) uint8, or a sequence of paths, PIL pictures and arrays of
-                any sizes.
+                (H, W, 3) or (N, H, W, 3) uint8, or paths, PIL pictures and arrays of any sizes in a
+                sequence, an array or an iterator, which may yield one object with new pixels each time.
             batch_size: pictures per batch, over all devices; None: 64 per device.
             on_unreadable: called with the error of each picture that cannot be read, which then
                 gets a row of NaN; None: the first such error is raised.
@@ -142,19 +144,19 @@ class Embedder:
                 a sequence; or something that is no picture.
             UserError: an embedding is not finite or has no length; it names the picture.
         """
-        sequence = _as_sequence(pictures)
+        given, count = _one_by_one(pictures)
         size = self._batch_size(batch_size)
-        rows = np.full((len(sequence), self.dim), np.nan, np.float32)
-        readable = self._read(sequence, 2 * size, on_unreadable)
-        with tqdm(total=len(sequence), unit=" pictures", delay=2) as bar:
+        read = self._read(given, 2 * size, on_unreadable)
+        parts = [np.zeros((0, self.dim), np.float32)]
+        with tqdm(total=count, unit=" pictures", delay=2) as bar:
             running: _Batch | None = None
             # One batch is read and dispatched while the devices compute the one before.
-            while batch := list(itertools.islice(readable, size)):
+            while batch := list(itertools.islice(read, size)):
                 following = self._dispatch(batch, size)
-                _collect(running, rows, sequence, bar)
+                parts.append(self._collect(running, bar))
                 running = following
-            _collect(running, rows, sequence, bar)
-        return rows
+            parts.append(self._collect(running, bar))
+        return np.concatenate(parts)
 
     def __repr__(self) -> str:
         """What it is, without its weights."""
@@ -212,91 +214,110 @@ class Embedder:
 
     def _read(
         self,
-        pictures: Sequence[Any] | np.ndarray,
+        pictures: Iterator[Any],
         ahead: int,
         on_unreadable: Callable[[PictureError], Any] | None,
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Index and input of each readable picture; threads prepare up to ``ahead`` of them."""
+    ) -> Iterator["_Read"]:
+        """Names and inputs of the pictures; threads prepare up to ``ahead`` of them."""
 
-        def attempt(picture: Any) -> np.ndarray | PictureError:
+        def attempt(index: int, picture: Any) -> _Read | PictureError:
+            name = picture if isinstance(picture, str | os.PathLike) else f"picture {index}"
             try:
-                return self.preprocess(picture)
+                return _Read(name, self.preprocess(picture))
             except PictureError as error:
                 return error
 
         waiting: collections.deque[Future] = collections.deque()
+        numbered = enumerate(pictures)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            remaining = iter(pictures)
-            for index in range(len(pictures)):
-                waiting += [
-                    pool.submit(attempt, picture)
-                    for picture in itertools.islice(remaining, ahead - len(waiting))
-                ]
+            while True:
+                free = ahead - len(waiting)
+                waiting += [pool.submit(attempt, *one) for one in itertools.islice(numbered, free)]
+                if not waiting:
+                    return
                 result = waiting.popleft().result()
                 if not isinstance(result, PictureError):
-                    yield index, result
+                    yield result
                 elif on_unreadable is None:
                     raise result
                 else:
                     on_unreadable(result)
+                    yield _Read("", None)
 
-    def _dispatch(self, batch: Sequence[tuple[int, np.ndarray]], size: int) -> "_Batch":
+    def _dispatch(self, batch: Sequence["_Read"], size: int) -> "_Batch":
         """Start the computation of a batch.
 
         A batch below ``size`` is padded to a power of two per device, so that few shapes compile.
         """
-        indices, images = zip(*batch, strict=True)
+        images = [one.pixels for one in batch if one.pixels is not None]
+        if not images:
+            return _Batch(batch, None)
         devices, count = self._mesh.size, len(images)
         per_device = 2 ** math.ceil(math.log2(math.ceil(count / devices)))
         rows = np.zeros((min(size, per_device * devices), *images[0].shape), np.uint8)
         rows[:count] = images
-        return _Batch(
-            list(indices), self._compiled(jax.device_put(rows, batch_sharding(self._mesh)))
-        )
+        return _Batch(batch, self._compiled(jax.device_put(rows, batch_sharding(self._mesh))))
+
+    def _collect(self, batch: "_Batch | None", bar: tqdm) -> Float[np.ndarray, "pictures channels"]:
+        """Wait for a batch and check its embeddings; NaN for the unreadable pictures."""
+        if batch is None:
+            return np.zeros((0, self.dim), np.float32)
+        rows = np.full((len(batch.pictures), self.dim), np.nan, np.float32)
+        readable = [row for row, one in enumerate(batch.pictures) if one.pixels is not None]
+        if batch.embeddings is not None:
+            rows[readable] = np.asarray(batch.embeddings)[: len(readable)]
+        lengths = np.linalg.norm(rows[readable], axis=1)
+        broken = np.flatnonzero(~(np.abs(lengths - 1) < 0.01))  # NaN too
+        if broken.size:
+            raise UserError(
+                f"{batch.pictures[readable[broken[0]]].name}: its embedding has length "
+                f"{lengths[broken[0]]:g}, not 1; the checkpoint's weights or statistics are broken"
+            )
+        bar.update(len(rows))
+        return rows
+
+
+class _Read(NamedTuple):
+    """A picture's name and its pixels as :meth:`Embedder.apply` takes them; None: unreadable."""
+
+    name: str | os.PathLike
+    pixels: np.ndarray | None
 
 
 class _Batch(NamedTuple):
-    """Pictures by index, and their embeddings, still being computed; padding rows at the end."""
+    """Pictures, and the embeddings of the readable ones, still being computed; padding last."""
 
-    indices: list[int]
-    embeddings: Array
-
-
-def _collect(
-    batch: _Batch | None, rows: np.ndarray, pictures: Sequence[Any] | np.ndarray, bar: tqdm
-) -> None:
-    """Wait for a batch, check its embeddings and put them into their rows."""
-    if batch is None:
-        return
-    found = np.asarray(batch.embeddings)[: len(batch.indices)]
-    lengths = np.linalg.norm(found, axis=1)
-    broken = np.flatnonzero(~(np.abs(lengths - 1) < 0.01))  # NaN too
-    if broken.size:
-        index = batch.indices[broken[0]]
-        picture = pictures[index]
-        name = picture if isinstance(picture, str | os.PathLike) else f"picture {index}"
-        raise UserError(
-            f"{name}: its embedding has length {lengths[broken[0]]:g}, not 1; "
-            "the checkpoint's weights or statistics are broken"
-        )
-    rows[batch.indices] = found
-    bar.update(batch.indices[-1] + 1 - bar.n)
+    pictures: Sequence[_Read]
+    embeddings: Array | None
 
 
-def _as_sequence(pictures: Any) -> Sequence[Any] | np.ndarray:
-    """The pictures one by one, whatever they were given as.
+def _one_by_one(pictures: Any) -> tuple[Iterator[Any], int | None]:
+    """The pictures one by one, whatever they were given as, and their number, if it is known.
 
     Raises:
         PictureError: a folder without pictures.
     """
     if isinstance(pictures, str | os.PathLike):
-        return list_pictures(pictures)[0] if Path(pictures).is_dir() else [pictures]
-    if isinstance(pictures, np.ndarray | jax.Array):
+        given: Any = list_pictures(pictures)[0] if Path(pictures).is_dir() else [pictures]
+    elif isinstance(pictures, np.ndarray | jax.Array):
         array = np.asarray(pictures)
-        return array if array.ndim == 4 else [array]
+        is_list = array.ndim == 4 or (array.ndim == 1 and array.dtype.kind in "OU")
+        # NumPy's strings are no paths to everyone; Python's are.
+        given = (array.tolist() if array.ndim == 1 else array) if is_list else [array]
     # An open file would be read line by line, and bytes number by number.
-    if isinstance(pictures, bytes) or hasattr(pictures, "read"):
-        return [pictures]
-    if isinstance(pictures, Iterable):
-        return pictures if isinstance(pictures, Sequence) else list(pictures)
-    return [pictures]
+    elif isinstance(pictures, bytes) or hasattr(pictures, "read"):
+        given = [pictures]
+    else:
+        given = pictures if isinstance(pictures, Iterable) else [pictures]
+    if isinstance(given, list | tuple | np.ndarray):
+        return iter(given), len(given)
+    # What yields pictures may yield one object again and again, with other pixels.
+    return map(_own, given), len(given) if isinstance(given, Sized) else None
+
+
+def _own(picture: Any) -> Any:
+    """The picture as it is now; a copy, unless it is a path."""
+    if isinstance(picture, Image.Image):
+        with contextlib.suppress(*UNREADABLE):  # :meth:`Embedder.preprocess` names the file
+            return picture.copy()
+    return np.array(picture) if hasattr(picture, "__array__") else picture

@@ -209,7 +209,10 @@ def _name(picture: Image.Image) -> str:
 
 
 def _checked(picture: Any) -> UInt8[np.ndarray, "height width 3"]:
-    array = np.asarray(picture)
+    try:
+        array = np.asarray(picture)
+    except (TypeError, ValueError):  # parts of different shapes, or on another device
+        array = np.array(None)
     if array.dtype.kind in "OSU":  # no numbers
         kind = f"an array of type {array.dtype}" if array is picture else type(picture).__name__
         raise PictureError(

@@ -1,5 +1,6 @@
 """A trained run as an object, tested on the run in tests/golden/run_0cfe576."""
 
+import collections.abc
 import dataclasses
 import inspect
 import io
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 import pgfl_jax
 from input_pipeline.from_config import evaluation_split, open_builder, open_catalog
@@ -176,7 +177,7 @@ def test_what_is_neither_a_path_nor_pixels_is_refused_with_its_type(embedder, tm
     path.touch()
     with path.open("rb") as opened:
         for wrong, kind in (
-            (np.array(["a.png", "b.png"]), "an array of type <U5"),
+            (np.array([["a.png", "b.png"]]), "an array of type <U5"),
             (None, "NoneType"),
             (b"jpeg", "bytes"),
             (io.BytesIO(b"jpeg"), "BytesIO"),
@@ -198,6 +199,63 @@ def test_jax_arrays_pillow_images_and_generators_are_pictures_too(embedder, pict
     for given in (jnp.asarray(pictures[0]), Image.fromarray(pictures[0])):
         np.testing.assert_allclose(embedder(given), rows[:1], atol=2e-6)
     np.testing.assert_allclose(embedder(picture for picture in pictures), rows, atol=2e-6)
+
+
+def test_an_iterator_may_yield_one_object_again_and_again(embedder, rows, pictures):
+    same_size = [pictures[0], pictures[4]]
+
+    def filling(buffer):
+        for picture in same_size * 9:  # more than a batch
+            buffer[:] = picture
+            yield buffer
+
+    class Lazy(collections.abc.Sequence):
+        buffer = np.zeros_like(same_size[0])
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            self.buffer[:] = same_size[index]
+            return self.buffer
+
+    def turning(image):
+        for picture in same_size:
+            image.paste(Image.fromarray(picture))
+            yield image
+
+    found = embedder(filling(np.zeros_like(same_size[0])), batch_size=8)
+    np.testing.assert_allclose(found, np.tile(rows[[0, 4]], (9, 1)), atol=2e-6)
+    np.testing.assert_allclose(embedder(Lazy()), rows[[0, 4]], atol=2e-6)
+    found = embedder(turning(Image.fromarray(same_size[0]).copy()))
+    np.testing.assert_allclose(found, rows[[0, 4]], atol=2e-6)
+
+
+def test_the_pages_of_a_file_are_different_pictures(embedder, pictures, rows, tmp_path):
+    first, second = (Image.fromarray(pictures[index]) for index in (0, 4))
+    first.save(tmp_path / "pages.tif", save_all=True, append_images=[second])
+    with Image.open(tmp_path / "pages.tif") as pages:
+        np.testing.assert_allclose(embedder(ImageSequence.Iterator(pages)), rows[[0, 4]], atol=2e-6)
+
+
+def test_arrays_of_paths_are_paths_and_labels_are_no_pictures(embedder, pictures, rows, tmp_path):
+    paths = [tmp_path / f"{index}.png" for index in range(2)]
+    for path, picture in zip(paths, pictures, strict=False):
+        Image.fromarray(picture).save(path)
+    for array in (np.array([*map(str, paths)]), np.array(paths, object)):
+        np.testing.assert_allclose(embedder(array), rows[:2], atol=2e-6)
+    for pair in ((str(paths[0]), 1), (paths[0], 1), (pictures[0], 1)):
+        with pytest.raises(PictureError, match=r"^tuple is no picture; give a path, an RGB array"):
+            embedder([pair])
+
+
+def test_the_last_pictures_may_be_unreadable(embedder, pictures, rows, tmp_path):
+    errors = []
+    given = (one for one in [pictures[0], *[tmp_path / "absent.jpg"] * 9])
+    found = embedder(given, batch_size=8, on_unreadable=errors.append)
+    np.testing.assert_allclose(found[0], rows[0], atol=2e-6)
+    assert found.shape == (10, embedder.dim) and np.isnan(found[1:]).all() and len(errors) == 9
+    assert embedder(iter([])).shape == embedder([]).shape == (0, embedder.dim)
 
 
 def test_what_cannot_be_loaded_is_said_in_one_line(scored_run, tmp_path):
