@@ -17,21 +17,22 @@ def check_repeats(name: str, split: Catalog) -> Findings:
         split: any split.
 
     Returns:
-        A warning if a content occurs under different identities, else a note.
+        A warning if a content occurs under different identities or cameras, else a note.
     """
     again = int(repeats(split.image_sha256).sum())
     if not again:
         return Findings()
     line = f"{name}: {again:,} images repeat another image of the split"
-    wrong = np.flatnonzero(contradictions(split.image_sha256, split.identities))
-    if not wrong.size:
-        return Findings(notes=[f"{line}, always under the same identity"])
-    return Findings(
-        warnings=[
-            f"{line}; {wrong.size:,} occur under different identities: "
-            f"{some(split.filenames[wrong])}; remove the wrong ones"
-        ]
-    )
+    for kind, values in (("identities", split.identities), ("cameras", split.cameras)):
+        wrong = np.flatnonzero(contradictions(split.image_sha256, values))
+        if wrong.size:
+            return Findings(
+                warnings=[
+                    f"{line}; {wrong.size:,} occur under different {kind}: "
+                    f"{some(split.filenames[wrong])}; remove the wrong ones"
+                ]
+            )
+    return Findings(notes=[f"{line}, always under the same identity and camera"])
 
 
 def check_people(
@@ -135,15 +136,15 @@ def repeats(digests: Shaped[np.ndarray, " images"]) -> Bool[np.ndarray, " images
 
 
 def contradictions(
-    digests: Shaped[np.ndarray, " images"], identities: Int[np.ndarray, " images"]
+    digests: Shaped[np.ndarray, " images"], values: Int[np.ndarray, " images"]
 ) -> Bool[np.ndarray, " images"]:
-    """Which images have a content that occurs in the split under different identities.
+    """Which images have a content that occurs in the split under different values.
 
     >>> contradictions(np.array(["b", "a", "b"]), np.array([1, 1, 2]))
     array([ True, False,  True])
     """
     originals = first_rows(digests, digests)
-    pairs = np.unique(np.stack([originals, identities], axis=1), axis=0)
+    pairs = np.unique(np.stack([originals, values], axis=1), axis=0)
     return np.bincount(pairs[:, 0], minlength=len(digests))[originals] > 1
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, Shaped
 
 from input_pipeline.catalog import Catalog
 from input_pipeline.errors import DataError
-from input_pipeline.poses.coordinates import are_fractions, joints_outside, reach
+from input_pipeline.poses.coordinates import are_fractions, joints_outside, out_of_order, reach
 from pgfl_jax.retrieval.protocols import Images
 
 _NAMED = 5  # number of files that a message names
@@ -153,7 +153,8 @@ def check_pixels(
     Joints below a confidence of 0.2 do not count. These are errors: more than half of the joints
     are outside their images; more than a tenth are, and with x and y swapped less than a quarter of
     these; or all joints of an image are between -1 and 1, in more than 5 % of the images. Less is a
-    warning, and so are joints crowded into a corner, as those of smaller copies are.
+    warning, and so are joints crowded into a corner, as those of smaller copies are, and poses that
+    are mostly not upright.
 
     Args:
         name: of the data set and split, or of the option, for the messages.
@@ -202,7 +203,24 @@ def check_pixels(
             f"{name}: 99% of the confident keypoints are in the left {shares[0]:.0%} and the upper "
             f"{shares[1]:.0%} of their images, as if found on smaller copies; {remedy}"
         )
+    findings.warnings += _order_warnings(name, filenames, keypoints)
     return findings
+
+
+def _order_warnings(
+    name: str,
+    filenames: Shaped[np.ndarray, " images"],
+    keypoints: Float[np.ndarray, "images 17 3"],
+) -> list[str]:
+    """A warning if head, hips and ankles are mixed up in most poses of at least ten."""
+    shown, denied = out_of_order(keypoints)
+    if shown.sum() < _ENOUGH or denied.sum() * 2 <= shown.sum():
+        return []
+    return [
+        f"{name}: in {denied.sum():,} of {shown.sum():,} poses, head, hips and ankles are not in "
+        f"this order from top to bottom: {some(filenames[denied])}; unless these people are not "
+        "upright, the joints are in another order than their format's: look at some poses"
+    ]
 
 
 def check_upright(name: str, turned: Shaped[np.ndarray, " images"] | Sequence[str]) -> Findings:

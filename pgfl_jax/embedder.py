@@ -131,7 +131,8 @@ class Embedder:
             pictures: a path, a folder (its pictures, sorted by path, those of its subfolders and
                 of linked ones included; a broken link is unreadable), a PIL picture, an RGB array
                 (H, W, 3) or (N, H, W, 3) uint8, or paths, PIL pictures and arrays of any sizes in a
-                sequence, an array or an iterator, which may yield one object with new pixels each time.
+                sequence, an array or an iterator, which may yield one object with new pixels
+                each time.
             batch_size: pictures per batch, over all devices; None: 64 per device.
             on_unreadable: called with the error of each picture that cannot be read, which then
                 gets a row of NaN; None: the first such error is raised.

@@ -16,7 +16,7 @@ from input_pipeline.doctor.statistics import Found, Listing, Protocol, Split, Su
 
 
 def within_splits(survey: Survey) -> Found:
-    """Images that occur more than once in a split; a warning if under different identities."""
+    """Images that occur more than once in a split; a warning if under different labels."""
     for split in survey.splits:
         digests = split.catalog.image_sha256
         again = np.flatnonzero(repeats(digests))

@@ -246,7 +246,8 @@ def test_repeated_images_are_a_note_and_a_warning_under_several_identities(tiny_
     errors, warnings, notes, listings = found(duplicates.within_splits, survey)
     assert not errors and not warnings
     assert notes == [
-        "set train: 1 images repeat another image of the split, always under the same identity"
+        "set train: 1 images repeat another image of the split, always under the same identity and "
+        "camera"
     ]
     assert listings[0].lines == ["train_c (identity 1, camera 0) = train_a (identity 1, camera 0)"]
     rows[2] = (encode(0), 2, 0)
@@ -254,6 +255,18 @@ def test_repeated_images_are_a_note_and_a_warning_under_several_identities(tiny_
     errors, warnings, notes, _ = found(duplicates.within_splits, survey)
     assert not errors and not notes
     assert "2 occur under different identities: train_a, train_c; remove" in warnings[0]
+    rows[2] = (encode(0), 1, 1)
+    survey = survey_of(tiny_config(), split_of("gallery", rows))
+    errors, warnings, notes, _ = found(duplicates.within_splits, survey)
+    assert (
+        not errors
+        and not notes
+        and warnings
+        == [
+            "set gallery: 1 images repeat another image of the split; 2 occur under different cameras: "
+            "gallery_a, gallery_c; remove the wrong ones"
+        ]
+    )
 
 
 def test_broken_files_are_an_error_only_where_they_are_read(tiny_config):

@@ -4,6 +4,8 @@ import pytest
 from input_pipeline import validation
 from input_pipeline.catalog import Catalog
 from input_pipeline.errors import DataError
+from input_pipeline.keypoints import JOINTS
+from input_pipeline.poses.joints import OPENPOSE_25
 
 
 def catalog(identities, cameras, sizes=None, posed=()):
@@ -188,6 +190,60 @@ def test_joints_crowded_into_a_corner_are_a_warning(width, height):
         "smaller copy"
     )
     assert validation.check_keypoints("X", posed_at(*shrunk[:9])) == validation.Findings()
+
+
+UPRIGHT = np.array(
+    [
+        [32, 10], [34, 8], [30, 8], [37, 10], [27, 10], [42, 28], [22, 28], [46, 45], [18, 45],
+        [48, 60], [16, 60], [39, 64], [25, 64], [39, 90], [25, 90], [39, 118], [25, 118],
+    ],
+    np.float32,
+)  # fmt: skip
+# Which of COCO's joints, or what is near it, H36M has at each of its 17 places.
+H36M = [11, 12, 14, 16, 11, 13, 15, 5, 0, 0, 1, 5, 7, 9, 6, 8, 10]
+
+
+def posed_as(*poses):
+    """Images whose joints are at these places, (17, 2) each."""
+    people = posed_at(*[(0, 0)] * len(poses))
+    people.keypoints[..., :2] = poses
+    return people
+
+
+def test_joints_in_another_order_are_a_warning_if_they_are_the_most():
+    mixed = UPRIGHT[H36M]
+    (warning,) = validation.check_keypoints("X", posed_as(*[mixed] * 6, *[UPRIGHT] * 5)).warnings
+    assert warning.startswith(
+        "X: in 6 of 11 poses, head, hips and ankles are not in this order from top to bottom: a, "
+        "b, c, d, e, …; unless these people are not upright, the joints are in another order than"
+    )
+    few = posed_as(*[mixed] * 5, *[UPRIGHT] * 5)
+    assert validation.check_keypoints("X", few) == validation.Findings()
+    assert validation.check_keypoints("X", posed_as(*[mixed] * 9)) == validation.Findings()
+
+
+def test_body_25b_is_not_body_25():
+    neck, crown, toes = [32, 20], [32, 2], [[30, 121]] * 6
+    theirs = np.array([*UPRIGHT.tolist(), neck, crown, *toes])
+    people = posed_as(*[theirs[[OPENPOSE_25.index(name) for name in JOINTS]]] * 10)
+    (warning,) = validation.check_keypoints("X", people).warnings
+    assert warning.startswith("X: in 10 of 10 poses, head, hips and ankles are not in this order")
+
+
+@pytest.mark.parametrize("hidden", [[], range(5), range(11, 17), range(15, 17), range(5, 13)])
+def test_upright_people_are_in_order_whatever_is_hidden_or_guessed(hidden):
+    rng = np.random.default_rng(0)
+    people = posed_as(*[UPRIGHT] * 40)
+    people.keypoints[..., :2] += rng.normal(0, 4, (40, 17, 2)).astype(np.float32)
+    people.keypoints[:, list(hidden), 2] = 0
+    # Tools guess what the image cuts off at its border: of half a person, the ankles at the hips.
+    cut = people.keypoints[:20]
+    cut[..., 1] = np.minimum(cut[..., 1] * 1.8, 127)
+    stooping = people.keypoints[20:30]
+    stooping[:, :5, 1] += 54
+    sitting = people.keypoints[30:]
+    sitting[:, 15:, 1] -= 50
+    assert validation.check_keypoints("X", people) == validation.Findings()
 
 
 def test_queries_without_match_are_a_warning_and_an_error_if_there_are_no_others():

@@ -270,12 +270,15 @@ def _check_paths(file: Path, rows: tuple[Row, ...]) -> None:
             f"{file}: images missing: {len(missing)}, the first is {missing[0].file} (line "
             f"{missing[0].line}); correct the paths (relative to the table, with /) or add files"
         )
-    seen: dict[tuple[str, str], int] = {}
+    seen: dict[tuple[str, str], Row] = {}
     for row in rows:
-        first = seen.setdefault((row.split, row.path), row.line)
-        if first != row.line:
+        # One file has many paths: a.jpg, ./a.jpg, ../images/a.jpg, or a link's.
+        first = seen.setdefault((row.split, os.path.realpath(row.file)), row)
+        if first is not row:
+            other = "" if first.path == row.path else f" as {first.path}"
             raise DataError(
-                f"{file}, line {row.line}: {row.path} is already in {row.split} (line {first})"
+                f"{file}, line {row.line}: {row.path} is already in {row.split}{other} "
+                f"(line {first.line})"
             )
 
 

@@ -34,7 +34,8 @@ def read_coco(path: Path, annotations: Path | None = None) -> Iterator[Annotatio
     Annotations are ``{"images": [{"id", "file_name"}], "annotations": [{"image_id",
     "keypoints"}]}`` with flags as confidences: 2 (labelled and visible) counts as 1, others as 0.
     If no file flags any joint with 2, 1 counts as 1: PoseTrack knows only 0 and 1. An annotation
-    without keypoints is a person without a pose. Keypoints may also be lists of three.
+    without keypoints is a person without a pose. Keypoints may also be lists of three. A list whose
+    confidences are all 0, 1 or 2 has flags, too: it is the list of annotations alone.
 
     If ``categories`` name their ``keypoints``, the joints are mapped by name; otherwise they are
     COCO's 17. Numbers may be written as text.
@@ -54,12 +55,13 @@ def read_coco(path: Path, annotations: Path | None = None) -> Iterator[Annotatio
     flagged: list[Annotation] = []
     for file in progress(pose_files(path, (".json",)), "reading"):
         value = file.read_json()
-        if isinstance(value, list):
+        if isinstance(value, list) and not _have_flags(value):
             yield from group_by_image(list(_results(value, legend, file)), file, legend.sizes)
-        else:
-            legend_here = _Legend.read(value, file)
-            named = list(_ground_truth(value, legend_here, file))
-            flagged += group_by_image(named, file, legend_here.sizes)
+            continue
+        whole = {"annotations": value} if isinstance(value, list) else value
+        legend_here = legend if isinstance(value, list) else _Legend.read(value, file)
+        named = list(_ground_truth(whole, legend_here, file))
+        flagged += group_by_image(named, file, legend_here.sizes)
     yield from _flags_to_confidences(flagged)
 
 
@@ -177,6 +179,23 @@ def _by_id(
             both = f"{found[number]} and {one}"
             raise file.error(f"{kind} id {number} is both {both}; give each an id of its own")
     return found
+
+
+def _have_flags(entries: list[Any]) -> bool:
+    """Whether all entries of a list have flags in place of confidences, as annotations do.
+
+    >>> [_have_flags([{"keypoints": [9.5, 9.5, one, 9.5, 9.5, 2]}]) for one in (1, 0.7)]
+    [True, False]
+    """
+    flags: set[Any] = set()
+    for entry in entries:
+        numbers = entry.get("keypoints") if isinstance(entry, dict) else None
+        if not isinstance(numbers, list):
+            return False
+        nested = all(isinstance(point, list) for point in numbers)
+        last = [point[-1] for point in numbers if point] if nested else numbers[2::3]
+        flags |= {value if isinstance(value, int | float) else None for value in last}
+    return bool(flags) and flags <= {0, _LABELLED, _VISIBLE}
 
 
 def _results(

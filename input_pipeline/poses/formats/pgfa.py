@@ -64,7 +64,8 @@ def read_part_maps(file: PoseFile) -> UInt8[np.ndarray, "rows columns 8"]:
         (h, w, 8) uint8, 255 for 1.
 
     Raises:
-        DataError: unreadable, of a different shape, not finite, or far outside [0, 1].
+        DataError: unreadable, of a different shape, with the channels last, not finite, or far
+            outside [0, 1].
     """
     content = io.BytesIO(file.path.read_bytes())
     try:
@@ -76,6 +77,12 @@ def read_part_maps(file: PoseFile) -> UInt8[np.ndarray, "rows columns 8"]:
         raise file.error("not an .npy array of numbers")
     if maps.ndim != 3 or len(maps) not in _CHANNELS or not maps.size:
         raise file.error(f"shape {maps.shape}, not (channels, height, width) of {known} channels")
+    height, width = maps.shape[1:]
+    if height < width and width in _CHANNELS and maps.shape[0] >= height:
+        raise file.error(
+            f"shape {maps.shape} seems to be (height, width, channels), as a person is upright; "
+            "give (channels, height, width)"
+        )
     if not np.isfinite(maps).all():
         raise file.error("values must be finite")
     if maps.min() < _FAR_OUTSIDE[0] or maps.max() > _FAR_OUTSIDE[1]:

@@ -227,6 +227,14 @@ def row(**changes):
             CSV.replace("a/2.JPG", "a/1.jpg"),
             r"line 3: a/1.jpg is already in train .line 2",
         ),
+        *(
+            (
+                "csv",
+                CSV.replace("a/2.JPG", other),
+                rf"line 3: {other} is already in train as a/1.jpg .line 2",
+            )
+            for other in ("./a/1.jpg", "a//1.jpg", "a/../a/1.jpg")
+        ),
         ("csv", CSV.replace("gallery", "test"), "line 5: unknown split 'test'; train, gallery or"),
         ("csv", '"path,identity', "line 1: not a header|broken CSV|no column"),
         ("csv", "path identity\n", "line 1: not a header of columns separated by commas"),

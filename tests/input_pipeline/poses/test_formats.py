@@ -314,6 +314,21 @@ def test_without_any_coco_flag_2_the_flag_1_is_visible(first, second, visible, w
     assert not list(read_coco(write_json("c/none.json", {"images": [], "annotations": []}) / "c"))
 
 
+def test_coco_annotations_without_their_file_have_flags_too(write_json, make_person, as_numbers):
+    person = make_person()
+    flags = np.resize([2, 1, 0], 17)
+    person[:, 2] = flags
+    entries = [{"image_id": name, "keypoints": as_numbers(person)} for name in ("a.jpg", "b.jpg")]
+    person[:, 2] = flags == 2
+    for annotation in read_coco(write_json("list.json", entries)):
+        assert_people(annotation, person)
+    person[:, 2] = np.resize([2, 1, 0.5], 17)  # confidences, which SimCC brings above 1
+    entries[1]["keypoints"] = as_numbers(person)
+    first, second = read_coco(write_json("list.json", entries))
+    np.testing.assert_array_equal(first.people[0, :, 2], np.minimum(flags, 1))
+    np.testing.assert_array_equal(second.people[0, :, 2], np.minimum(person[:, 2], 1))
+
+
 @pytest.mark.parametrize(
     "box", [{}, {"keypoints": None}, {"keypoints": []}, {"keypoints": [0], "num_keypoints": 0}]
 )
@@ -598,6 +613,12 @@ def test_eight_channels_are_the_parts(tmp_path):
     np.testing.assert_array_equal(parts, np.rint(maps.astype(float) * 255).transpose(1, 2, 0))
 
 
+@pytest.mark.parametrize("shape", [(18, 24, 8), (17, 16, 8), (25, 18, 17), (8, 8, 8), (17, 6, 9)])
+def test_maps_may_be_as_wide_as_a_format_has_channels(shape, tmp_path):
+    parts = one(FORMATS["pgfa"](save_maps(tmp_path, "a.npy", np.full(shape, 0.5)))).part_maps
+    assert parts.shape == (*shape[1:], 8)
+
+
 @pytest.mark.parametrize(
     ("maps", "message"),
     [
@@ -605,6 +626,8 @@ def test_eight_channels_are_the_parts(tmp_path):
         (np.full((18, 24, 8), -0.6), r"a\.npy: values from -0\.6"),
         (np.full((18, 24, 8), np.nan), r"a\.npy: values must be finite"),
         (np.zeros((24, 8, 18)), r"a\.npy: shape \(24, 8, 18\), not \(channels, height, width\) of"),
+        (np.zeros((8, 4, 17)), r"a\.npy: shape \(8, 4, 17\) seems to be \(height, width, channels"),
+        (np.zeros((17, 8, 18)), r"a\.npy: shape \(17, 8, 18\) seems to be"),
         (np.zeros((18, 24)), r"a\.npy: shape"),
         (np.zeros((18, 0, 8)), r"a\.npy: shape"),
         (np.zeros((18, 24, 8), complex), r"a\.npy: not an \.npy array of numbers"),
