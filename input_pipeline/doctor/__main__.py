@@ -53,6 +53,8 @@ def examine(config: Config, output: str | None = None) -> int:
     path = Path(output or default_page(config))
     if path.is_dir():
         raise UserError(f"--output={path}: is a folder; name a file")
+    if path.suffix not in (".html", ".htm"):  # it may be a table's name, which would be overwritten
+        raise UserError(f"--output={path}: must end in .html")
     writable_folder(path.parent, "--output")
 
     import tensorflow as tf

@@ -44,6 +44,8 @@ def _run(argv: Sequence[str]) -> int:
     logging.set_verbosity(logging.ERROR)  # TFDS warns that a user's table is not one of its sets
     if flags.output.is_dir():
         raise UserError(f"--output={flags.output}: is a folder; name a file")
+    if flags.output.suffix != ".npz":  # it may be a table's name, which would be overwritten
+        raise UserError(f"--output={flags.output}: must end in .npz")
     writable_folder(flags.output.parent, "--output")
     found = flags.run(flags)
     print(format_coverage(found, _left_over_file(flags.output)))

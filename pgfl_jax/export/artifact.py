@@ -5,6 +5,7 @@ It is written beside its place and gets its name only when its verification has 
 
 import contextlib
 import dataclasses
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -60,7 +61,8 @@ def export(
     Args:
         name: the format, one of ``FORMATS``.
         embedder: of the run.
-        folder: the artifact's; an artifact that is there is replaced.
+        folder: the artifact's; an artifact that is there is replaced, unless other files have been
+            put into its folder.
         contract: the input, one of ``CONTRACTS``.
         pictures: real ones, on which it is verified too; see :mod:`pgfl_jax.export.real`.
 
@@ -75,13 +77,33 @@ def export(
         if value not in choices:
             raise UserError(f"{option} = {value!r}: must be one of {', '.join(choices)}")
     folder = Path(folder).expanduser().absolute()
-    if folder.exists() and not (folder / RECORD).exists():
-        raise UserError(f"{folder}: exists and is not an artifact; choose another folder")
+    if folder.exists():
+        _check_replaceable(folder)
     writable_folder(folder.parent, "--out")
     with packages_of(name), room_for(folder), replacing_folder(folder) as beside:
         embedder = in_float32(embedder)
         FORMATS[name].write(embedder, CONTRACTS[contract], beside)
         return _Artifact(name, embedder, contract, beside).finish(pictures)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """UserError unless a folder is an artifact and holds nothing that no export wrote."""
+    try:
+        written = {RECORD, *json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]}
+    except FileNotFoundError:
+        raise UserError(f"{folder}: exists and is not an artifact; choose another folder") from None
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / RECORD}: damaged; delete {folder}, or choose another folder"
+        ) from error
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    if others := [name for name in names if name not in written]:
+        more = ", …" if len(others) > 5 else ""
+        raise UserError(
+            f"{folder}: would be replaced, but holds files that no export wrote: "
+            f"{', '.join(others[:5])}{more}; move them away, or choose another folder"
+        )
 
 
 def in_float32(embedder: Embedder) -> Embedder:

@@ -210,6 +210,26 @@ def assert_one_line(capsys, *words):
     assert all(word in err for word in words), err
 
 
+def test_files_put_beside_a_model_are_not_deleted(embedder, tmp_path):
+    folder = tmp_path / "onnx"
+    with unverified():
+        export_onnx(embedder, folder)
+        export_onnx(embedder, folder)  # replaces its own files
+        (folder / "trt").mkdir()
+        (folder / "trt" / "model.engine").write_bytes(b"built for an hour")
+        (folder / "notes.txt").symlink_to("nowhere")
+        with pytest.raises(UserError) as error:
+            export_onnx(embedder, folder)
+    assert str(error.value) == (
+        f"{folder}: would be replaced, but holds files that no export wrote: notes.txt, "
+        "trt/model.engine; move them away, or choose another folder"
+    )
+    assert (folder / "trt" / "model.engine").read_bytes() == b"built for an hour"
+    (folder / "parity.json").write_text("{")
+    with pytest.raises(UserError, match=r"parity\.json: damaged; delete .*, or choose another"):
+        export_onnx(embedder, folder)
+
+
 def test_an_untrained_folder(tmp_path, pictures, capsys):
     assert export(tmp_path / "absent", "--pictures", pictures) == 1
     assert_one_line(capsys, "absent/config.json: not found; is")

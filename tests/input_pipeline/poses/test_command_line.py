@@ -226,6 +226,16 @@ def test_errors_are_one_line_and_write_nothing(flags, message, run, tmp_path, mo
     assert err.startswith("error: ") and message in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", [["import", "--format", "kpr", "--input", "x"], ["estimate"]])
+def test_no_other_kind_of_file_is_overwritten(command, tmp_path, capsys):
+    table = tmp_path / "mine.csv"
+    table.write_text("path,identity")
+    model = [] if "import" in command else ["--model", "pose.onnx"]
+    status = main([*command, *model, "--dataset", DATASET, "--output", str(table)])
+    assert status == 1 and table.read_text() == "path,identity"
+    assert capsys.readouterr().err == f"error: --output={table}: must end in .npz\n"
+
+
 def test_an_impossible_output_is_reported_first(tmp_path, capsys):
     flags = ["--format", "kpr", "--dataset", DATASET, "--input", "x", "--output"]
     assert main(["import", *flags, str(tmp_path)]) == 1
