@@ -31,6 +31,10 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What :func:`read_pixels` raises for a file that is damaged or not a picture."""
 
 
+UNMARKED_CMYK = "a JPEG in CMYK without Adobe's marker, so its colours are unknown; save it as RGB"
+"""Why :func:`is_unmarked_cmyk` pictures are refused."""
+
+
 def preprocess(picture: Any, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
     """Decode, if it is a file, and resize.
 
@@ -59,8 +63,8 @@ def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
     An EXIF orientation is ignored: person crops are stored upright, and training ignores it too.
 
     Raises:
-        PictureError: there is no such file, it is damaged or not a picture, or its values are
-            floats or need more than 16 bits.
+        PictureError: there is no such file, it is damaged or not a picture, its values are floats
+            or need more than 16 bits, or it is a JPEG in CMYK without Adobe's marker.
     """
     try:
         return read_pixels(path)
@@ -80,13 +84,23 @@ def read_pixels(file: str | os.PathLike | io.BytesIO) -> UInt8[np.ndarray, "heig
     """As :func:`decode`, also for a file in memory; its errors do not name the file.
 
     Raises:
-        PictureError: the values are floats or need more than 16 bits.
+        PictureError: as :func:`decode`, except for damage.
         Exception: one of ``UNREADABLE``.
     """
     with Image.open(file) as image:
         if image.format == "TIFF":  # the only format that Pillow turns by its orientation
             image.getexif()[ExifTags.Base.Orientation] = 1
+        if is_unmarked_cmyk(image):
+            raise PictureError(UNMARKED_CMYK)
         return _rgb(image)
+
+
+def is_unmarked_cmyk(image: Image.Image) -> bool:
+    """Whether a file is a JPEG in CMYK without Adobe's marker, which says that it is inverted.
+
+    Pillow and TensorFlow would decode it to pictures that are inverted to each other.
+    """
+    return image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info
 
 
 def _rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
@@ -102,6 +116,8 @@ def _rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
 def _from_pillow(picture: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     """The RGB pixels of a Pillow picture, which may still have to read its file."""
     try:
+        if is_unmarked_cmyk(picture):
+            raise PictureError(UNMARKED_CMYK)
         return _checked(_rgb(picture))
     except PictureError as error:
         raise PictureError(f"{_name(picture)}: {error}") from error

@@ -164,6 +164,20 @@ def test_pillow_pictures_of_every_mode_become_rgb(mode):
         assert np.abs(found.astype(int) - scene(HEIGHT, WIDTH)).mean() < 4
 
 
+def test_cmyk_that_may_be_inverted_is_refused(tmp_path):
+    marked = PICTURES["cmyk"]
+    at = marked.index(b"\xff\xee")  # Adobe's segment: marker, length 14, 12 bytes
+    (tmp_path / "a.jpg").write_bytes(marked[:at] + marked[at + 16 :])
+    message = r"a\.jpg: a JPEG in CMYK without Adobe's marker, .*; save it as RGB"
+    with pytest.raises(PictureError, match=message):
+        preprocessing.preprocess(tmp_path / "a.jpg", HEIGHT, WIDTH)
+    with Image.open(tmp_path / "a.jpg") as image, pytest.raises(PictureError, match=message):
+        preprocessing.preprocess(image, HEIGHT, WIDTH)
+    with pytest.raises(DataError, match=r"^x/a\.jpg: a JPEG in CMYK without Adobe's marker"):
+        to_jpeg_or_png((tmp_path / "a.jpg").read_bytes(), "x/a.jpg")
+    assert to_jpeg_or_png(marked, "x/b.jpg") == marked
+
+
 def test_deep_pillow_pictures_are_cut_to_8_bits():
     image = Image.fromarray(np.full((HEIGHT, WIDTH), 300, np.uint16))
     assert (preprocessing.preprocess(image, HEIGHT, WIDTH) == 1).all()

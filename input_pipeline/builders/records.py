@@ -7,11 +7,18 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import cv2
+from PIL import Image
 
 from input_pipeline.errors import DataError
 from input_pipeline.file_tree import Location, read_file
 from pgfl_jax.files import stand_in
-from pgfl_jax.preprocessing import UNREADABLE, PictureError, read_pixels
+from pgfl_jax.preprocessing import (
+    UNMARKED_CMYK,
+    UNREADABLE,
+    PictureError,
+    is_unmarked_cmyk,
+    read_pixels,
+)
 
 _STORED_UNCHANGED = (b"\xff\xd8", b"\x89PNG")  # how a JPEG and a PNG begin
 
@@ -62,11 +69,16 @@ def to_jpeg_or_png(encoded: bytes, name: str) -> bytes:
         name: the file's name, for its suffix and for messages.
 
     Raises:
-        DataError: the image cannot be decoded, holds floats or more than 16 bits, or is a Git LFS
-            pointer or a web page. Any other broken file with a suffix of JPEG or PNG is stored
-            nevertheless: a later check names all of these at once.
+        DataError: the image cannot be decoded, holds floats or more than 16 bits, is a JPEG in
+            CMYK without Adobe's marker, or is a Git LFS pointer or a web page. Any other broken
+            file with a suffix of JPEG or PNG is stored nevertheless: a later check names all of
+            these at once.
     """
     if encoded.startswith(_STORED_UNCHANGED):
+        # Opening reads the header alone. A broken file is stored, as below.
+        with contextlib.suppress(*UNREADABLE), Image.open(io.BytesIO(encoded)) as image:
+            if is_unmarked_cmyk(image):
+                raise DataError(f"{name}: {UNMARKED_CMYK}")
         return encoded
     if found := stand_in(encoded[:512]):
         raise DataError(f"{name}: {found}")
