@@ -32,6 +32,7 @@ SET_ASIDE = "damaged_checkpoints"
 _DELETED = "deleted"
 # Stored in every checkpoint under this name, which older runs already have on disk.
 _PENDING_METRICS = "unlogged"
+_OPTIONS = "options"
 
 
 class CheckpointError(UserError):
@@ -113,6 +114,7 @@ class Checkpoints:
                 item_handlers={
                     "state": ocp.StandardCheckpointHandler(),
                     _PENDING_METRICS: ocp.JsonCheckpointHandler(),
+                    _OPTIONS: ocp.JsonCheckpointHandler(),
                 },
                 options=options,
             )
@@ -143,6 +145,7 @@ class Checkpoints:
         state: TrainState,
         score: float | None,
         pending_metrics: Sequence[Mapping[str, float]] = (),
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         """Save in the background under the state's step.
 
@@ -150,6 +153,7 @@ class Checkpoints:
             state: what to save.
             score: the evaluation's score at this step; None if there was no evaluation.
             pending_metrics: metrics of the last steps, which a resumed run still has to log.
+            options: of the run, by their dotted names, for :func:`stored_options`.
         """
         self.wait()
         self._saving = True
@@ -161,6 +165,7 @@ class Checkpoints:
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
                 **{_PENDING_METRICS: ocp.args.JsonSave(list(pending_metrics))},
+                **({} if options is None else {_OPTIONS: ocp.args.JsonSave(dict(options))}),
             ),
             metrics=None if score is None else {SCORE: float(score)},
         )
@@ -502,6 +507,15 @@ def choose_step(workdir: Path, checkpoint: str | int) -> int:
     if not str(checkpoint).isdecimal() or int(checkpoint) not in steps:
         raise CheckpointError(f"{directory}: no checkpoint {checkpoint}; there are {steps}")
     return int(checkpoint)
+
+
+def stored_options(workdir: Path, step: int) -> dict[str, Any] | None:
+    """The options of the run that saved a checkpoint; None if its version did not keep them.
+
+    Reading the checkpoint before this finds out whether the file is damaged.
+    """
+    path = workdir / "checkpoints" / str(step) / _OPTIONS / "metadata"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def checkpoint_steps(workdir: Path) -> list[int]:

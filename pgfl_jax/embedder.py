@@ -30,7 +30,7 @@ from pgfl_jax.experiment import make_model
 from pgfl_jax.export.verify import RECORD
 from pgfl_jax.models import PGFL, folded, unit_length
 from pgfl_jax.preprocessing import UNREADABLE, PictureError, list_pictures
-from pgfl_jax.report.manifest import read_config
+from pgfl_jax.report.manifest import check_same_run, read_config
 
 Variables = Mapping[str, Any]
 
@@ -59,8 +59,8 @@ def load(
         The embedder.
 
     Raises:
-        UserError: the folder holds no run, no such checkpoint, a damaged one, or no average; or JAX
-            does not find the device that ``JAX_PLATFORMS`` names.
+        UserError: the folder holds no run, no such checkpoint, a damaged one, one of another run,
+            or no average; or JAX does not find the device that ``JAX_PLATFORMS`` names.
     """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"path = {path!r}: must be the folder of a training run")
@@ -75,6 +75,7 @@ def load(
         config = read_config(workdir)
     except FileNotFoundError as error:
         raise UserError(str(error)) from error
+    stored = config
     require_devices()
     if dtype is not None:
         network = dataclasses.replace(config.model, dtype=cast(Any, dtype))
@@ -83,6 +84,7 @@ def load(
     step, variables = read_main_branch(
         workdir, _abstract_variables(model, config), checkpoint=checkpoint, parameters=parameters
     )
+    check_same_run(workdir, step, stored)
     return Embedder(config, model, variables, step, workdir, parameters)
 
 

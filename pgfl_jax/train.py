@@ -19,7 +19,9 @@ from pgfl_jax.distributed.sharding import make_mesh, shard_batch
 from pgfl_jax.experiment import Experiment, Pretrained, read_pretrained
 from pgfl_jax.report.manifest import (
     check_no_other_run,
+    check_nothing_lost,
     check_same_options,
+    check_same_run,
     read_run,
     write_run,
 )
@@ -86,8 +88,8 @@ def begin(config: Config, workdir: Path, *, evaluates: bool) -> Pretrained | Non
         CheckpointError: Orbax cannot write to such a path.
         ConfigError: the workdir holds a run of another configuration.
         PretrainedError: the weights cannot be used.
-        UserError: another run is training there, or the processes of the run have different
-            weights.
+        UserError: another run is training there, it holds a run that lost its checkpoints or files
+            that a run would overwrite, or the processes of the run have different weights.
     """
     if not evaluates:
         check_path(workdir)
@@ -96,7 +98,7 @@ def begin(config: Config, workdir: Path, *, evaluates: bool) -> Pretrained | Non
     if not untrained:
         check_same_options(workdir, config)
         return None
-    check_no_other_run(workdir, config)
+    (check_no_other_run if evaluates else check_nothing_lost)(workdir, config)
     if pretrained := read_pretrained(config):
         assert_same_everywhere({"the file of config.model.pretrained": pretrained.sha256})
         say(f"{config.model.pretrained}: {pretrained.report}")
@@ -142,7 +144,8 @@ def train(
         KeyboardInterrupt: training was stopped by Ctrl-C, and saved if this is the only process.
         NonFiniteLossError: a loss became NaN or infinite; the last checkpoint stays.
         PretrainedError: the weights to start from cannot be used.
-        UserError: another run is training in the workdir.
+        UserError: another run is training in the workdir, or it holds a run that lost its
+            checkpoints, or files that a run would overwrite.
     """
     mesh = make_mesh(devices, model=config.mesh.model)
     config.check_devices(mesh.size)
@@ -189,7 +192,7 @@ def train(
                         log.flush()
                     pending = log.pending_metrics()  # the resumed run writes their line
                     score = log.evaluation(evaluator(state)) if evaluation_due else None
-                    checkpoints.save(state, score, pending)
+                    checkpoints.save(state, score, pending, config.flat_options())
                     log.restart_clock()
                 if last or stopped:
                     break
@@ -234,7 +237,7 @@ def _facts(evaluation: EvaluationData, begin: _Begin) -> dict[str, Any]:
 def _new_run(
     experiment: Experiment, mesh: Mesh, workdir: Path, pretrained: Pretrained | None
 ) -> _Begin:
-    check_no_other_run(workdir, experiment.config)
+    check_nothing_lost(workdir, experiment.config)
     _warn_of_lost_checkpoints(workdir)
     pretrained = pretrained or read_pretrained(experiment.config)
     state = experiment.init_state(mesh, pretrained)
@@ -254,6 +257,7 @@ def _resumed_run(
     _check_selection(manifest, evaluation, workdir)
     shardings = experiment.state_shardings(mesh)
     state = checkpoints.restore(experiment.abstract_state(), shardings, step)
+    check_same_run(workdir, step, experiment.config)
     return _Begin(state, checkpoints.pending_metrics(step), manifest.get("pretrained_sha256"))
 
 

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 
 import jax
@@ -14,13 +15,14 @@ import pytest
 from absl.testing import flagsaver
 
 import main
+import pgfl_jax
 from input_pipeline import builders
 from input_pipeline.catalog import read_catalog
 from input_pipeline.errors import DataError
 from input_pipeline.from_config import evaluation_data, training_data
 from pgfl_jax.checkpoint import open_checkpoints
 from pgfl_jax.command_line import parse_flags
-from pgfl_jax.config import ConfigError
+from pgfl_jax.config import Config, ConfigError
 from pgfl_jax.distributed.sharding import make_mesh, shard_batch
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import Experiment, read_pretrained
@@ -282,6 +284,71 @@ def test_a_run_that_lost_its_checkpoints_is_not_overwritten_by_another(
         with pytest.raises(ConfigError, match=r"config\.seed = 7: "):
             train(other, workdir, *_data(other), devices=ONE)
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["results/mine.json", "metrics.jsonl", "training_images.npy", "checkpoints/deleted/x",
+     "manifest.json"],
+)  # fmt: skip
+def test_a_new_run_overwrites_no_other_files(tiny_config, tmp_path, name):
+    path, config = tmp_path / name, tiny_config()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine")
+    named = path.parent if path.name == "x" else path
+    told = f"^{named}: a run would overwrite it, but {tmp_path} holds no config.json; move it away"
+    with pytest.raises(UserError, match=told):
+        begin(config, tmp_path, evaluates=False)
+    assert path.read_text() == "mine"
+    begin(tiny_config(**{"eval.checkpoint": "untrained"}), tmp_path, evaluates=True)
+
+
+def test_training_itself_overwrites_no_other_files(tiny_config, tmp_path, small_network):
+    (tmp_path / "training_images.npy").write_text("mine")
+    config = tiny_config(**{"train.epochs": 1.25})
+    with pytest.raises(UserError, match=r"training_images\.npy: a run would overwrite it"):
+        train(config, tmp_path, *_data(config), devices=ONE)
+    assert (tmp_path / "training_images.npy").read_text() == "mine"
+
+
+def test_scores_of_the_untrained_network_are_no_run(tiny_config, tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "occluded.untrained.json").write_text("{}")
+    begin(tiny_config(), tmp_path, evaluates=False)
+
+
+def test_a_checkpoint_belongs_to_its_configuration(ten_steps, tiny_config, tmp_path, small_network):
+    # As when checkpoints/ is of another run, or config.json was edited or has lost an option.
+    workdir = shutil.copytree(ten_steps, tmp_path / "run")
+    options = json.loads((workdir / "config.json").read_text())
+    lost = {name: value for name, value in options.items() if name != "data.height"}
+    free = options | {"train.log_every": 7, "eval.max_rank": 90}
+    (workdir / "config.json").write_text(json.dumps(free))
+    assert pgfl_jax.load(workdir).step == 10
+    for name, here, wrong in (
+        ("seed", 7, options | {"seed": 7}),
+        ("data.mean", (0.5, 0.5, 0.5), options | {"data.mean": [0.5, 0.5, 0.5]}),
+        ("data.height", Config().data.height, lost),
+    ):
+        (workdir / "config.json").write_text(json.dumps(wrong))
+        then = tuple(options[name]) if name == "data.mean" else options[name]
+        told = re.escape(
+            f"{workdir}/checkpoints/10: was trained with config.{name} = {then!r}, but "
+            f"{workdir}/config.json says {here!r}; put back the one that belongs to this run"
+        )
+        with pytest.raises(ConfigError, match=told):
+            pgfl_jax.load(workdir)
+    config = tiny_config(**{"train.epochs": 1.25, "seed": 7})
+    (workdir / "config.json").write_text(json.dumps(options | {"seed": 7}))
+    training, evaluation = _data(config)
+    with pytest.raises(
+        ConfigError, match=r"checkpoints/10: was trained with config\.seed = 0, but"
+    ):
+        train(config, workdir, training, evaluation, devices=ONE)
+    with pytest.raises(
+        ConfigError, match=r"checkpoints/10: was trained with config\.seed = 0, but"
+    ):
+        evaluate_checkpoint(config, workdir, evaluation)
 
 
 def test_other_test_images_do_not_choose_the_best_step(ten_steps, tiny_config, small_network):

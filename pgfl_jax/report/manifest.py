@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from importlib import metadata
@@ -11,8 +12,9 @@ from typing import Any
 
 import jax
 
-from pgfl_jax.checkpoint import checkpoint_steps
+from pgfl_jax.checkpoint import checkpoint_steps, stored_options
 from pgfl_jax.config import Config, ConfigError, current_dataset_name, stored_config
+from pgfl_jax.errors import UserError
 from pgfl_jax.report.writers import write_json
 
 # Options that may differ between a run and its continuation: they do not affect the parameters.
@@ -120,6 +122,26 @@ def check_same_options(workdir: Path, config: Config) -> None:
             )
 
 
+def check_same_run(workdir: Path, step: int, config: Config) -> None:
+    """Make sure that a checkpoint is of the run that ``config.json`` describes.
+
+    Raises:
+        ConfigError: an option that the parameters depend on differs; names it. One of them was
+            edited, or brought from another run.
+    """
+    options = stored_options(workdir, step)
+    if options is None:
+        return
+    stored, here = stored_config(options).flat_options(), config.flat_options()
+    for name, value in sorted(stored.items()):
+        if here[name] != value and not name.startswith(FREE_OPTIONS):
+            raise ConfigError(
+                f"{workdir / 'checkpoints' / str(step)}: was trained with config.{name} = "
+                f"{value!r}, but {workdir / 'config.json'} says {here[name]!r}; put back the one "
+                "that belongs to this run"
+            )
+
+
 def check_no_other_run(workdir: Path, config: Config) -> None:
     """Make sure that a run without checkpoints is not overwritten by another one.
 
@@ -128,6 +150,54 @@ def check_no_other_run(workdir: Path, config: Config) -> None:
     """
     if (workdir / "config.json").exists():
         check_same_options(workdir, config)
+
+
+def check_nothing_lost(workdir: Path, config: Config) -> None:
+    """Make sure that a new run overwrites no other files, and no run that lost its checkpoints.
+
+    A run that was killed before its first checkpoint was complete may start over.
+
+    Raises:
+        ConfigError: the folder holds a run of another configuration.
+        UserError: it holds files named like those of a run, but no run; or a run that has lost its
+            checkpoints. Names them, and what to do.
+    """
+    check_no_other_run(workdir, config)
+    results = [
+        path
+        for path in sorted((workdir / "results").glob("*.json"))
+        if not path.name.endswith(".untrained.json")  # which need no run
+    ]
+    if not (workdir / "config.json").exists():
+        names = ("manifest.json", "metrics.jsonl", "training_images.npy", "checkpoints/deleted")
+        for path in (*results, *map(workdir.joinpath, names)):
+            if path.exists():
+                raise UserError(
+                    f"{path}: a run would overwrite it, but {workdir} holds no config.json; move "
+                    "it away, or use another --workdir"
+                )
+    # Each save waits for the one before, and an evaluation comes with a save.
+    first = min(config.train.eval_every, config.train.checkpoint_every)
+    scored = [step for path in results if (step := _step_of(read_json(path))) > 0]
+    if steps := scored + [step for step in _logged_steps(workdir) if step > first]:
+        raise UserError(
+            f"{workdir}: holds a run of {max(steps)} steps or more without its checkpoints; bring "
+            f"{workdir / 'checkpoints'} back, or use another --workdir (to start over in this one, "
+            "empty it)"
+        )
+
+
+def _step_of(result: Any) -> int:
+    """The step of a result; 0 for anything else."""
+    step = result.get("step") if isinstance(result, dict) else None
+    return step if isinstance(step, int) else 0
+
+
+def _logged_steps(workdir: Path) -> list[int]:
+    """The steps that ``metrics.jsonl`` has lines of; damaged lines are ignored."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_bytes() if path.exists() else b""
+    return [int(step) for step in re.findall(rb'^\{"step": ([0-9]+)', lines, re.MULTILINE)]
 
 
 def read_run(

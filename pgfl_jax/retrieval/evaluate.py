@@ -12,7 +12,7 @@ from pgfl_jax.config import Config, EvalConfig
 from pgfl_jax.distributed.collectives import agreed_step, is_primary
 from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.experiment import Experiment, Pretrained
-from pgfl_jax.report.manifest import read_run
+from pgfl_jax.report.manifest import check_same_run, read_run
 from pgfl_jax.report.writers import embedding_label, score_table, write_json
 from pgfl_jax.retrieval.embeddings import EmbedFn, embed_split, make_embed
 from pgfl_jax.retrieval.protocols import EvaluationData
@@ -151,7 +151,7 @@ def evaluate_checkpoint(
     needs no run; it starts from ``pretrained``, as :meth:`Experiment.init_state` does.
 
     Raises:
-        ConfigError: the run was made with another configuration.
+        ConfigError: the run, or this checkpoint, was made with another configuration.
         CheckpointError: there is no checkpoint, or it is damaged.
     """
     mesh = make_mesh(model=config.mesh.model)
@@ -174,5 +174,6 @@ def evaluate_checkpoint(
             raise CheckpointError(f"{workdir}/checkpoints: no checkpoint; train first")
         shardings = experiment.state_shardings(mesh)
         state = checkpoints.restore(experiment.abstract_state(), shardings, step)
+        check_same_run(workdir, step, config)
     suffix = f".step{step}" if choice.isdecimal() else {"best": ".best", "newest": ""}[choice]
     return Evaluator(experiment, mesh, data, workdir, suffix=suffix)(state)

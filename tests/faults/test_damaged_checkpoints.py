@@ -153,9 +153,31 @@ def test_through_the_command_line(tiny_data_dir, tmp_path):
     )
 
 
+def test_a_run_that_lost_its_checkpoints_loses_nothing_else(drive, undisturbed, tmp_path):
+    workdir = _copy(undisturbed, tmp_path / "run")
+    (workdir / "checkpoints").rename(tmp_path / "checkpoints")
+    before = {path: path.read_bytes() for path in workdir.rglob("*.json*")}
+    code, _, err = finish(drive(workdir))
+    assert code == 1 and err == (
+        f"error: {workdir}: holds a run of {STEPS} steps or more without its checkpoints; bring "
+        f"{workdir}/checkpoints back, or use another --workdir (to start over in this one, empty "
+        "it)\n"
+    )
+    assert before == {path: path.read_bytes() for path in workdir.rglob("*.json*")}
+    shutil.rmtree(workdir / "checkpoints")  # the driver has made an empty one
+    (tmp_path / "checkpoints").rename(workdir / "checkpoints")
+    assert finish(drive(workdir))[0] == 0
+
+
 def test_a_run_without_its_checkpoints_says_that_it_starts_over(drive, undisturbed, tmp_path):
     workdir = _copy(undisturbed, tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints")
+    # As after a kill during the first save: evaluated at step 0, and a few steps logged.
+    for path in (workdir / "results").iterdir():
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"step": 0}))
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    early = [line for line in lines if json.loads(line)["step"] <= 20]  # the next save
+    (workdir / "metrics.jsonl").write_text("".join(early))
     code, out, err = finish(drive(workdir))
     assert (code, err) == (
         0,
