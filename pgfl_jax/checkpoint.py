@@ -321,7 +321,8 @@ def _steps(directory: Path) -> list[int]:
     """The steps that have a checkpoint, in ascending order.
 
     Raises:
-        CheckpointError: the folder is a link that leads nowhere, or a file.
+        CheckpointError: the folder is a link that leads nowhere, or a file; or it holds something
+            that has nearly the name of a checkpoint.
     """
     if not directory.is_dir() and (directory.is_symlink() or directory.exists()):
         link = (
@@ -332,7 +333,14 @@ def _steps(directory: Path) -> list[int]:
             "--workdir"
         )
     paths = directory.iterdir() if directory.is_dir() else ()
-    return sorted(int(path.name) for path in paths if path.name.isdecimal())
+    numbered = [path for path in paths if path.name.isdecimal()]
+    for path in numbered:
+        if path.is_file() or str(int(path.name)) != path.name:  # 0030, or other digits
+            raise CheckpointError(
+                f"{path}: not a checkpoint, which is a folder named as its step; move it away, or "
+                "give it its name back"
+            )
+    return sorted(int(path.name) for path in numbered)
 
 
 def _examine(directory: Path) -> dict[int, str]:

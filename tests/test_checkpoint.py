@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from pgfl_jax import checkpoint
-from pgfl_jax.checkpoint import CheckpointError, open_checkpoints, read_main_branch
+from pgfl_jax.checkpoint import (
+    CheckpointError,
+    checkpoint_steps,
+    open_checkpoints,
+    read_main_branch,
+)
 from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.experiment import Experiment
 from pgfl_jax.models import main_branch
@@ -127,6 +132,15 @@ def test_what_cannot_be_read_again_is_noticed_at_the_first_save(state, tmp_path,
     ):
         checkpoints.save(state, None)
         checkpoints.wait()
+
+
+@pytest.mark.parametrize("name", ["0003", "٣", "31"])
+def test_what_has_nearly_the_name_of_a_checkpoint_is_named(workdir, tmp_path, name):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    path = run / "checkpoints" / name
+    path.touch() if name == "31" else path.mkdir()
+    with pytest.raises(CheckpointError, match=rf"checkpoints/{name}: not a checkpoint, which is a"):
+        checkpoint_steps(run)
 
 
 def test_a_renamed_checkpoint_is_refused(tiny_config, workdir, tmp_path):

@@ -413,6 +413,8 @@ WEIGHT, VARIANCE = "layer1.0.conv1.weight", "layer1.0.bn1.running_var"
             "has values that are not finite in float32",
         ),
         (VARIANCE, torch.tensor(-0.5), "has negative variances; the file is damaged"),
+        (VARIANCE, torch.tensor(0.0), "is 0 throughout; the file was never filled in"),
+        (WEIGHT, torch.tensor(0.0), "is 0 throughout; the file was never filled in"),
     ],
 )
 def test_what_cannot_be_weights_is_named_with_its_array(name, value, problem, tmp_path):
@@ -641,7 +643,7 @@ def test_an_unusable_file_gives_a_one_line_error(name, write, message, tmp_path)
 def _shapes(sizes, **options):
     with torch.device("meta"):
         net = TorchResNet(sizes, True, **options)
-    return {name: torch.zeros(()).expand(x.shape) for name, x in net.state_dict().items()}
+    return {name: torch.ones(()).expand(x.shape) for name, x in net.state_dict().items()}
 
 
 def _changed():
