@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # training on small images goes into fresh pages otherwise. GNU's C library alone reads this.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.arena_max=2
 
-.PHONY: setup demo test lint docs scaling parity verify
+.PHONY: setup demo test lint docs scaling parity verify bench
 
 setup: $(INSTALLED)
 
@@ -39,6 +39,12 @@ lint: setup
 docs: setup
 	@$(PIP) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Training and embedding on this machine's CPU against PyTorch and ONNX Runtime: nine minutes on two
+# idle cores. The table goes into docs/performance.md.
+bench: setup
+	@$(PIP) -e '.[benchmark,export,parity]'
+	$(BIN)/python -m benchmarks.cpu
 
 # The tables of docs/scaling.md: half an hour, since the training step is compiled fifteen times.
 # After an interruption: make scaling OPTIONS=--keep

@@ -8,10 +8,11 @@ Each side runs in a process of its own, on its framework's default device, with 
 so that neither loading nor transfers are measured. The sides are
 
 - ``jax``: the compiled step of ``main.py``, or the main branch's embedding with folded BatchNorm;
-- ``torch``: :mod:`benchmarks.torch_baseline`, compiled; ``torch_eager``: the same, op by op.
+- ``torch``: :mod:`benchmarks.torch_baseline`, compiled; ``torch_eager``: the same, op by op;
+- ``onnxruntime``: for embedding on CPUs, the network's ONNX file.
 
 ``--precision``: on GPUs ``float32`` means TF32, on both sides. Prints one JSON line per side, with
-the ratio to ``torch`` where it ran.
+the ratio to the others, and for ``jax`` the least time by :mod:`benchmarks.floor`.
 """
 
 import json
@@ -27,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from benchmarks.floor import ceilings, floor
 from benchmarks.interleaved import Program, Repeat, interleave, serve
 from pgfl_jax.command_flags import define_config
 from pgfl_jax.command_line import run as run_command_line
@@ -36,10 +38,11 @@ from pgfl_jax.distributed.sharding import make_mesh, shard_batch
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import Experiment
 from pgfl_jax.models import folded, main_branch, unit_length
+from pgfl_jax.train_state import TrainState
 from pgfl_jax.train_step import make_train_step
 
 FLAGS = flags.FLAGS
-SIDES = "jax", "torch", "torch_eager"
+SIDES = "jax", "torch", "torch_eager", "onnxruntime"
 TASKS = "train", "embed"
 STEPS_PER_EPOCH = 100  # a constant in the schedule; the figures do not depend on it
 
@@ -67,26 +70,21 @@ def jax_side(experiment: Experiment, batch: Batch, task: str) -> tuple[Repeat, D
     mesh = make_mesh(jax.devices()[:1])
     state = experiment.init_state(mesh)
     placed = shard_batch(batch, mesh)
+    reached = ceilings(experiment.config.model.dtype)
     if task == "train":
-        step = make_train_step(experiment, mesh)
+        compiled = make_train_step(experiment, mesh).lower(state, placed).compile()
 
         def repeat(times: int) -> None:
             nonlocal state
             for _ in range(times):
-                state, result = step(state, placed)
+                state, result = compiled(state, placed)
             jax.block_until_ready(result)
 
     else:
-        dtype = experiment.config.model.dtype
-        variables = main_branch({"params": state.params, "batch_stats": state.batch_stats})
-        variables = jax.jit(lambda variables: folded(variables, dtype))(variables)
-        images = placed["images"].astype(jnp.dtype(dtype))
-
-        def embed(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
-            outputs: Any = experiment.model.apply(variables, images, train=False)
-            return unit_length(outputs.main.neck)
-
-        compiled = jax.jit(embed, compiler_options=compiler_options(mesh))
+        variables, embed = embedding(experiment, state)
+        images = placed["images"].astype(jnp.dtype(experiment.config.model.dtype))
+        jitted = jax.jit(embed, compiler_options=compiler_options(mesh))
+        compiled = jitted.lower(variables, images).compile()
 
         def repeat(times: int) -> None:
             for _ in range(times):
@@ -96,9 +94,47 @@ def jax_side(experiment: Experiment, batch: Batch, task: str) -> tuple[Repeat, D
     def describe() -> dict[str, Any]:
         first = jax.devices()[0]
         peak = (first.memory_stats() or {}).get("peak_bytes_in_use")
-        return {"device": first.device_kind, "device_peak_bytes": peak}
+        least = reached | floor(compiled.as_text(), reached)
+        return {
+            "device": first.device_kind,
+            "device_peak_bytes": peak,
+            "floor": {name: round(value, 2) for name, value in least.items()},
+        }
 
     return repeat, describe
+
+
+def embedding(experiment: Experiment, state: TrainState) -> tuple[Any, Callable[..., jax.Array]]:
+    """The main branch's variables with BatchNorm folded, and the function of them and images."""
+    dtype = experiment.config.model.dtype
+    variables = main_branch({"params": state.params, "batch_stats": state.batch_stats})
+
+    def embed(variables: Any, images: jax.Array) -> jax.Array:
+        outputs: Any = experiment.model.apply(variables, images, train=False)
+        return unit_length(outputs.main.neck)
+
+    return jax.jit(lambda variables: folded(variables, dtype))(variables), embed
+
+
+def onnxruntime_side(experiment: Experiment, batch: Batch) -> tuple[Repeat, Describe]:
+    """The embedding in ONNX Runtime, on the CPU."""
+    import onnxruntime
+
+    from pgfl_jax.export.jaxpr_to_onnx import convert
+
+    variables, embed = embedding(experiment, experiment.init_state(make_mesh(jax.devices()[:1])))
+    (size,) = jax.export.symbolic_shape("batch")
+    row = jax.ShapeDtypeStruct((size, *batch["images"].shape[1:]), np.float32)
+    model = convert(lambda images: embed(variables, images), row)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+
+    def repeat(times: int) -> None:
+        for _ in range(times):
+            session.run(None, {"images": batch["images"]})
+
+    return repeat, lambda: {"device": "cpu", "device_peak_bytes": None}
 
 
 def torch_side(
@@ -132,6 +168,8 @@ def start(config: Config, side: str, task: str) -> tuple[Repeat, Describe]:
     if side == "jax":
         require_devices()
         return jax_side(experiment, batch, task)
+    if side == "onnxruntime":
+        return onnxruntime_side(experiment, batch)
     return torch_side(experiment, batch, task, compiled=side == "torch")
 
 
@@ -159,8 +197,8 @@ def report(programs: Mapping[str, Program], config: Config) -> None:
             **program.finish(),
             "versions": {each: metadata.version(each) for each in ("jax", "flax", "torch")},
         }
-        if "torch" in medians:
-            line["speed_to_torch"] = round(medians["torch"] / medians[name], 3)
+        for other in [each for each in medians if each != "jax"]:
+            line[f"speed_to_{other}"] = round(medians[other] / medians[name], 3)
         print(json.dumps(line), flush=True)
 
 
@@ -190,6 +228,8 @@ def main(argv: list[str]) -> None:
             )
         values.data.identities_per_batch = FLAGS.batch // values.data.images_per_identity
     config = parse_config(values)
+    if "onnxruntime" in FLAGS.side and (FLAGS.task, FLAGS.precision) != ("embed", "float32"):
+        raise UserError("--side=onnxruntime: only for --task=embed in float32")
     if config.train.accumulation > 1:
         raise UserError("config.train.accumulation: the yardstick does not support it")
     if FLAGS.here:

@@ -8,9 +8,10 @@ forms of one definition,
 with the mean and the biased variance of each channel of x * k over the batch:
 
 - Evaluation: the statistics are the running averages, so they go into kernel and bias.
-- Training, where a 1x1 convolution has more outputs than inputs: the statistics follow from the
-  mean m and the covariance C of x, which is smaller: mean = kᵀ m, var = diag(kᵀ C k). The kernel
-  then takes them up, as in evaluation, and x * k itself never exists.
+- Training, where a 1x1 convolution has more outputs than inputs, and many rows: the statistics
+  follow from the mean m and the covariance C of x, which is smaller: mean = kᵀ m,
+  var = diag(kᵀ C k). The kernel then takes them up, as in evaluation, and x * k itself never
+  exists.
 - Training, elsewhere: :func:`normalise`, with a backward pass of its own.
 """
 
@@ -31,6 +32,8 @@ from pgfl_jax.precision import upcast
 
 EPSILON = 1e-5
 MOMENTUM = 0.9
+_ENOUGH = 16
+"""Rows per input channel from which a covariance costs less than what it saves."""
 
 Features = Float[Array, "*batch channels"]
 PerChannel = Float[Array, " channels"]
@@ -267,8 +270,10 @@ class BatchNorm(nn.Module):
                 kernel = kernel * _on(kernel, factor)
             y = convolve(x, kernel.astype(dtype), stride)
             return _finish(y, offset, shortcut, relu)
-        if kernel.ndim == 2 and kernel.shape[1] > kernel.shape[0]:
-            return self._after_small_input(skip(x, stride), kernel, shortcut, relu)
+        if kernel.ndim == 2:
+            x, stride = skip(x, stride), 1
+            if kernel.shape[1] > kernel.shape[0] and _rows(x).shape[0] >= _ENOUGH * kernel.shape[0]:
+                return self._after_small_input(x, kernel, shortcut, relu)
         y = checkpoint_name(convolve(x, kernel.astype(dtype), stride), "convolution")
         return self(y, shortcut, relu=relu)
 

@@ -24,16 +24,18 @@ def _definition(y, scale, bias, shortcut, relu):
     return (jnp.maximum(z, 0) if relu else z), (mean, var)
 
 
-# Kernel of the convolution: growing and shrinking 1x1, 3x3.
-@pytest.mark.parametrize("window", ["growing", "shrinking", "3x3"])
+SIZES = {"growing": (3, 7), "growing from few rows": (14, 20), "shrinking": (7, 3), "3x3": (4, 4)}
+
+
+@pytest.mark.parametrize("window", SIZES)
 @pytest.mark.parametrize(
     ("stride", "relu", "with_shortcut"), [(1, True, True), (2, True, False), (1, False, False)]
 )
 def test_a_training_step_is_the_definitions(window, stride, relu, with_shortcut):
-    inputs, outputs = {"growing": (3, 7), "shrinking": (7, 3), "3x3": (4, 4)}[window]
+    inputs, outputs = SIZES[window]
     kernel = _draw(*((3, 3) if window == "3x3" else ()), inputs, outputs, seed=1)
-    x = _draw(2, 8, 6, inputs) + 2
-    shortcut = _draw(2, 8 // stride, 6 // stride, outputs, seed=2) if with_shortcut else None
+    x = _draw(4, 8, 6, inputs) + 2
+    shortcut = _draw(4, 8 // stride, 6 // stride, outputs, seed=2) if with_shortcut else None
     scale, bias = _draw(outputs, seed=3), _draw(outputs, seed=4)
     norm = BatchNorm(outputs, use_running_average=False, dtype="float64")
 
