@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -74,7 +75,7 @@ def _row(label: str, line: Mapping[str, Any], speed: str) -> str:
 
 
 def machine() -> str:
-    """The line below the table."""
+    """What is said below the table."""
     names = "jax", "flax", "torch", "onnxruntime"
     huge = "with" if "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", "") else "without"
     facts = (
@@ -82,9 +83,9 @@ def machine() -> str:
         f"Python {platform.python_version()}",
         *(f"{name} {metadata.version(name)}" for name in names),
         f"{huge} huge pages",
-        f"commit {(source_commit() or 'unknown')[:7]}.\n",
+        f"commit {(source_commit() or 'unknown')[:7]}.",
     )
-    return ", ".join(facts)
+    return textwrap.fill(", ".join(facts), 100) + "\n"
 
 
 def _processor() -> str:
