@@ -85,7 +85,8 @@ def load(
         workdir, _abstract_variables(model, config), checkpoint=checkpoint, parameters=parameters
     )
     check_same_run(workdir, step, stored)
-    return Embedder(config, model, variables, step, workdir, parameters)
+    # Absolute: the process may go to another folder before it exports.
+    return Embedder(config, model, variables, step, workdir.absolute(), parameters)
 
 
 def _check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:

@@ -299,3 +299,10 @@ def test_damaged_and_broken_weights_are_refused(tmp_path, tiny_config):
     largest.write_bytes(largest.read_bytes()[:-1] + b"?")
     with pytest.raises(CheckpointError, match=r"1: damaged \(.* is not as it was written\)"):
         pgfl_jax.load(tmp_path)
+
+
+def test_a_run_is_remembered_by_its_whole_path(monkeypatch, tmp_path):
+    monkeypatch.chdir(GOLDEN_RUN.parent)
+    embedder = pgfl_jax.load(GOLDEN_RUN.name)
+    monkeypatch.chdir(tmp_path)
+    assert embedder.run == GOLDEN_RUN

@@ -71,8 +71,8 @@ def evaluate_retrieval(
         max_rank: length of the CMC.
 
     Raises:
-        ValueError: the shapes disagree, labels of queries and gallery are not of one kind, a
-            distance is NaN or infinite, or no query has a match.
+        ValueError: the shapes disagree, labels of queries and gallery are not of one kind,
+            a label is NaN, a distance is NaN or infinite, or no query has a match.
 
     >>> result = evaluate_retrieval([[0.1, 0.2, 0.0]], [7], [1, 7, 7], [0], [1, 1, 0])
     >>> result.first_match_rank  # the nearest item is junk, the second is of another identity
@@ -273,7 +273,19 @@ def _check_shapes(table: Any, ids: Any, cameras: Any, gallery: _Gallery) -> None
 
 
 def _check_kinds(name: str, queries: np.ndarray, gallery: np.ndarray) -> None:
-    """Raises ValueError for numbers on one side and strings on the other, which never match."""
+    """Raises ValueError for labels that cannot be compared exactly.
+
+    Numbers never match strings, all NaN would be one person, and a signed and an unsigned integer
+    would meet as rounded floats.
+    """
+    for side, labels in (("query", queries), ("gallery", gallery)):
+        if labels.dtype.kind == "f" and np.isnan(labels).any():
+            raise ValueError(f"{side}_{name} hold NaN; leave out what has no label")
+    if queries.dtype.kind + gallery.dtype.kind in ("iu", "ui"):
+        raise ValueError(
+            f"query_{name} are {queries.dtype} and gallery_{name} are {gallery.dtype}; convert "
+            "them to one type"
+        )
     if queries.size and gallery.size and (ours := _kind(queries)) != (theirs := _kind(gallery)):
         raise ValueError(
             f"query_{name} are {ours} and gallery_{name} are {theirs}; give labels of one kind"

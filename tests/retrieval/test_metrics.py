@@ -202,6 +202,23 @@ def test_labels_of_different_kinds_are_refused(queries, gallery, kinds):
         )
 
 
+def test_labels_that_cannot_be_compared_exactly_are_refused():
+    distances = [[0.1, 0.2, 0.3], [0.3, 0.1, 0.2]]
+    cameras = [0, 0], [1, 1, 1]
+    with pytest.raises(ValueError, match=r"^query_ids hold NaN; leave out what has no label$"):
+        evaluate_retrieval(distances, [np.nan, 1], [np.nan, 1, 2], *cameras)
+    with pytest.raises(ValueError, match=r"^gallery_cameras hold NaN"):
+        evaluate_retrieval(distances, [0, 1], [0, 1, 2], [0.0, 0.0], [1, np.nan, 1])
+    # As floats, 2^60 and 2^60 + 1 would be one person.
+    query = np.array([2**60 + 1, 2**60 + 2], np.uint64)
+    gallery = np.array([2**60, 2**60 + 2, 2**60 + 3], np.int64)
+    message = r"^query_ids are uint64 and gallery_ids are int64; convert them to one type$"
+    with pytest.raises(ValueError, match=message):
+        evaluate_retrieval(distances, query, gallery, *cameras)
+    found = evaluate_retrieval(distances, query.astype(np.int64), gallery, *cameras)
+    assert found.num_valid_queries == 1
+
+
 def test_strings_and_mixed_number_types_are_labels():
     labels = [STRINGS, STRINGS.astype(object), NUMBERS, NUMBERS.astype(object), NUMBERS * 1.0]
     for queries, gallery in ((0, 0), (0, 1), (2, 3), (2, 4)):
