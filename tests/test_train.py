@@ -296,8 +296,10 @@ def test_a_new_run_overwrites_no_other_files(tiny_config, tmp_path, name):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("mine")
     named = path.parent if path.name == "x" else path
-    told = f"^{named}: a run would overwrite it, but {tmp_path} holds no config.json; move it away"
-    with pytest.raises(UserError, match=told):
+    message = (
+        f"^{named}: a run would overwrite it, but {tmp_path} holds no config.json; move it away"
+    )
+    with pytest.raises(UserError, match=message):
         begin(config, tmp_path, evaluates=False)
     assert path.read_text() == "mine"
     begin(tiny_config(**{"eval.checkpoint": "untrained"}), tmp_path, evaluates=True)
@@ -332,11 +334,11 @@ def test_a_checkpoint_belongs_to_its_configuration(ten_steps, tiny_config, tmp_p
     ):
         (workdir / "config.json").write_text(json.dumps(wrong))
         then = tuple(options[name]) if name == "data.mean" else options[name]
-        told = re.escape(
+        message = re.escape(
             f"{workdir}/checkpoints/10: was trained with config.{name} = {then!r}, but "
             f"{workdir}/config.json says {here!r}; put back the one that belongs to this run"
         )
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             pgfl_jax.load(workdir)
     config = tiny_config(**{"train.epochs": 1.25, "seed": 7})
     (workdir / "config.json").write_text(json.dumps(options | {"seed": 7}))
