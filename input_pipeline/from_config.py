@@ -343,6 +343,7 @@ def evaluation_split(
         occlusion=catalog.occlusion,
         batches=batches,
         encoded=catalog.images,
+        image_sha256=catalog.image_sha256,
     )
 
 

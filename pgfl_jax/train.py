@@ -229,7 +229,7 @@ def _facts(evaluation: EvaluationData, begin: _Begin) -> dict[str, Any]:
     """What the manifest says about the run, beside the training set."""
     return {
         "best_by": evaluation.selection_protocol,
-        "best_by_sha256": evaluation.selection_sha256,
+        **evaluation.selection_digests,
         "pretrained_sha256": begin.pretrained_sha256,
     }
 
@@ -293,8 +293,8 @@ def _check_selection(
             f"not {evaluation.selection_protocol}; name that set first, or use another --workdir "
             "(--mode=evaluate scores a finished run on other sets)"
         )
-    # Older runs have no digest.
-    if manifest.get("best_by_sha256", evaluation.selection_sha256) != evaluation.selection_sha256:
+    digests = evaluation.selection_digests.items()  # an older run lacks one or both
+    if any(manifest.get(name, digest) != digest for name, digest in digests):
         raise ConfigError(
             f"config.eval.datasets: the images of {chosen_by}, which choose the best step of "
             f"{workdir}, are others than when it started; restore them, or use another --workdir "

@@ -353,16 +353,30 @@ def test_a_checkpoint_belongs_to_its_configuration(ten_steps, tiny_config, tmp_p
         evaluate_checkpoint(config, workdir, evaluation)
 
 
-def test_other_test_images_do_not_choose_the_best_step(ten_steps, tiny_config, small_network):
+@pytest.mark.parametrize("what", ["cameras", "image_sha256"])
+def test_other_test_images_do_not_choose_the_best_step(what, ten_steps, tiny_config, small_network):
     config = tiny_config(**{"train.epochs": 1.25})
     training, evaluation = _data(config)
     name = evaluation.protocols[0].gallery
     split = evaluation.splits[name]
-    evaluation.splits[name] = dataclasses.replace(split, cameras=split.cameras[::-1])
+    changed = {what: getattr(split, what)[::-1]}
+    evaluation.splits[name] = dataclasses.replace(split, **changed)
+    ours, theirs = (
+        data.facts()[f"evaluation data {name}"] for data in (_data(config)[1], evaluation)
+    )
+    assert ours != theirs
     with pytest.raises(
         ConfigError, match=r"eval\.datasets: the images of .*tiny/query in .* are o"
     ):
         train(config, ten_steps, training, evaluation, devices=ONE)
+
+
+def test_a_run_of_before_the_test_images_were_hashed_goes_on(ten_steps, tiny_config, small_network):
+    config = tiny_config(**{"train.epochs": 1.25})
+    manifest = json.loads((ten_steps / "manifest.json").read_text())
+    del manifest["best_by_images_sha256"]
+    (ten_steps / "manifest.json").write_text(json.dumps(manifest))
+    assert int(train(config, ten_steps, *_data(config), devices=ONE).step) == 10
 
 
 def test_other_data_does_not_continue_a_run(ten_steps, tiny_config, small_network):

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Bool, Float, Int, Shaped
 
+from pgfl_jax.retrieval.inputs import as_distances, as_labels
+
 BLOCK_ELEMENTS = 2**21
 """Distances per block of queries, and values per block of bootstrap resamples."""
 
@@ -71,8 +73,9 @@ def evaluate_retrieval(
         max_rank: length of the CMC.
 
     Raises:
-        ValueError: the shapes disagree, labels of queries and gallery are not of one kind,
-            a label is NaN, a distance is NaN or infinite, or no query has a match.
+        ValueError: the shapes disagree, distances are not real numbers, labels of queries and
+            gallery are not of one kind, a label is None or NaN, a value is masked, a distance is
+            NaN or infinite, or no query has a match.
 
     >>> result = evaluate_retrieval([[0.1, 0.2, 0.0]], [7], [1, 7, 7], [0], [1, 1, 0])
     >>> result.first_match_rank  # the nearest item is junk, the second is of another identity
@@ -86,9 +89,9 @@ def evaluate_retrieval(
     """
     if max_rank < 1:
         raise ValueError(f"max_rank is {max_rank}; it must be at least 1")
-    table = np.asarray(distances)
+    table = as_distances(distances)
     gallery = _Gallery(gallery_ids, gallery_cameras)
-    ids, cameras = np.asarray(query_ids), np.asarray(query_cameras)
+    ids, cameras = as_labels("query_ids", query_ids), as_labels("query_cameras", query_cameras)
     _check_shapes(table, ids, cameras, gallery)
     _check_kinds("ids", ids, gallery.ids)
     _check_kinds("cameras", cameras, gallery.cameras)
@@ -120,7 +123,7 @@ def bootstrap_interval(
         The lower and the upper end.
 
     Raises:
-        ValueError: no values, no resamples or a level outside (0, 1).
+        ValueError: no values, no resamples, a level outside (0, 1) or a seed below 0.
 
     >>> bootstrap_interval([0.25, 0.25, 0.25], seed=0)
     (0.25, 0.25)
@@ -129,10 +132,10 @@ def bootstrap_interval(
     """
     sample = np.asarray(values, np.float64).ravel()
     sample = sample[~np.isnan(sample)]
-    if not sample.size or resamples < 1 or not 0 < level < 1:
+    if not sample.size or resamples < 1 or not 0 < level < 1 or seed < 0:
         raise ValueError(
-            "a bootstrap interval needs values, resamples >= 1 and 0 < level < 1; got "
-            f"{sample.size} values, resamples={resamples}, level={level}"
+            "a bootstrap interval needs values, resamples >= 1, 0 < level < 1 and seed >= 0; got "
+            f"{sample.size} values, resamples={resamples}, level={level}, seed={seed}"
         )
     rng = np.random.default_rng(seed)
     step = max(1, BLOCK_ELEMENTS // sample.size)
@@ -148,8 +151,9 @@ class _Gallery:
     """Gallery labels, sorted by identity so that a query's matches are one slice."""
 
     def __init__(self, ids: npt.ArrayLike, cameras: npt.ArrayLike) -> None:
-        self.ids, self.cameras = np.asarray(ids), np.asarray(cameras)
-        self.order = np.argsort(self.ids, axis=0, kind="stable")
+        self.ids = as_labels("gallery_ids", ids)
+        self.cameras = as_labels("gallery_cameras", cameras)
+        self.order = np.argsort(self.ids, axis=None, kind="stable")
 
     def same_identity(self, query_ids: Shaped[np.ndarray, " block"]) -> _Pairs:
         """All gallery items of each query's identity, query by query."""

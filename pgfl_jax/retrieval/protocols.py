@@ -52,10 +52,12 @@ class EvaluationSplit(Images):
         batches: starts an iteration over the images in their order, in batches of one static
             shape: ``images``, ``part_maps``, ``visibility``, and ``valid``, 0 for padding rows.
         encoded: the image files, for those who decode them another way.
+        image_sha256: (N,) hex digests of the image files; empty if they are not known.
     """
 
     batches: Callable[[], Iterator[Batch]]
     encoded: Sequence[bytes] | np.ndarray = ()
+    image_sha256: Sequence[str] | np.ndarray = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,19 +90,39 @@ class EvaluationData:
         return f"{self.protocols[0].query} in {self.protocols[0].gallery}"
 
     @property
-    def selection_sha256(self) -> str:
-        """Digest of the names, identities and cameras of the images that select the best step."""
+    def selection_digests(self) -> dict[str, str]:
+        """Digests of the images that select the best step, by their names in the manifest.
+
+        ``best_by_sha256`` is that of names, identities and cameras; ``best_by_images_sha256`` that
+        of the files.
+        """
         protocol = self.protocols[0]
-        known = [_known(self.splits[name]) for name in (protocol.query, protocol.gallery)]
-        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+        splits = [self.splits[name] for name in (protocol.query, protocol.gallery)]
+        return {
+            "best_by_sha256": _digest([_known(split) for split in splits]),
+            "best_by_images_sha256": _digest([_files(split) for split in splits]),
+        }
 
     def facts(self) -> dict[str, Any]:
         """What must be equal in all processes, by the name that an error gives it."""
-        splits = {f"evaluation data {name}": _known(split) for name, split in self.splits.items()}
+        splits = {
+            f"evaluation data {name}": [*_known(split), _files(split)]
+            for name, split in self.splits.items()
+        }
         return {"protocols": [dataclasses.astuple(p) for p in self.protocols]} | splits
+
+
+def _digest(values: Any) -> str:
+    """SHA-256 of values in JSON's types."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _known(images: Images) -> list[list[Any]]:
     """Names, identities and cameras, in JSON's types."""
     filenames = [str(filename) for filename in images.filenames]
     return [filenames, images.identities.tolist(), images.cameras.tolist()]
+
+
+def _files(split: EvaluationSplit) -> list[str]:
+    """The digests of the image files, in JSON's types."""
+    return [str(digest) for digest in split.image_sha256]

@@ -1,3 +1,5 @@
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -219,6 +221,33 @@ def test_labels_that_cannot_be_compared_exactly_are_refused():
     assert found.num_valid_queries == 1
 
 
+@pytest.mark.parametrize(
+    "place, value, message",
+    [
+        (0, np.eye(2) + 0j, "distances are complex128; expected an array of real numbers"),
+        (0, [["0.1", "0.2"]] * 2, "distances are <U3; expected an array of real numbers"),
+        (0, np.array(None), "distances are object; expected an array of real numbers"),
+        (0, np.ma.masked_array(np.eye(2), np.eye(2)), "distances hold masked values; leave"),
+        (1, np.array(None), "query_ids hold None or NaN; leave out what has no label"),
+        (2, ["a", None], "gallery_ids hold None or NaN; leave out what has no label"),
+        (3, np.array(["a", np.nan], object), "query_cameras hold None or NaN; leave out"),
+        (4, np.array([1, "a"], object), "gallery_cameras are of different kinds ("),
+        (2, np.ma.masked_array([1, 2], [True, False]), "gallery_ids hold masked values; leave"),
+        (2, np.array(7), "gallery_ids have shape ()"),
+    ],
+)
+def test_what_is_no_distance_or_label_is_one_value_error(place, value, message):
+    inputs = [np.eye(2), [1, 2], [1, 2], [0, 0], [1, 1]]
+    inputs[place] = value
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        evaluate_retrieval(*inputs)
+
+
+def test_an_array_that_could_have_masked_values_has_its_score():
+    inputs = np.eye(2)[::-1], [1, 2], [1, 2], [0, 0], [1, 1]
+    assert evaluate_retrieval(*map(np.ma.masked_array, inputs)).mean_ap == 1.0
+
+
 def test_strings_and_mixed_number_types_are_labels():
     labels = [STRINGS, STRINGS.astype(object), NUMBERS, NUMBERS.astype(object), NUMBERS * 1.0]
     for queries, gallery in ((0, 0), (0, 1), (2, 3), (2, 4)):
@@ -263,7 +292,9 @@ def test_bootstrap_in_blocks(monkeypatch):
     assert high - low == pytest.approx(2 * half, rel=0.15)
 
 
-@pytest.mark.parametrize("values, options", [([np.nan], {}), ([1.0], {"level": 1.0})])
+@pytest.mark.parametrize(
+    "values, options", [([np.nan], {}), ([1.0], {"level": 1.0}), ([1.0], {"seed": -1})]
+)
 def test_bootstrap_refuses_what_it_cannot_do(values, options):
     with pytest.raises(ValueError, match="a bootstrap interval needs"):
-        bootstrap_interval(values, seed=0, **options)
+        bootstrap_interval(values, **{"seed": 0} | options)
