@@ -18,7 +18,7 @@ from input_pipeline.encoded_images import (
     open_shard,
 )
 from input_pipeline.errors import DataError
-from input_pipeline.keypoints import NUM_JOINTS
+from input_pipeline.keypoints import NUM_JOINTS, without_origin
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,7 +32,8 @@ class Catalog:
         identities: (N,) int64, as the data set names them.
         cameras: (N,) int64.
         keypoints: (N, 17, 3) float32 x, y in pixels of the stored image (pixel centres at integers)
-            and confidence in [0, 1]; all zeros where an image has no pose.
+            and confidence in [0, 1]; all zeros where an image has no pose. A joint at exactly
+            (0, 0) has confidence 0.
         image_sizes: (N, 2) int64 height, width of the stored image; zeros where the file is not a
             complete JPEG or PNG.
         occlusion: (N,) float32 hidden share of the person in [0, 1]; NaN where unknown.
@@ -218,7 +219,7 @@ def _to_catalog(columns: dict[str, np.ndarray], shards: list[Any]) -> Catalog:
         filenames=filenames[order],
         identities=columns["identity"][order].astype(np.int64),
         cameras=columns["camera"][order].astype(np.int64),
-        keypoints=columns.get("keypoints", no_pose)[order].astype(np.float32),
+        keypoints=without_origin(columns.get("keypoints", no_pose)[order].astype(np.float32))[0],
         image_sizes=np.array([image_size(image) or (0, 0) for image in images], np.int64),
         occlusion=columns.get("occlusion", unknown)[order].astype(np.float32),
     )

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float32, Int
 
 JOINTS = (
     "nose",
@@ -124,3 +124,44 @@ NUM_PARTS = len(PARTS)
 # ``maps[..., PART_FLIP]`` swaps left and right parts as ``FLIP`` swaps joints; after the first two
 # parts, each left part is followed by its right one.
 PART_FLIP: Int[np.ndarray, "8"] = np.array([0, 1, 3, 2, 5, 4, 7, 6])
+
+
+def without_origin(
+    keypoints: Float32[np.ndarray, "*people 17 3"],
+) -> tuple[Float32[np.ndarray, "*people 17 3"], Bool[np.ndarray, "*people 17"]]:
+    """Keypoints whose joints at exactly (0, 0) count as not found.
+
+    Tools write (0, 0) for a joint that they did not find, and some leave its confidence above 0
+    (Ultralytics). Drawn, it would be a limb into the corner of the image. A joint that was found
+    has fractions, and is practically never there.
+
+    Args:
+        keypoints: (…, 17, 3) x, y, confidence, as the tool wrote them, before any scaling.
+
+    Returns:
+        A copy where such joints have confidence 0, and (…, 17) which joints had another.
+
+    >>> points, dropped = without_origin(np.array([[0, 0, 0.4]] + [[7, 0, 0.4]] * 16, np.float32))
+    >>> points[:2, 2].tolist() == [0, np.float32(0.4)], dropped.sum().item()
+    (True, 1)
+    """
+    dropped = (keypoints[..., :2] == 0).all(axis=-1) & (keypoints[..., 2] > 0)
+    kept = keypoints.copy()
+    kept[dropped, 2] = 0
+    return kept, dropped
+
+
+def origin_warnings(name: str, joints: int, images: int) -> list[str]:
+    """A warning if :func:`without_origin` dropped joints; else empty.
+
+    Args:
+        name: of the file or option, for the message.
+        joints: number of joints dropped.
+        images: number of images that they are from.
+    """
+    if not joints:
+        return []
+    return [
+        f"{name}: {joints:,} joints of {images:,} images are at (0, 0) with a confidence above 0; "
+        "tools write this for joints that they did not find, so these have confidence 0"
+    ]

@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int, Shaped, UInt8
 
 from input_pipeline.catalog import Catalog
 from input_pipeline.errors import DataError
-from input_pipeline.keypoints import NUM_JOINTS, NUM_PARTS
+from input_pipeline.keypoints import NUM_JOINTS, NUM_PARTS, without_origin
 from pgfl_jax.files import replacing, stand_in
 
 FORMAT_VERSION = 1
@@ -130,6 +130,8 @@ def read_poses(path: Path) -> PoseCache:
     if version != FORMAT_VERSION:
         raise DataError(f"{path}: format version {version}, not {FORMAT_VERSION}; import it again")
     _check(arrays, path)
+    for name in {"keypoints", "distractors"} & arrays.keys():  # older imports kept such joints
+        arrays[name] = without_origin(arrays[name])[0]
     return PoseCache(**arrays)
 
 

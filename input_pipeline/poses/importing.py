@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from input_pipeline.errors import DataError
-from input_pipeline.keypoints import NUM_JOINTS
+from input_pipeline.keypoints import NUM_JOINTS, origin_warnings, without_origin
 from input_pipeline.poses.annotation import Annotation
 from input_pipeline.poses.cache import PoseCache
 from input_pipeline.poses.images import Images
@@ -25,12 +25,15 @@ class Joined:
         unmatched: labels of annotations whose image is not in the data set, sorted.
         ambiguous: labels of annotations that could belong to different images, sorted.
         superseded: number of annotations that gave way to another one of the same image.
+        at_origin: number of joints at (0, 0) whose confidence was set to 0, of each annotation that
+            belongs to an image and had any.
     """
 
     annotations: Sequence[Annotation | None]
     unmatched: tuple[str, ...]
     ambiguous: tuple[str, ...]
     superseded: int
+    at_origin: Sequence[int] = ()
 
 
 def join(images: Images, annotations: Iterable[Annotation], root: str) -> Joined:
@@ -48,11 +51,16 @@ def join(images: Images, annotations: Iterable[Annotation], root: str) -> Joined
     chosen: dict[int, tuple[Annotation, int]] = {}
     lost: dict[int, list[str]] = {UNMATCHED: [], AMBIGUOUS: []}
     superseded = 0
+    at_origin: list[int] = []
     for annotation in annotations:
         content, shared = index.find(annotation.image, root)
         if content in lost:
             lost[content].append(annotation.label)
             continue
+        people, dropped = without_origin(annotation.people)
+        if dropped.any():
+            annotation = dataclasses.replace(annotation, people=people)
+            at_origin.append(int(dropped.sum()))
         superseded += content in chosen
         claim = (annotation, shared)
         chosen[content] = min(chosen.get(content, claim), claim, key=lambda one: _rank(*one))
@@ -63,6 +71,7 @@ def join(images: Images, annotations: Iterable[Annotation], root: str) -> Joined
         unmatched=tuple(sorted(lost[UNMATCHED])),
         ambiguous=tuple(sorted(lost[AMBIGUOUS])),
         superseded=superseded,
+        at_origin=at_origin,
     )
 
 
@@ -100,6 +109,7 @@ def build_cache(
         DataError: no image has a pose, or the coordinates cannot be pixels of these images.
     """
     warnings = [] if seen_size else _other_sizes(images, joined)
+    warnings += origin_warnings("--input", sum(joined.at_origin), len(joined.at_origin))
     poses = [
         pose
         for row, annotation in enumerate(joined.annotations)

@@ -92,6 +92,16 @@ def test_reads_everything_sorted_by_file_name(catalog):
     assert list(catalog.image_sha256) == digests
 
 
+def test_a_joint_at_the_origin_has_confidence_0(tmp_path):
+    poses = POSES + np.float32([0, 0, 0.1])
+    poses[1, [4, 7], :2] = 0
+    extra = {"keypoints": tfds.features.Tensor(shape=(17, 3), dtype=np.float32)}
+    records = [row | {"keypoints": pose} for row, pose in zip(RECORDS, poses, strict=True)]
+    found = read_catalog(prepared(tmp_path, records, extra), "train").keypoints
+    poses[1, [4, 7], 2] = 0
+    np.testing.assert_array_equal(found, poses[[2, 0, 1]])
+
+
 def test_images_are_indexed_like_an_array(catalog):
     several = catalog.images[np.array([2, 0, 2])]
     assert several.dtype == object

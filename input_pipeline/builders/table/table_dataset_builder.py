@@ -14,6 +14,7 @@ from input_pipeline.builders.records import Record
 from input_pipeline.builders.table.names import alike
 from input_pipeline.builders.table.reader import Table, read_table
 from input_pipeline.errors import DataError
+from input_pipeline.keypoints import origin_warnings, without_origin
 
 SUFFIXES = (".csv", ".jsonl")
 
@@ -96,7 +97,8 @@ class Builder(ReidBuilder):
             warnings=[
                 f"{self.table.file}: {warning}"
                 for warning in alike("identities", identities) + alike("cameras", cameras)
-            ],
+            ]
+            + _origin_warnings(self.table),
         )
         for row in rows:
             record = Record(
@@ -108,3 +110,9 @@ class Builder(ReidBuilder):
             )
             survey.records.setdefault(row.split, []).append(record)
         return survey
+
+
+def _origin_warnings(table: Table) -> list[str]:
+    """A warning if joints are at (0, 0); the catalog sets their confidence to 0."""
+    dropped = [int(without_origin(row.keypoints)[1].sum()) for row in table.rows]
+    return origin_warnings(str(table.file), sum(dropped), int(np.count_nonzero(dropped)))

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from input_pipeline.builders import load_builder, prepared_builder
 from input_pipeline.builders.table import reader
 from input_pipeline.builders.table.reader import read_table
+from input_pipeline.catalog import read_catalog
 from input_pipeline.errors import DataError
 from tests.input_pipeline.trees import encoded_picture, picture, write_bytes
 
@@ -440,3 +441,15 @@ def test_the_table_keeps_order_and_lines(folder):
     table = read_table(folder / "mine.jsonl")
     assert [(row.line, row.path) for row in table.rows] == list(enumerate(IMAGES, 2))
     assert load_builder("table/mine", "unused", str(folder)).version.patch == (table.fingerprint)
+
+
+def test_joints_at_the_origin_are_a_warning_and_are_not_drawn(folder):
+    pose = [[0, 0, 0.4]] * 5 + [[7.5, 9.5, 0.9]] * 12
+    (folder / "mine.csv").write_text(with_columns(keypoints=json.dumps(pose)))
+    builder = prepare(folder)
+    assert builder.info.metadata["warnings"] == [
+        f"{folder / 'mine.csv'}: 5 joints of 1 images are at (0, 0) with a confidence above 0; "
+        "tools write this for joints that they did not find, so these have confidence 0"
+    ]
+    confidence = read_catalog(builder, "train").keypoints[0, :, 2]
+    np.testing.assert_array_equal(confidence, np.float32([0] * 5 + [0.9] * 12))

@@ -45,6 +45,16 @@ def test_what_is_written_is_read(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["poses.npz"]
 
 
+def test_a_joint_at_the_origin_has_confidence_0_in_a_file_of_before(tmp_path):
+    cache = made()
+    cache.keypoints[0, 3, :2] = cache.distractors[0, 5, :2] = 0
+    cache.keypoints[2, 3, 0] = 0  # the left border alone is a place like any other
+    write_poses(tmp_path / "poses.npz", cache)
+    found = read_poses(tmp_path / "poses.npz")
+    cache.keypoints[0, 3, 2] = cache.distractors[0, 5, 2] = 0
+    assert_equal(found, cache)
+
+
 def test_optional_arrays_may_be_missing(tmp_path):
     rows = slice(2, 3)
     bare = PoseCache(

@@ -284,3 +284,25 @@ def test_the_list_of_an_earlier_import_is_deleted(make_images, make_person, tmp_
     (tmp_path / "left.txt").write_text("old")
     write_left_over(found, tmp_path / "left.txt")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_joint_at_the_origin_was_not_found_whatever_its_confidence(make_images, make_person):
+    """Ultralytics sets x = y = 0 below a confidence of 0.5, and keeps the confidence."""
+    images = make_images(("query", "a.jpg", 1), ("query", "b.jpg", 2), ("query", "c.jpg", 3))
+    partly, never, whole = make_person(), make_person(), make_person()
+    partly[[9, 15], :2] = 0
+    partly[9, 2] = 0.45
+    never[:, :2] = 0
+    annotations = keypoints("a", partly), keypoints("b", never), keypoints("c", whole)
+    for options in ({}, {"seen_size": (120, 100)}):  # scaled, such a joint would be elsewhere
+        cache, warnings = build_cache(
+            images, join(images, annotations, "/root"), estimator="tool", **options
+        )
+        assert cache.filenames.tolist() == ["a.jpg", "c.jpg"]
+        expected = whole[:, 2].copy()
+        expected[[9, 15]] = 0
+        np.testing.assert_array_equal(cache.keypoints[..., 2], [expected, whole[:, 2]])
+        assert [line for line in warnings if "(0, 0)" in line] == [
+            "--input: 19 joints of 2 images are at (0, 0) with a confidence above 0; tools write "
+            "this for joints that they did not find, so these have confidence 0"
+        ]
