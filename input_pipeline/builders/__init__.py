@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from input_pipeline.builders.source import signature
 from input_pipeline.errors import DataError
 from pgfl_jax.command_line import writable_folder
 from pgfl_jax.errors import UserError
@@ -108,21 +109,30 @@ def prepared_builder(name: str, data_dir: str, manual_dir: str = "") -> "tfds.co
 
 
 def other_source(builder: Any, manual_dir: str) -> str:
-    """A warning if ``manual_dir`` is not the copy that the data set was prepared from; else empty.
+    """A warning if ``manual_dir`` does not hold what the data set was prepared from; else empty.
+
+    A link that leads to another folder now is another copy.
 
     Args:
         builder: prepared. A user's own table is read each time, so it is never warned about.
         manual_dir: the copy given now; may be empty, or no longer exist.
     """
-    source = (builder.info.metadata or {}).get("source", "")
+    metadata = builder.info.metadata or {}
+    source = metadata.get("source", "")
     if not source or not manual_dir or hasattr(builder, "make_config"):
         return ""
     if not Path(source).is_absolute():  # so version 0.1 kept it; from where is not known
         return ""
-    if Path(source).resolve() == Path(manual_dir).expanduser().resolve():
-        return ""
     folder = builder.data_path.parent
-    return f"{folder} was prepared from {source}; delete it to prepare it from {manual_dir}"
+    if Path(source).resolve() != Path(manual_dir).expanduser().resolve():
+        return f"{folder} was prepared from {source}; delete it to prepare it from {manual_dir}"
+    now = signature(Path(source), metadata.get("source_places", ()))
+    if now and now != metadata.get("source_sha256", now):  # version 0.1 kept no signature
+        return (
+            f"{folder} was prepared from {source}, whose images or lists have changed since; "
+            "delete it to prepare them"
+        )
+    return ""
 
 
 def _check_source(builder: Any, name: str, data_dir: str, manual_dir: str) -> None:

@@ -11,8 +11,9 @@ from absl import logging
 
 from input_pipeline.builders.beam_option import BeamOption
 from input_pipeline.builders.records import Record, read_record
+from input_pipeline.builders.source import places_of, signature
 from input_pipeline.errors import DataError
-from input_pipeline.file_tree import close_archives
+from input_pipeline.file_tree import Location, close_archives
 
 
 @dataclasses.dataclass
@@ -24,19 +25,22 @@ class Survey:
         unmatched: files in the splits' folders whose names fit no pattern; they are left out.
         metadata: further facts to keep with the prepared data.
         warnings: one line each.
+        lists: the files that name the images, if any.
     """
 
     records: dict[str, list[Record]] = dataclasses.field(default_factory=dict)
     unmatched: list[str] = dataclasses.field(default_factory=list)
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     warnings: list[str] = dataclasses.field(default_factory=list)
+    lists: list[Location] = dataclasses.field(default_factory=list)
 
 
 class ReidBuilder(BeamOption, tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A data set that the user provides as a folder or archive; nothing is downloaded.
 
-    ``info.metadata`` is kept with the prepared data: ``source`` (the user's copy), ``warnings`` and
-    ``unmatched`` of the :class:`Survey`, and the survey's own metadata.
+    ``info.metadata`` is kept with the prepared data: ``source`` (the user's copy, without links),
+    ``source_places`` and ``source_sha256`` (where its files are, and their signature), ``warnings``
+    and ``unmatched`` of the :class:`Survey`, and the survey's own metadata.
 
     A subclass names the required files in ``MANUAL_DOWNLOAD_INSTRUCTIONS``, as part of a sentence.
     """
@@ -90,8 +94,12 @@ class ReidBuilder(BeamOption, tfds.core.GeneratorBasedBuilder, skip_registration
         survey = self.survey(source)
         for warning in survey.warnings:
             logging.warning("%s", warning)  # for `tfds build`; a run prints what is stored
+        images = (record.location for records in survey.records.values() for record in records)
+        places = [] if hasattr(self, "make_config") else places_of(source, images, survey.lists)
         self.info.metadata.update(
-            source=str(source.absolute()),
+            source=str(source.resolve()),
+            source_places=places,
+            source_sha256=signature(source, places),
             warnings=survey.warnings,
             unmatched=survey.unmatched,
             **survey.metadata,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import shutil
 
 import jax
@@ -14,7 +15,7 @@ from input_pipeline.catalog import read_catalog
 from input_pipeline.errors import DataError
 from input_pipeline.from_config import evaluation_data, open_catalog, training_data
 from input_pipeline.poses.cache import PoseCache, write_poses
-from tests.input_pipeline.trees import encoded_picture, write_bytes, write_tree
+from tests.input_pipeline.trees import encoded_picture, occluded_duke_lists, write_bytes, write_tree
 
 TINY = "synthetic_occluded_reid/tiny"
 
@@ -226,6 +227,94 @@ def test_another_source_of_prepared_data_is_a_warning(tiny_config, tmp_path, cap
     ]
     shutil.rmtree(tmp_path / "one")
     assert len(warnings_of("~/none.zip")) == 1
+
+
+def test_a_link_that_leads_elsewhere_now_is_another_source(tiny_config, tmp_path, capsys):
+    for name in ("one", "two"):
+        write_tree("partial_ilids", tmp_path / name)
+    link = tmp_path / "link"
+    config = tiny_config(
+        **{
+            "data.data_dir": str(tmp_path / "data"),
+            "data.manual_dir": str(link),
+            "eval.datasets": ("partial_ilids",),
+        }
+    )
+    for target, warned in (("one", 0), ("one", 0), ("two", 1)):
+        link.unlink(missing_ok=True)
+        link.symlink_to(tmp_path / target)
+        evaluation_data(config)
+        line = (
+            f"{tmp_path}/data/partial_ilids was prepared from {tmp_path}/one; delete it to prepare "
+            f"it from {link}"
+        )
+        assert capsys.readouterr().err.count(line) == warned
+
+
+@pytest.mark.parametrize("name", ["partial_ilids", "occluded_duke", "zip"])
+def test_a_source_that_has_changed_is_a_warning(name, tiny_config, tmp_path, capsys):
+    """Also if a list has; nothing else that lies beside the data set counts, and no times."""
+    zipped = name == "zip"
+    name = "partial_ilids" if zipped else name
+    source, given = tmp_path / "in", tmp_path / "in.zip" if zipped else tmp_path / "in"
+    if name == "occluded_duke":
+        write_tree("dukemtmc_reid", source)
+        for file, text in occluded_duke_lists().items():
+            write_bytes(source / "lists" / file, text.encode())
+    else:
+        write_tree(name, source)
+
+    def warned():
+        if zipped:
+            shutil.make_archive(str(source), "zip", source)
+        config = tiny_config(
+            **{
+                "data.data_dir": str(tmp_path / "data"),
+                "data.manual_dir": str(given),
+                "eval.datasets": (name,),
+            }
+        )
+        evaluation_data(config)
+        lines = [line for line in capsys.readouterr().err.splitlines() if "prepared from" in line]
+        assert lines in (
+            [],
+            [
+                f"warning: {tmp_path}/data/{name} was prepared from {given}, whose images or lists "
+                "have changed since; delete it to prepare them"
+            ],
+        )
+        return bool(lines)
+
+    assert [warned(), warned()] == [False, False]
+    image = next(file for file in sorted(source.rglob("*.jpg")) if "query" not in str(file))
+    if not zipped:
+        write_bytes(source / "notes.md", b"mine")
+        shutil.copy(image, tmp_path / "copy")
+        (tmp_path / "copy").replace(image)
+        assert not warned()
+    if name == "occluded_duke":
+        chosen = source / "lists" / "gallery.list"
+        chosen.write_text("\n".join(reversed(chosen.read_text().splitlines())))
+    else:
+        image.write_bytes(image.read_bytes() + b"\0")
+    assert warned()
+    shutil.rmtree(tmp_path / "data")
+    assert not warned()
+
+
+def test_prepared_data_without_a_signature_are_as_they_were(tiny_config, tmp_path, capsys):
+    write_tree("partial_ilids", tmp_path / "in")
+    folders = {"data.data_dir": str(tmp_path / "data"), "data.manual_dir": str(tmp_path / "in")}
+    config = tiny_config(**folders, **{"eval.datasets": ("partial_ilids",)})
+    evaluation_data(config)
+    (file,) = (tmp_path / "data").rglob("metadata.json")
+    metadata = json.loads(file.read_text())
+    del metadata["source_places"], metadata["source_sha256"]
+    file.write_text(json.dumps(metadata))
+    next((tmp_path / "in").rglob("*.jpg")).unlink()
+    capsys.readouterr()
+    evaluation_data(config)
+    assert "prepared from" not in capsys.readouterr().err
 
 
 def test_a_relative_source_is_the_same_from_another_folder(

@@ -39,7 +39,8 @@ def survey_lists(
     Raises:
         DataError: a list cannot be read, or names files that do not exist.
     """
-    survey = Survey()
+    names = [name for lists in LISTS.values() for name in lists]
+    survey = Survey(lists=[tree.files[join(root, name)] for name in names])
     offset = 0
     for split, lists in LISTS.items():
         folder = train if split == "train" else test

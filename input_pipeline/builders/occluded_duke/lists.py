@@ -48,7 +48,7 @@ def survey_lists(builder: FolderBuilder, tree: FileTree, duke: str, lists: str) 
         DataError: a list is empty, or names files that are missing or not images of the set.
     """
     paths = _paths_by_name(builder, tree, duke)
-    survey = Survey()
+    survey = Survey(lists=[tree.files[join(lists, name)] for name in LISTS.values()])
     for split, (folder,) in builder.SPLITS.items():
         path = join(lists, LISTS[split])
         names = _listed_names(tree, path)
