@@ -1,5 +1,6 @@
 """TFDS builder of a user's own data: images listed in DIR/NAME.csv or DIR/NAME.jsonl."""
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -11,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline.builders.base import ReidBuilder, Survey
 from input_pipeline.builders.records import Record
-from input_pipeline.builders.table.names import alike
+from input_pipeline.builders.table.names import alike, placeholders
 from input_pipeline.builders.table.reader import Table, read_table
 from input_pipeline.errors import DataError
 from input_pipeline.keypoints import origin_warnings, without_origin
@@ -88,16 +89,21 @@ class Builder(ReidBuilder):
         cameras = sorted({row.camera for row in rows})
         identity_numbers = {name: number for number, name in enumerate(identities)}
         camera_numbers = {name: number for number, name in enumerate(cameras)}
+        splits = sorted({row.split for row in rows})
+        matched = collections.Counter(row.identity for row in rows if row.split != "gallery")
+        warnings = [
+            *alike("identities", identities),
+            *alike("cameras", cameras),
+            *alike("splits", splits),
+            *placeholders(matched),
+        ]
         survey = Survey(
             metadata={
                 "identities": identities,
                 "cameras": cameras,
                 "identity_map_sha256": hashlib.sha256(json.dumps(identities).encode()).hexdigest(),
             },
-            warnings=[
-                f"{self.table.file}: {warning}"
-                for warning in alike("identities", identities) + alike("cameras", cameras)
-            ]
+            warnings=[f"{self.table.file}: {warning}" for warning in warnings]
             + _origin_warnings(self.table),
         )
         for row in rows:

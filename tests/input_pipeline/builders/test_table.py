@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline.builders import load_builder, prepared_builder
 from input_pipeline.builders.table import reader
+from input_pipeline.builders.table.names import alike
 from input_pipeline.builders.table.reader import read_table
 from input_pipeline.catalog import read_catalog
 from input_pipeline.errors import DataError
@@ -375,11 +376,38 @@ def test_names_that_look_alike_are_a_warning(folder):
     file.write_text(text)
     metadata = prepare(folder).info.metadata
     assert metadata["identities"] == ["009", "9", "Anna", "anna"]
-    start = "differ from another only by case, leading zeros or a trailing .0, such as"
+    start = "differ from another only by case, spaces, leading zeros or the like, such as"
     assert metadata["warnings"] == [
         f"{file}: 2 identities {start} '009' and '9'; if they are the same, give them one name",
         f"{file}: 2 cameras {start} '003' and '3'; if they are the same, give them one name",
     ]
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["anna\u00a0b", "anna  b", "\uff41nna b", "'anna b", '="anna b"', "anna\u2003b", "Anna B"],
+)
+def test_names_that_a_tool_has_changed_look_alike(other):
+    assert len(alike("identities", sorted([other, "anna b", "anna c", "annab"]))) == 1
+
+
+def test_other_digits_and_hyphens_look_alike_too():
+    for one, other in (("7-1", "7\u20111"), ("-1", "\u22121"), ("12", "\uff11\uff12")):
+        (line,) = alike("cameras", [one, other])
+        assert f"such as {one!a} and {other!a};" in line and line.isascii()
+    assert alike("cameras", ["1.5", "15", "1-5", "1 5", "o'neil", "oneil"]) == []
+
+
+def test_a_name_for_unknown_people_is_a_warning_where_it_is_learned_or_searched(folder):
+    file = folder / "mine.csv"
+    for name in ("-1", "Unknown", "?", "-", "unlabeled"):
+        file.write_text(CSV.replace("anna,", f"{name},"))
+        assert prepare(folder).info.metadata["warnings"] == [
+            f"{file}: identity {name!r} (1 images) is one person here; if it marks people who are "
+            "not known, leave its lines out of train and query"
+        ]
+    file.write_text(CSV.replace("b/4.bmp,9", "b/4.bmp,-1"))  # a distractor
+    assert prepare(folder).info.metadata["warnings"] == []
 
 
 @pytest.mark.parametrize("written", [COMPOSED, DECOMPOSED])
