@@ -92,7 +92,8 @@ class AugmentConfig:
 
     # Probability of a left-right flip.
     flip: Fraction = 0.5
-    # Pixels of padding on each side before the random crop; 0 turns it off.
+    # Pixels of padding on each side before the random crop, at most half the input's shorter side;
+    # 0 turns it off.
     pad: NonNegativeInt = 10
     # Probability of random erasing, its range of area (fraction of the image) and its lowest aspect
     # ratio (the highest is the inverse).
@@ -271,7 +272,7 @@ class EvalConfig:
     max_rank: Annotated[
         int, Check(lambda n: n >= 20, "must be at least 20, the last rank reported")
     ] = 50
-    # Edges of the bins of query occlusion that are scored separately.
+    # Edges of the bins of query occlusion that are scored separately, in [0, 1].
     occlusion_bins: tuple[float, ...] = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0)
     # Resamples of the 95 % intervals over queries.
     bootstrap_resamples: PositiveInt = 1000
@@ -412,6 +413,9 @@ def _image_checks(config: Config) -> Iterator[_Relation]:
             yield False, f"data.{side}", f"{error} ({config.model.backbone})"
     message = f"{backbone.channels} channels cannot be divided among {NUM_PARTS} parts"
     yield backbone.channels % NUM_PARTS == 0, "model.backbone", message
+    half = min(data.height, data.width) // 2
+    message = f"must be at most half the shorter side, {half}, or crops show little but black"
+    yield data.augment.pad <= half, "data.augment.pad", message
 
 
 def _loss_checks(config: Config) -> Iterator[_Relation]:
@@ -453,10 +457,14 @@ def _eval_checks(config: Config) -> Iterator[_Relation]:
     once = len(set(evaluation.datasets)) == len(evaluation.datasets)
     yield once, "eval.datasets", "must not name a data set twice"
     yield names[:1] == ("main",), "eval.embeddings", "must begin with main"
+    yield len(set(names)) == len(names), "eval.embeddings", "must not name an embedding twice"
     message = "only main is trained without config.model.pose_branches or without poses"
     yield config.trains_with_poses or names == ("main",), "eval.embeddings", message
-    rising = all(low < high for low, high in itertools.pairwise(evaluation.occlusion_bins))
+    bins = evaluation.occlusion_bins
+    rising = all(low < high for low, high in itertools.pairwise(bins))
     yield rising, "eval.occlusion_bins", "must rise"
+    message = "must be in [0, 1]; divide percentages by 100"
+    yield all(0 <= edge <= 1 for edge in bins), "eval.occlusion_bins", message
 
 
 def oddities(config: Config) -> list[str]:

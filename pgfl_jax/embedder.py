@@ -185,7 +185,11 @@ class Embedder:
         """The pure function: RGB in [0, 255], uint8 or float, to unit-length float32 rows.
 
         Normalisation is part of it. It may be jitted, differentiated and exported.
+
+        Raises:
+            ValueError: the images are not (N, H, W, 3).
         """
+        check_images(images)
         data = self.config.data
         pixels = preprocessing.normalise(images, data.mean, data.std)
         outputs: Any = self.model.apply(variables, pixels, train=False)
@@ -279,6 +283,19 @@ class Embedder:
             )
         bar.update(len(rows))
         return rows
+
+
+def check_images(images: Any) -> None:
+    """Raises ValueError unless images are an array (N, H, W, 3).
+
+    >>> check_images(np.zeros((2, 3, 64, 32)))
+    Traceback (most recent call last):
+    ...
+    ValueError: images have shape (2, 3, 64, 32); expected (N, H, W, 3), RGB in [0, 255]
+    """
+    shape = np.shape(images)
+    if len(shape) != 4 or shape[3] != 3:
+        raise ValueError(f"images have shape {shape}; expected (N, H, W, 3), RGB in [0, 255]")
 
 
 class _Read(NamedTuple):

@@ -80,6 +80,10 @@ def test_a_map_cell_is_the_backbones_stride():
         ("eval.checkpoint", "last", "must be newest, best, untrained or a step"),
         ("eval.checkpoint", "-3", "must be newest, best, untrained or a step"),
         ("eval.occlusion_bins", (0.5, 0.2), "must rise"),
+        ("eval.occlusion_bins", (0.0, 20.0, 100.0), "must be in [0, 1]; divide percentages by 100"),
+        ("eval.occlusion_bins", (-0.1, 0.5), "must be in [0, 1]"),
+        ("eval.embeddings", ("main", "parts", "parts"), "must not name an embedding twice"),
+        ("data.augment.pad", 65, "must be at most half the shorter side, 64, or crops show little"),
     ],
 )
 def test_an_impossible_value_is_named_in_one_line(option, value, message):

@@ -306,3 +306,12 @@ def test_a_run_is_remembered_by_its_whole_path(monkeypatch, tmp_path):
     embedder = pgfl_jax.load(GOLDEN_RUN.name)
     monkeypatch.chdir(tmp_path)
     assert embedder.run == GOLDEN_RUN
+
+
+@pytest.mark.parametrize("shape", [(64, 32, 3), (2, 3, 64, 32), (2, 64, 32, 1)])
+def test_a_batch_of_another_layout_is_one_value_error(shape, embedder):
+    apply = inspect.unwrap(type(embedder).apply)  # as users call it, without the tests' type checks
+    with pytest.raises(ValueError) as error:
+        apply(embedder, embedder.variables, np.zeros(shape, np.uint8))
+    message = f"images have shape {shape}; expected (N, H, W, 3), RGB in [0, 255]"
+    assert str(error.value) == message

@@ -56,6 +56,15 @@ def images(survey: Survey) -> Found:
         if split.unreadable.size:
             lines = [split.describe(row) for row in split.unreadable]
             yield Listing(f"{split.label}: unreadable files", lines)
+        if split.dark.size:
+            line = (
+                f"{split.label}: {split.dark.size:,} images are nearly black (no value above 15 of "
+                f"255): {some(catalog.filenames[split.dark])}; if they hold 10 or 12 bits in 16, "
+                "save them with 8"
+            )
+            yield unless_used(Findings(warnings=[line]), split.used)
+            lines = [split.describe(row) for row in split.dark]
+            yield Listing(f"{split.label}: nearly black images", lines)
 
 
 def training(survey: Survey) -> Found:

@@ -27,6 +27,8 @@ from pgfl_jax.config import Config
 from pgfl_jax.errors import UserError
 
 _Result = TypeVar("_Result")
+_BROKEN = -1  # in the place of an image's highest value
+_DARK = 15
 _CHUNK = 32  # images that a thread reads at once; it decodes one at a time
 
 
@@ -108,7 +110,8 @@ def _open_split(
     catalog = open_catalog(builder, name)
     label = f"{builder.info.full_name} {name}"
     cut_off = np.flatnonzero(~catalog.image_sizes.all(axis=1))
-    unreadable = np.union1d(undecodable(catalog, label), cut_off)
+    broken, dark = decode_all(catalog, label)
+    unreadable = np.union1d(broken, cut_off)
     digests, metadata = catalog.image_sha256, builder.info.metadata or {}
     for _, cache in poses:
         catalog = _attempt(failed, join_poses, catalog, cache) or catalog
@@ -121,13 +124,13 @@ def _open_split(
         used=used,
         identities=metadata.get("identities", ()),
         cameras=metadata.get("cameras", ()),
+        dark=np.setdiff1d(dark, unreadable),
     )
 
 
 @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
 def _decode_all(encoded: Shaped[tf.Tensor, " images"]) -> UInt8[tf.Tensor, " images"]:
-    """Decode images one after the other, as in training, and discard the pixels."""
-    # The result depends on the pixels: for their shape alone, nothing would be decoded.
+    """The highest value of each image, decoded one after the other, as in training."""
     return tf.map_fn(
         lambda image: tf.reduce_max(augment.decode(image)),
         encoded,
@@ -136,19 +139,24 @@ def _decode_all(encoded: Shaped[tf.Tensor, " images"]) -> UInt8[tf.Tensor, " ima
     )
 
 
-def undecodable(catalog: Catalog, task: str) -> Int64[np.ndarray, " undecodable"]:
-    """Rows of the images that cannot be decoded, in order.
+def decode_all(
+    catalog: Catalog, task: str
+) -> tuple[Int64[np.ndarray, " undecodable"], Int64[np.ndarray, " dark"]]:
+    """Rows of the images that cannot be decoded, and of those that are nearly black, in order.
+
+    Nearly black means no value above 15 of 255: 12 bits stored as 16 reach no more.
 
     Args:
         catalog: the split.
         task: name of the progress bar.
     """
 
-    def broken(rows: np.ndarray) -> list[int]:
+    def highest(rows: np.ndarray) -> list[int]:
         images = catalog.images[rows]
-        if _decodes(images):
-            return []
-        return [int(row) for row, image in zip(rows, images, strict=True) if not _decodes([image])]
+        if (values := _decoded(images)) is not None:
+            return values.tolist()
+        alone = [_decoded([image]) for image in images]
+        return [_BROKEN if values is None else int(values[0]) for values in alone]
 
     chunks = np.split(np.arange(len(catalog)), range(_CHUNK, len(catalog), _CHUNK))
     found: list[int] = []
@@ -156,18 +164,19 @@ def undecodable(catalog: Catalog, task: str) -> Int64[np.ndarray, " undecodable"
         ThreadPoolExecutor(available_cores()) as pool,
         progress((), task, total=len(catalog), unit=" images") as bar,
     ):
-        for rows, some in zip(chunks, pool.map(broken, chunks), strict=True):
+        for some in pool.map(highest, chunks):
             found += some
-            bar.update(len(rows))
-    return np.array(found, np.int64)
+            bar.update(len(some))
+    values = np.array(found, np.int64)
+    return np.flatnonzero(values == _BROKEN), np.flatnonzero((values >= 0) & (values <= _DARK))
 
 
-def _decodes(images: np.ndarray | list[bytes]) -> bool:
+def _decoded(images: np.ndarray | list[bytes]) -> UInt8[np.ndarray, " images"] | None:
+    """The highest value of each image; None if one of them cannot be decoded."""
     try:
-        _decode_all(tf.constant(images, tf.string))
+        return _decode_all(tf.constant(images, tf.string)).numpy()
     except tf.errors.InvalidArgumentError:
-        return False
-    return True
+        return None
 
 
 def _attempt(failed: list[str], call: Callable[..., _Result], *args: Any) -> _Result | None:

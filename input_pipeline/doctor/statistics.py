@@ -28,6 +28,7 @@ class Split:
         used: whether the configuration trains on it or scores it.
         identities: names of the identities by their numbers; empty where these are the names.
         cameras: likewise.
+        dark: (B,) rows of the images that are nearly black, in order.
     """
 
     dataset: str
@@ -38,6 +39,7 @@ class Split:
     used: bool
     identities: Sequence[str] = ()
     cameras: Sequence[str] = ()
+    dark: Int[np.ndarray, " dark"] = dataclasses.field(default_factory=lambda: np.zeros(0, int))
 
     @property
     def label(self) -> str:

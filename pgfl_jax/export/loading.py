@@ -18,7 +18,7 @@ from pgfl_jax.checksums import sha256
 from pgfl_jax.config import stored_config
 from pgfl_jax.distributed.devices import require_devices
 from pgfl_jax.distributed.sharding import make_mesh
-from pgfl_jax.embedder import Embedder, Variables
+from pgfl_jax.embedder import Embedder, Variables, check_images
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import make_model
 from pgfl_jax.export.contract import CONTRACTS, Contract
@@ -121,6 +121,7 @@ class _ArtifactEmbedder(Embedder):
     def apply(
         self, variables: Variables, images: Shaped[Array, "batch height width 3"]
     ) -> Float[Array, "batch channels"]:
+        check_images(images)
         data = self.config.data
         if self.contract.normalised:
             images = normalise(images, data.mean, data.std)

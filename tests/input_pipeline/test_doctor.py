@@ -20,7 +20,7 @@ from input_pipeline.doctor.choice import choose_matches, choose_samples
 from input_pipeline.doctor.colours import colour_histogram, suspects
 from input_pipeline.doctor.diagnosis import Diagnosis
 from input_pipeline.doctor.html import format_page
-from input_pipeline.doctor.loading import undecodable
+from input_pipeline.doctor.loading import decode_all
 from input_pipeline.doctor.pictures import draw_picture, draw_sample
 from input_pipeline.doctor.statistics import Dataset, Listing, Protocol, Split, Survey
 from input_pipeline.doctor.text import format_text, protocol_table, split_facts, split_table
@@ -83,7 +83,28 @@ def test_every_image_that_cannot_be_decoded_is_found():
     rows[3], rows[40], rows[41], rows[99] = damaged, whole[:-200], b"", b"no image"
     rows[50] = png
     split = split_of("train", [(image, 0, 0) for image in rows])
-    assert undecodable(split.catalog, "train").tolist() == [3, 40, 41, 99]
+    assert decode_all(split.catalog, "train")[0].tolist() == [3, 40, 41, 99]
+
+
+def test_pictures_of_12_bits_in_16_are_nearly_black_and_a_warning():
+    """Only the upper 8 of 16 bits count: 4095 becomes 15."""
+    values = np.linspace(0, 1, 40 * 20 * 3).reshape(40, 20, 3)
+    bright, dark = (
+        cv2.imencode(".png", (values * highest).astype(np.uint16))[1].tobytes()
+        for highest in (4096, 4095)
+    )
+    split = split_of("train", [(image, 0, 0) for image in (bright, dark, b"no image", dark)])
+    unreadable, nearly_black = decode_all(split.catalog, "train")
+    assert (unreadable.tolist(), nearly_black.tolist()) == ([2], [1, 3])
+    for used in (True, False):
+        split = dataclasses.replace(split, dark=nearly_black, used=used)
+        _, warnings, _, listings = found(diagnosis.images, survey_of(None, split))
+        line = (
+            "set train: 2 images are nearly black (no value above 15 of 255): train_b, train_d; if "
+            "they hold 10 or 12 bits in 16, save them with 8"
+        )
+        assert line in (warnings if used else "".join(warnings))
+        assert listings[-1].title == "set train: nearly black images"
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -37,7 +37,8 @@ def survey_lists(
         test: name of the folder with the other images.
 
     Raises:
-        DataError: a list cannot be read, or names files that do not exist.
+        DataError: a list cannot be read, names files that do not exist, or gives an image another
+            identity than its folder.
     """
     names = [name for lists in LISTS.values() for name in lists]
     survey = Survey(lists=[tree.files[join(root, name)] for name in names])
@@ -70,6 +71,12 @@ def _read_list(
         match = match_image(_PATTERN, image.strip())
         if match is None or not identity.isdecimal():
             raise DataError(f"{tree.display(path)}, line {number}: not like {_EXAMPLE!r}")
+        person = image.strip().rpartition("/")[0].rpartition("/")[2]
+        if person.isdecimal() and int(person) != int(identity):
+            raise DataError(
+                f"{tree.display(path)}, line {number}: identity {identity}, but the image is in "
+                f"the folder {person}; get the list again"
+            )
         filename = join(folder, image.strip())
         file = join(root, filename)
         if file not in tree.files:

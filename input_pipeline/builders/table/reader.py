@@ -33,6 +33,7 @@ _MISSING = re.compile(r"(?i:nan|none|<na>|nat|null|n/a)|NA")
 _SHEET_ERROR = re.compile(r"#(N/A|NV|[^\W\d][\w/]*[!?])")
 # A long number as spreadsheets shorten it: 1.2E+12, or 1,2E+12. Several may have become one.
 _SHORTENED = re.compile(r"-?\d+([.,]\d+)?E\+\d+", re.IGNORECASE)
+_RECODED = (".tif", ".tiff", ".webp")
 _MANY_IMAGES = 10_000  # more than these take seconds to read
 
 
@@ -70,7 +71,8 @@ class Table:
         columns: the optional columns that it has.
         rows: the images, in the order of the file.
         fingerprint: 32 bits that change with the file's text and with any image's contents. They
-            are another number if the text is not plain, as its names were once kept as written.
+            are another number if the text is not plain, as its names were once kept as written, and
+            if it names TIFF or WebP images, which were once turned by their orientation.
     """
 
     file: Path
@@ -254,7 +256,7 @@ def _occlusion(place: str, value: Any) -> float:
     if value is None or value == "":
         return math.nan
     try:
-        share = float(value)
+        share = math.nan if isinstance(value, bool) else float(value)
     except (ValueError, TypeError, OverflowError):
         share = math.nan
     if not 0 <= share <= 1:
@@ -287,6 +289,8 @@ def _fingerprint(data: bytes, text: str, rows: tuple[Row, ...]) -> int:
     digest = hashlib.sha256(data)
     if plain(text) != text:
         digest.update(b"plain names")
+    if any(row.path.lower().endswith(_RECODED) for row in rows):
+        digest.update(b"pixels as stored")
     files = list(dict.fromkeys(str(row.file) for row in rows))
     shown = progress(files, "comparing images") if len(files) > _MANY_IMAGES else files
     for file in shown:

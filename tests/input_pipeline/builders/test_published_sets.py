@@ -554,6 +554,16 @@ def test_msmt17_lists_that_do_not_fit(text, message, tmp_path):
     assert line.startswith(str(list_file)) and message in line
 
 
+def test_an_msmt17_list_must_agree_with_the_folders(tmp_path):
+    write_tree("msmt17/v1", tmp_path / "in")
+    (file,) = (tmp_path / "in").rglob("list_query.txt")
+    first, second = file.read_text().splitlines()
+    file.write_text(f"{first}\n{second[:-1]}7\n")
+    assert refused("msmt17/v1", tmp_path, tmp_path / "in") == (
+        f"{file}, line 2: identity 7, but the image is in the folder 0001; get the list again"
+    )
+
+
 def test_msmt17_camera_and_files_that_no_list_names(tmp_path):
     write_tree("msmt17/v2", tmp_path / "in")
     root = tmp_path / "in/MSMT17_V2"

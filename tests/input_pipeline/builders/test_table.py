@@ -481,3 +481,23 @@ def test_joints_at_the_origin_are_a_warning_and_are_not_drawn(folder):
     ]
     confidence = read_catalog(builder, "train").keypoints[0, :, 2]
     np.testing.assert_array_equal(confidence, np.float32([0] * 5 + [0.9] * 12))
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_true_and_false_are_no_occlusion(value, folder):
+    entry = {"path": "a/1.jpg", "identity": 1, "camera": 1, "split": "train", "occlusion": value}
+    (folder / "mine.jsonl").write_text(json.dumps(entry))
+    with pytest.raises(DataError, match=rf"line 1: occlusion must be a number .*, not {value}$"):
+        prepare(folder)
+
+
+@pytest.mark.parametrize("suffix", ["tiff", "WebP"])
+def test_a_table_of_pictures_that_were_once_turned_is_prepared_again(suffix, folder):
+    """Before, TIFF and WebP images were turned by their orientation; this is another version."""
+    file = folder / "mine.csv"
+    (folder / "a/1.jpg").rename(folder / f"a/1.{suffix}")
+    file.write_text(CSV.replace("a/1.jpg", f"a/1.{suffix}"))
+    digest = hashlib.sha256(file.read_bytes())
+    for path in (f"a/1.{suffix}", *IMAGES[1:]):
+        digest.update(hashlib.sha256((folder / path).read_bytes()).digest())
+    assert read_table(file).fingerprint != int.from_bytes(digest.digest()[:4], "big")
