@@ -46,11 +46,12 @@ bench: setup
 	@$(PIP) -e '.[benchmark,export,parity]'
 	$(BIN)/python -m benchmarks.cpu
 
-# The tables of docs/scaling.md: half an hour, since the training step is compiled fifteen times.
-# After an interruption: make scaling OPTIONS=--keep
+# The tables of docs/scaling.md, for TPUs and GPUs: the training step is compiled twenty-one times,
+# which takes forty minutes. After an interruption: make scaling OPTIONS=--keep
 scaling: setup
 	@$(PIP) -e '.[tpu]'
-	$(BIN)/python -m benchmarks.aot --table $(OPTIONS)
+	@$(PIP) --no-deps --upgrade --target .cache/cuda jax-cuda13-plugin jax-cuda13-pjrt
+	PYTHONPATH=.cache/cuda $(BIN)/python -m benchmarks.aot --table $(OPTIONS)
 
 # Both frameworks through the same steps (docs/parity.md): seven minutes. The exit status is 1 if a
 # figure exceeds its bound. The report goes to .cache/parity.

@@ -1,38 +1,34 @@
-"""A TPU pod without a pod: memory, compute and communication per chip of the real training step.
+"""Pods without a pod: memory, compute and communication per chip of the real training step.
 
     python -m benchmarks.aot --topology=v5e:16x16 --batch=16384
+    PYTHONPATH=.cache/cuda python -m benchmarks.aot --topology=h100:8 --batch=2048
 
-Compiles a configuration's step for a TPU topology on a machine without TPUs: the compiler, libtpu,
-runs on the CPU (``pip install -e '.[tpu]'``). Options are those of main.py:
-``--config=configs/X.py --config.mesh.model=8``. Prints one JSON line per measurement; a step that
-does not fit into memory is a measurement too. ``--table`` measures 1 to 256 chips with 64 images
-each and rewrites the tables of docs/scaling.md.
+Compiles a configuration's step for TPUs or NVIDIA H100s on a machine without them: the compilers,
+libtpu (``pip install -e '.[tpu]'``) and JAX's CUDA plugin, run on the CPU. Options are those of
+main.py: ``--config=configs/X.py --config.mesh.model=8``. Prints one JSON line per measurement; a
+step that does not fit into memory is a measurement too. ``--table`` measures 1 to 256 TPU chips
+with 64 images each and 1 to 64 GPUs with 256 images each, and rewrites the tables of
+docs/scaling.md.
 
-The compiler is asked for less optimisation. A step then compiles in a minute or two instead of
+The TPU compiler is asked for less optimisation. A step then compiles in a minute or two instead of
 seven and more. docs/scaling.md says what that changes.
 
 All figures are for one chip and one step:
 
-- memory: how the compiler assigns main memory, of which it reserves 0.25 GiB. Arguments (state and
-  batch), outputs, outputs that reuse donated arguments (aliased), temporaries, the program, and the
-  peak.
+- memory: how the compiler assigns main memory. Arguments (state and batch), outputs, outputs that
+  reuse donated arguments (aliased), temporaries, the program, and the peak. The TPU compiler
+  reserves 0.25 GiB.
 - tflop: convolutions and matrix products as compiled, with every iteration of a loop.
 - hbm_gb: an estimate of main-memory traffic: the whole operands and results of every operation,
   except those that the compiler keeps in vector memory.
 - collectives: how many, and the megabytes of their results on the chip.
-- roofline_ms: the time that each of these takes at the published peak rates. The longest limits the
-  images per second. This is a bound, not a forecast: no unit reaches its peak, and units that wait
-  for one another add up.
-
-Peaks of a v5e chip, from https://cloud.google.com/tpu/docs/v5e: 197 TFLOP/s in bf16 (in which the
-matrix unit also multiplies float32 by default), 16 GB of HBM2 at 819 GB/s, and an interconnect of
-1600 Gbit/s: 400 in each direction on each of four links. We assume that a chip sends 200 GB/s, over
-all four at once. Below 16x16 the torus is open and some links are unused, so the bound is loose.
+- roofline_ms: the time that each of these takes at the published peak rates, which are in
+  benchmarks/chips.py. The longest limits the images per second. This is a bound, not a forecast: no
+  unit reaches its peak, and units that wait for one another add up.
 """
 
 import dataclasses
 import importlib.metadata
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -48,10 +44,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from jax.experimental import topologies
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from benchmarks.chips import (
+    CHIPS,
+    ENVIRONMENT,
+    Chip,
+    chip_of,
+    interconnect_seconds,
+    topology_devices,
+)
 from benchmarks.hlo import Program
 from configs import default
 from pgfl_jax.command_flags import define_config, define_path
@@ -64,26 +67,11 @@ from pgfl_jax.report.writers import replace_text
 from pgfl_jax.train_step import make_train_step
 
 FLAGS = flags.FLAGS
-GENERATION = "v5e"
-TFLOP_PER_SECOND, HBM_GB_PER_SECOND, ICI_GB_PER_SECOND = 197.0, 819.0, 200.0
-MEMORY_GIB = 16
 STEPS_PER_EPOCH = 100  # a constant in the schedule; the figures do not depend on it
 
-# For compiling only: no metadata server, no other hosts, no chips to lock, no logs.
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_LOG_DIR": "disabled",
-    "TPU_STDERR_LOG_LEVEL": "3",
-}
-
-EFFORT = -1.0  # the least optimisation; see the module's docstring
-
-TABLE_TOPOLOGIES = {"1x1": 1, "2x2": 4, "4x4": 16, "8x8": 64, "16x16": 256}
-IMAGES_PER_CHIP = 64
+TPU_TOPOLOGIES = {"v5e:1x1": 1, "v5e:2x2": 4, "v5e:4x4": 16, "v5e:8x8": 64, "v5e:16x16": 256}
+GPU_TOPOLOGIES = {"h100:1": 1, "h100:8": 8, "h100:64": 64}
+IMAGES_PER_TPU, IMAGES_PER_GPU = 64, 256
 MANY_IDENTITIES = 200_000
 MANY_MODEL = 8  # at most this many chips share a classifier
 BEGIN, END = "<!-- aot -->", "<!-- /aot -->"
@@ -95,7 +83,7 @@ class Case:
 
     Attributes:
         name: the name in the JSON line and the table.
-        topology: the chips, such as ``v5e:16x16``.
+        topology: the chips, such as ``v5e:16x16`` or ``h100:8``.
         config: the configuration; its batch is shared by all chips.
         identities: number of classes.
     """
@@ -113,7 +101,7 @@ def measure(case: Case) -> dict[str, Any]:
         The line to print. If memory does not suffice, ``fits`` is False and ``compiler`` holds the
         compiler's message.
     """
-    devices = topology_devices(case.topology)
+    chip, devices = chip_of(case.topology), topology_devices(case.topology)
     case.config.check_devices(len(devices))
     experiment = Experiment.create(
         case.config,
@@ -130,34 +118,18 @@ def measure(case: Case) -> dict[str, Any]:
     started = time.perf_counter()
     compiled = None
     try:
-        compiled = lowered.compile({"exec_time_optimization_effort": EFFORT})
+        compiled = lowered.compile(chip.options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         line |= {"fits": False, "compiler": shortage(str(error))}
     line["compile_seconds"] = round(time.perf_counter() - started, 1)
     if compiled is not None:
-        line |= {"fits": True, **analyse(compiled, case.config.data.batch_size / len(devices))}
+        line |= {
+            "fits": True,
+            **analyse(compiled, case.config.data.batch_size / len(devices), chip),
+        }
     return line
-
-
-def topology_devices(topology: str) -> list[Any]:
-    """The chips of a topology, ``v5e:ROWSxCOLUMNS``, in the order of their processes.
-
-    Raises:
-        UserError: the topology is malformed, or the compiler does not know it.
-    """
-    if not re.fullmatch(rf"{GENERATION}:\d+x\d+", topology):
-        raise UserError(f"--topology={topology}: must look like {GENERATION}:4x4")
-    # A host has four chips, or one in the smallest topology.
-    options: dict[str, Any] = {"topology_name": topology}
-    if topology.endswith(":1x1"):
-        options["chips_per_host_bounds"] = (1, 1, 1)
-    try:
-        return topologies.get_topology_desc(platform="tpu", **options).devices
-    except jax.errors.JaxRuntimeError as error:
-        reason = _first_line(str(error)).removeprefix("INVALID_ARGUMENT: ")
-        raise UserError(f"--topology={topology}: {reason}") from error
 
 
 def abstract_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
@@ -176,12 +148,13 @@ def abstract_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def analyse(compiled: jax.stages.Compiled, images: float) -> dict[str, Any]:
+def analyse(compiled: jax.stages.Compiled, images: float, chip: Chip) -> dict[str, Any]:
     """The memory, compute and communication of one chip in a compiled step.
 
     Args:
         compiled: the step.
         images: images per chip.
+        chip: what runs it.
     """
     memory: Any = compiled.memory_analysis()
     program = Program(compiled.as_text() or "")
@@ -211,23 +184,34 @@ def analyse(compiled: jax.stages.Compiled, images: float) -> dict[str, Any]:
             for kind, total in sorted(collectives.items())
         },
         "loops_of_unknown_length": program.unknown_loops,
-        **roofline(tflop, hbm_gb, sent, images),
+        **roofline(
+            chip, tflop, hbm_gb, interconnect_seconds(chip, program.collectives), images=images
+        ),
     }
 
 
-def roofline(tflop: float, hbm_gb: float, sent_gb: float, images: float) -> dict[str, Any]:
+def roofline(
+    chip: Chip, tflop: float, hbm_gb: float, interconnect: float, *, images: float
+) -> dict[str, Any]:
     """The least time of compute, memory and interconnect, and which of them is the limit.
 
-    >>> found = roofline(tflop=1.97, hbm_gb=4.095, sent_gb=0.4, images=64)
+    Args:
+        chip: what runs the step.
+        tflop: of products.
+        hbm_gb: that move between chip and main memory.
+        interconnect: seconds, from :func:`benchmarks.chips.interconnect_seconds`.
+        images: images per chip.
+
+    >>> found = roofline(CHIPS["v5e"], tflop=1.97, hbm_gb=4.095, interconnect=0.002, images=64)
     >>> found["roofline_ms"]
     {'compute': 10.0, 'memory': 5.0, 'interconnect': 2.0}
     >>> found["limited_by"], found["images_per_second_at_most"]
     ('compute', 6400)
     """
     seconds = {
-        "compute": tflop / TFLOP_PER_SECOND,
-        "memory": hbm_gb / HBM_GB_PER_SECOND,
-        "interconnect": sent_gb / ICI_GB_PER_SECOND,
+        "compute": tflop / chip.tflop_per_second,
+        "memory": hbm_gb / chip.hbm_gb_per_second,
+        "interconnect": interconnect,
     }
     limit = max(seconds, key=lambda name: seconds[name])
     return {
@@ -260,13 +244,14 @@ def described(case: Case) -> dict[str, Any]:
         for name, value in case.config.flat_options().items()
         if value != standard[name] and name != "data.identities_per_batch"
     }
+    compiler = CHIPS[case.topology.partition(":")[0]].distribution
     line = {
         "name": case.name,
         "topology": case.topology,
         "batch": case.config.data.batch_size,
         "identities": case.identities,
         "options": options,
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", compiler)},
     }
     return json.loads(json.dumps(line))  # tuples become lists, as in the file
 
@@ -320,37 +305,47 @@ def make_case(
 
 
 def table_cases(values: ConfigDict, identities: int) -> list[Case]:
-    """The cases of the tables: three networks on 1 to 256 chips, with 64 images per chip."""
-    many = {"identities": MANY_IDENTITIES}
-    networks: dict[str, dict[str, Any]] = {
-        "Main branch only": {"identities": identities, "model.pose_branches": False},
-        "Three branches": {"identities": identities},
+    """The cases of the tables: three networks on 1 to 256 TPU chips, two on 1 to 64 GPUs."""
+    main: dict[str, Any] = {"identities": identities, "model.pose_branches": False}
+    three: dict[str, Any] = {"identities": identities}
+    many: dict[str, Any] = {"identities": MANY_IDENTITIES}
+    on_tpus = {
+        "Main branch only": main,
+        "Three branches": three,
         f"Three branches, {MANY_IDENTITIES:,} identities": many,
     }
-    return [
+    cases = [
         make_case(
             name,
-            f"{GENERATION}:{size}",
+            topology,
             values,
-            batch=IMAGES_PER_CHIP * chips,
+            batch=IMAGES_PER_TPU * chips,
             **changes | ({"mesh.model": min(chips, MANY_MODEL)} if changes is many else {}),
         )
-        for name, changes in networks.items()
-        for size, chips in TABLE_TOPOLOGIES.items()
+        for name, changes in on_tpus.items()
+        for topology, chips in TPU_TOPOLOGIES.items()
+    ]
+    on_gpus = {"Main branch only, on H100s": main, "Three branches, on H100s": three}
+    return cases + [
+        make_case(name, topology, values, batch=IMAGES_PER_GPU * chips, **changes)
+        for name, changes in on_gpus.items()
+        for topology, chips in GPU_TOPOLOGIES.items()
     ]
 
 
 def tables(lines: list[dict]) -> str:
     """The measurements as Markdown, one table per name."""
-    kinds = sorted({kind for line in lines for kind in line.get("collectives", {})})
-    head = [
-        "chips", "mesh", "batch", f"memory, of {MEMORY_GIB} GiB", "TFLOP", "HBM, GB",
-        *(f"{kind}, MB (calls)" for kind in kinds), "compute / memory / interconnect, ms",
-        "limited by", "images/s per chip, at most", "compiled in",
-    ]  # fmt: skip
     parts = []
     for name in dict.fromkeys(line["name"] for line in lines):
-        rows = [_row(line, kinds) for line in lines if line["name"] == name]
+        own = [line for line in lines if line["name"] == name]
+        kinds = sorted({kind for line in own for kind in line.get("collectives", {})})
+        memory = CHIPS[own[0]["topology"].partition(":")[0]].memory_gib
+        head = [
+            "chips", "mesh", "batch", f"memory, of {memory} GiB", "TFLOP", "HBM, GB",
+            *(f"{kind}, MB (calls)" for kind in kinds), "compute / memory / interconnect, ms",
+            "limited by", "images/s per chip, at most", "compiled in",
+        ]  # fmt: skip
+        rows = [_row(line, kinds) for line in own]
         parts += [f"**{name}**", "", _cells(head), _cells(["---:"] * len(head))]
         parts += [*map(_cells, rows), ""]
     return "\n".join(parts)
@@ -433,7 +428,7 @@ def _say(message: str) -> None:
 def define_flags() -> None:
     """Define the command-line flags."""
     define_config("configs/large_batch.py")
-    flags.DEFINE_string("topology", None, "The chips, such as v5e:16x16.")
+    flags.DEFINE_string("topology", None, "The chips, such as v5e:16x16 or h100:8.")
     flags.DEFINE_integer("batch", 0, "Images per step, over all chips; 0: as in the config.")
     flags.DEFINE_integer("identities", 751, "Number of classes; Market-1501 has 751.")
     flags.DEFINE_boolean("table", False, "Measure and rewrite all tables.")
@@ -451,12 +446,12 @@ def main(argv: list[str]) -> None:
     """Check the flags, measure, print."""
     if argv[1:] or bool(FLAGS.topology) == FLAGS.table:
         raise UserError(f"give either --topology or --table, and no other arguments ({argv[1:]})")
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError("libtpu is not installed: pip install -e '.[tpu]'")
     os.environ.update(ENVIRONMENT)
     values = FLAGS.config
     if FLAGS.table:
         cases = table_cases(values, FLAGS.identities)
+        for case in cases:  # a compiler that is missing must be named now, not hours later
+            chip_of(case.topology)
         write_table(cases, Path(FLAGS.store), Path(FLAGS.page), keep=FLAGS.keep)
     else:
         case = make_case(

@@ -9,7 +9,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 COLLECTIVES = (
     "all-reduce",
@@ -160,10 +160,7 @@ class Program:
         for name, times in self._runs.items():
             body = self.computations[name]
             for instruction in body.values():
-                count = {"convolution": _convolution_flops, "dot": _dot_flops}.get(
-                    instruction.opcode
-                )
-                if count is not None:
+                if count := _counter(instruction):
                     shapes = [dimensions(body[operand].shape) for operand in instruction.operands]
                     total += times * count(instruction, shapes)
         return total
@@ -174,7 +171,7 @@ class Program:
 
         Counts the whole operands and results of every scheduled operation. Intermediate results of
         a fusion never leave the chip, nor do arrays in another memory space (``S(1)``, a TPU's
-        vector memory).
+        vector memory). The workspace that a library asks for does not count.
         """
         total = 0
         for name, times in self._scheduled.items():
@@ -270,6 +267,12 @@ def _result(instruction: Instruction) -> str:
     return parts[1]
 
 
+def _without_workspace(instruction: Instruction) -> str:
+    """The shape of the result; a library's workspace is the last element of its tuple."""
+    parts = _elements(instruction.shape)
+    return ", ".join(parts[:-1]) if _library(instruction) and len(parts) > 1 else instruction.shape
+
+
 def _group_size(attributes: str, partitions: int) -> int:
     """The number of devices in a replica group, in any of the printed forms."""
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", attributes):
@@ -285,18 +288,37 @@ def _group_size(attributes: str, partitions: int) -> int:
     return partitions
 
 
+def _library(instruction: Instruction) -> str:
+    """What NVIDIA's library computes: ``cublas…`` or ``cudnn…``; "" for anything else."""
+    return instruction.attribute(r'custom_call_target="__(cu(?:blas|dnn)[^"]*)"') or ""
+
+
+def _counter(instruction: Instruction) -> Callable[[Instruction, list[list[int]]], int] | None:
+    """What counts the operations of a convolution or a product; None for anything else."""
+    if instruction.opcode == "dot" or _library(instruction).startswith("cublas"):
+        return _dot_flops
+    if instruction.opcode == "convolution" or _library(instruction).startswith("cudnn$conv"):
+        return _convolution_flops
+    return None
+
+
 def _dot_flops(dot: Instruction, shapes: list[list[int]]) -> int:
-    contracted = _integers(dot.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or "")
-    depth = math.prod(shapes[0][axis] for axis in contracted)
-    return 2 * math.prod(dimensions(dot.shape)) * depth
+    contracted = dot.attribute(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)') or ""
+    depth = math.prod(shapes[0][axis] for axis in _integers(contracted))
+    return 2 * math.prod(dimensions(_without_workspace(dot))) * depth
 
 
 def _convolution_flops(convolution: Instruction, shapes: list[list[int]]) -> int:
     """Without the products with padding and with the zeros of a dilation."""
     labels = convolution.attribute(r"dim_labels=([\w?]+_[\w?]+->[\w?]+)") or ""
     left, right, out = re.split(r"_|->", labels)
-    image, kernel = shapes
-    result = dimensions(convolution.shape)
+    image, kernel = shapes[:2]
+    result = dimensions(_without_workspace(convolution))
+    # cuDNN's gradients describe the convolution itself, of which they give another part.
+    if _library(convolution) == "cudnn$convBackwardInput":
+        image, result = result, image
+    elif _library(convolution) == "cudnn$convBackwardFilter":
+        kernel, result = result, kernel
     window = convolution.attribute(r"window=\{([^}]*)\}") or ""
     options = dict(re.findall(r"(\w+)=(\S+)", window))
     flops = 2 * result[out.index("b")] * result[out.index("f")] * kernel[right.index("i")]
@@ -353,4 +375,5 @@ def _moved(instruction: Instruction, body: dict[str, Instruction]) -> int:
         # A slice reads only as much as it writes.
         return (array_bytes(target, space=0) > 0) * size + (array_bytes(source, space=0) > 0) * size
     shapes = [body[operand].shape for operand in instruction.operands]
-    return sum(array_bytes(shape, space=0) for shape in [*shapes, instruction.shape])
+    result = _without_workspace(instruction)
+    return sum(array_bytes(shape, space=0) for shape in [*shapes, result])

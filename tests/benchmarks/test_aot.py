@@ -11,6 +11,8 @@ import jax
 import pytest
 
 from benchmarks import aot
+from benchmarks.chips import CHIPS, ENVIRONMENT, interconnect_seconds
+from benchmarks.hlo import Collective
 from configs import default, synthetic_tiny
 from input_pipeline.from_config import training_data
 from pgfl_jax.distributed.sharding import make_mesh
@@ -23,15 +25,39 @@ IDENTITIES = 300
 
 
 def test_the_roofline_by_hand():
-    found = aot.roofline(tflop=1.97, hbm_gb=8.19, sent_gb=0.4, images=64)
+    v5e = CHIPS["v5e"]
+    found = aot.roofline(v5e, tflop=1.97, hbm_gb=8.19, interconnect=0.002, images=64)
     assert found == {
         "roofline_ms": {"compute": 10.0, "memory": 10.0, "interconnect": 2.0},
         "limited_by": "compute",
         "images_per_second_at_most": 6400,
     }
-    assert aot.roofline(1.97, 16.38, 0.4, 64)["limited_by"] == "memory"
-    assert aot.roofline(1.97, 16.38, 8.0, 64)["limited_by"] == "interconnect"
-    assert aot.roofline(1.97, 16.38, 8.0, 64)["images_per_second_at_most"] == 64 / 0.04
+    assert aot.roofline(v5e, 1.97, 16.38, 0.002, images=64)["limited_by"] == "memory"
+    slow = aot.roofline(v5e, 1.97, 16.38, 0.04, images=64)
+    assert (slow["limited_by"], slow["images_per_second_at_most"]) == ("interconnect", 64 / 0.04)
+    found = aot.roofline(CHIPS["h100"], 9.89, 67.0, 0.0, images=256)
+    assert found["roofline_ms"] == {"compute": 10.0, "memory": 20.0, "interconnect": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("chip", "kind", "group", "milliseconds"),
+    [
+        ("v5e", "all-reduce", 1, 0),
+        ("v5e", "all-reduce", 64, 2 * 63 / 64 * 720 / 200),
+        # Among the GPUs of one machine, NVLink counts.
+        ("h100", "all-reduce", 8, 2 * 7 / 8 * 720 / 450),
+        # Sixteen machines send two fifteen-sixteenths of it by eight adapters each.
+        ("h100", "all-reduce", 128, 2 * 15 / 16 * 720 / 8 / 50),
+        ("h100", "all-gather", 128, 15 / 16 * 720 / 8 / 50),
+        # Every GPU has another result. Its own machine needs most of what it reduces.
+        ("h100", "reduce-scatter", 16, 15 * 720 / 450),
+        ("h100", "all-to-all", 16, 1 / 2 * 720 / 50),
+    ],
+)
+def test_the_interconnects_time_by_hand(chip, kind, group, milliseconds):
+    twice = Collective(kind, 360_000_000, group, times=2)
+    seconds = interconnect_seconds(CHIPS[chip], [twice])
+    assert 1000 * seconds == pytest.approx(milliseconds, rel=1e-9)
 
 
 @pytest.fixture
@@ -56,7 +82,7 @@ def test_a_step_for_eight_devices(model):
     state, batch = experiment.abstract_state(), aot.abstract_batch(case.config)
     mesh = make_mesh(jax.devices()[:8], model=model)
     compiled = make_train_step(experiment, mesh).lower(state, batch).compile()
-    line = aot.analyse(compiled, images=2)
+    line = aot.analyse(compiled, 2, CHIPS["v5e"])
 
     classifiers = {
         name: tree for name, tree in state.params.items() if name.endswith("_classifier")
@@ -118,22 +144,42 @@ def test_impossible_cases_are_refused(arguments, message):
         aot.make_case("x", "v5e:2x2", default.get_config(), **({"identities": 9} | arguments))
 
 
-@pytest.mark.parametrize("topology", ["v5e", "v5e:4", "v6e:2x2", "v5e:2x2x2", "4x4"])
+@pytest.mark.parametrize(
+    "topology",
+    ["v5e", "v5e:4", "v6e:2x2", "v5e:2x2x2", "4x4", "h100", "h100:0", "h100:8x8", "h200:8"],
+)
 def test_malformed_topologies_are_refused(topology):
-    with pytest.raises(UserError, match=f"--topology={topology}: must look like v5e:4x4"):
+    with pytest.raises(UserError, match=f"--topology={topology}: must look like v5e:4x4 or h100"):
         aot.topology_devices(topology)
+
+
+def test_machines_that_are_not_full_are_refused():
+    with pytest.raises(UserError, match="--topology=h100:12: must fill its machines of 8 chips"):
+        aot.topology_devices("h100:12")
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"libtpu is not installed: pip install -e '\.\[tpu\]'"):
+        aot.topology_devices("v5e:2x2")
+    with pytest.raises(UserError, match=r"jax_cuda13_plugin is not installed: .*PYTHONPATH"):
+        aot.topology_devices("h100:1")
 
 
 def test_the_cases_of_the_table():
     cases = aot.table_cases(default.get_config(), 751)
-    assert len(cases) == 15
-    chips = [1, 4, 16, 64, 256]
-    assert [case.config.data.batch_size for case in cases] == [64 * count for count in chips] * 3
-    assert {case.config.model.pose_branches for case in cases[:5]} == {False}
-    assert {case.config.model.pose_branches for case in cases[5:]} == {True}
-    assert [case.config.mesh.model for case in cases] == [1] * 10 + [1, 4, 8, 8, 8]
-    assert [case.identities for case in cases] == [751] * 10 + [200_000] * 5
-    for case, count in zip(cases, chips * 3, strict=True):
+    chips, gpus = [1, 4, 16, 64, 256], [1, 8, 64]
+    counts = chips * 3 + gpus * 2
+    assert [int(case.topology.removeprefix("h100:")) for case in cases[15:]] == gpus * 2
+    sizes = [
+        case.config.data.batch_size // count for case, count in zip(cases, counts, strict=True)
+    ]
+    assert sizes == [64] * 15 + [256] * 6
+    posed = [case.config.model.pose_branches for case in cases]
+    assert posed == [False] * 5 + [True] * 10 + [False] * 3 + [True] * 3
+    assert [case.config.mesh.model for case in cases] == [1] * 10 + [1, 4, 8, 8, 8] + [1] * 6
+    assert [case.identities for case in cases] == [751] * 10 + [200_000] * 5 + [751] * 6
+    for case, count in zip(cases, counts, strict=True):
         case.config.check_devices(count)
 
 
@@ -159,7 +205,7 @@ def _fake_measured(case):
         found = {"fits": False, "compiler": aot.shortage(EXHAUSTED), "compile_seconds": 7.0}
     else:
         found = FITS
-    chips = aot.TABLE_TOPOLOGIES[case.topology.removeprefix("v5e:")]
+    chips = (aot.TPU_TOPOLOGIES | aot.GPU_TOPOLOGIES)[case.topology]
     model = case.config.mesh.model
     mesh = {"data": chips // model, "model": model}
     return aot.described(case) | {"chips": chips, "mesh": mesh} | found
@@ -195,8 +241,9 @@ def test_the_table_is_written_and_resumed(tmp_path, monkeypatch, capsys):
     assert text.startswith(f"# Scaling\n\n{aot.BEGIN}\n**Main branch only**\n\n| chips | mesh |")
     assert text.endswith(f"|\n{aot.END}\n\nend\n") and "old" not in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert len(rows) == 3 * (2 + 5)
+    assert len(rows) == 3 * (2 + 5) + 2 * (2 + 3)
     assert len({row.count("|") for row in rows}) == 1
+    assert "memory, of 16 GiB" in rows[14] and "memory, of 79 GiB" in rows[21]
     assert rows[6] == (
         "| 256 | 256 × 1 | 16384 | 4.57 (arguments 0.34, temporaries 4.00) | 1.48 | 20.6 "
         "| 123.4 (38) | 7.5 / 25.1 / 1 | memory | 2547 | 400 s |"
@@ -256,7 +303,7 @@ OPTIMIZED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
 def compiler():
     """A process with the TPU compiler, to which cases are given as `aot.measured` does."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**aot.ENVIRONMENT, **OPTIMIZED}.items():
+        for name, value in {**ENVIRONMENT, **OPTIMIZED}.items():
             patch.setenv(name, value)
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             yield lambda case: pool.submit(aot.measure, case).result(timeout=900)
@@ -292,7 +339,7 @@ def test_a_step_for_four_chips():
     experiment = Experiment.create(case.config, num_identities=512, num_images=160)
     step = make_train_step(experiment, make_mesh(jax.devices()[:1]))
     compiled = step.lower(state, aot.abstract_batch(case.config)).compile()
-    one = aot.analyse(compiled, images=16)["tflop"]
+    one = aot.analyse(compiled, 16, CHIPS["v5e"])["tflop"]
     assert line["tflop"] == pytest.approx(one / 4, rel=0.1)
     assert line["loops_of_unknown_length"] == 0
     assert line["images_per_second_at_most"] > 1000

@@ -1,5 +1,7 @@
 """The reader of compiled programs, on hand-written lines and on programs counted by hand."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -256,6 +258,59 @@ def test_flops_of_the_gradients_of_a_strided_convolution():
     products = float(convolve(images, kernel).sum())
     text = jax.jit(gradients).lower(images, kernel).compile().as_text()
     assert Program(text).matrix_flops == 2 * 2 * products
+
+
+# NVIDIA's libraries describe a gradient by the convolution that it belongs to.
+DIMENSIONS = (
+    'backend_config={"gemm_backend_config":{"beta":0,"dot_dimension_numbers":'
+    '{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "products", "moved"),
+    [
+        (
+            "(bf16[2,4,4,6], u8[1000]) custom-call(%x, %k), CONV __cudnn$convForward",
+            2 * 6 * 4 * 11 * 11, 1024 + 432 + 384,
+        ),
+        (
+            "(bf16[2,4,4,6], u8[0]) custom-call(%x, %k, %b, %y), "
+            "CONV __cudnn$convBiasActivationForward",
+            2 * 6 * 4 * 11 * 11, 1024 + 432 + 24 + 2 * 384,
+        ),
+        (
+            "(bf16[2,8,8,4], u8[1000]) custom-call(%y, %k), CONV __cudnn$convBackwardInput",
+            2 * 6 * 4 * 11 * 11, 1024 + 432 + 384,
+        ),
+        (
+            "(bf16[6,3,3,4], u8[1000]) custom-call(%x, %y), CONV __cudnn$convBackwardFilter",
+            2 * 6 * 4 * 11 * 11, 1024 + 432 + 384,
+        ),
+        (
+            f"(f32[16,6], s8[1000]) custom-call(%p, %w), DOT __cublas$lt$matmul, {DIMENSIONS}",
+            16 * 4 * 6, 256 + 96 + 384,
+        ),
+        (
+            f"f32[16,6] custom-call(%p, %w), DOT __cublas$gemm, {DIMENSIONS}",
+            16 * 4 * 6, 256 + 96 + 384,
+        ),
+    ],
+)  # fmt: skip
+def test_calls_of_nvidias_libraries_by_hand(line, products, moved):
+    """Along each axis of 8 pixels, stride 2 and padding 1 leave 11 of 12 products."""
+    window = "window={size=3x3 stride=2x2 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, "
+    for short, long in {"CONV ": window, "DOT ": ""}.items():
+        line = line.replace(short, f"{long}custom_call_target=")
+    line = re.sub(r"target=([\w$]+)", r'target="\1"', line)
+    operands = (
+        "  %x = bf16[2,8,8,4] parameter(1)\n  %k = bf16[6,3,3,4] parameter(2)\n"
+        "  %y = bf16[2,4,4,6] parameter(3)\n  %w = f32[4,6] parameter(4)\n"
+        "  %b = f32[6] parameter(5)\n"
+    )
+    read = program(f"{operands}  %r = {line}")
+    assert read.matrix_flops == 2 * products
+    assert read.memory_bytes == moved  # without the workspace
 
 
 def test_flops_and_memory_of_matrix_products_in_a_loop():
