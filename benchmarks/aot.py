@@ -141,7 +141,8 @@ def abstract_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
         return jax.ShapeDtypeStruct((*rows, *shape), dtype)
 
     return {
-        "images": array(data.height, data.width, 3),
+        "images": array(data.height, data.width, 3, dtype=jnp.uint8),
+        "erased": array(4, dtype=jnp.int32),
         "labels": array(dtype=jnp.int32),
         "part_maps": array(*config.map_shape, NUM_PARTS),
         "visibility": array(NUM_PARTS),

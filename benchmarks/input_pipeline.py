@@ -42,10 +42,12 @@ MEMORY_SAMPLES = 10
 
 
 def tf_data_batches(catalog: Catalog, config: Config) -> Iterator[Any]:
-    """The batches of a training run of this project."""
+    """The batches of a training run of this project, normalised and erased as a device would."""
     from input_pipeline.pipeline import train_batches
+    from pgfl_jax.network_input import network_input
 
-    return train_batches(catalog, config.data, map_shape=config.map_shape, seed=config.seed)
+    for batch in train_batches(catalog, config.data, map_shape=config.map_shape, seed=config.seed):
+        yield {**batch, "images": network_input(batch, config.data).block_until_ready()}
 
 
 def torch_batches(catalog: Catalog, config: Config) -> Iterator[Any]:

@@ -7,8 +7,6 @@ import tensorflow as tf
 from jaxtyping import Bool, Float32, Int32, Shaped, UInt8
 
 from input_pipeline.keypoints import PART_FLIP
-from pgfl_jax.config import DataConfig
-from pgfl_jax.preprocessing import scale_and_offset
 
 
 def decode(encoded: Shaped[tf.Tensor, ""]) -> UInt8[tf.Tensor, "height width 3"]:
@@ -67,29 +65,6 @@ def resize(
 
     image = tf.cond(tf.reduce_all(shape == target), lambda: image, resized)
     return tf.ensure_shape(image, (height, width, 3))
-
-
-# Compiled into one pass over memory.
-@functools.partial(tf.function, jit_compile=True, autograph=False)
-def normalise(
-    images: UInt8[tf.Tensor, "batch height width 3"],
-    rectangles: Int32[tf.Tensor, "batch 4"],
-    config: DataConfig,
-) -> Float32[tf.Tensor, "batch height width 3"]:
-    """(x / 255 - mean) / std per channel; 0, the mean of the data, in the erased rectangles.
-
-    Args:
-        images: (B, H, W, 3) uint8.
-        rectangles: (B, 4) int32 top, left, bottom, right.
-        config: the data options.
-
-    Returns:
-        (B, H, W, 3) float32.
-    """
-    scale, offset = scale_and_offset(config.mean, config.std)
-    shape = tuple(images.shape[1:3])
-    erased = inside(rectangles, shape, shape)
-    return tf.where(erased[..., None], 0.0, tf.cast(images, tf.float32) * scale + offset)
 
 
 def inside(

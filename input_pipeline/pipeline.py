@@ -88,7 +88,8 @@ def train_batches(
         process_count: number of slices.
 
     Returns:
-        Iterator of dicts: ``images`` (b, H, W, 3) float32, ``labels`` (b,) int32, ``part_maps``
+        Iterator of dicts: ``images`` (b, H, W, 3) uint8, ``erased`` (b, 4) int32 top, left, bottom,
+        right of the rectangles that the devices erase, ``labels`` (b,) int32, ``part_maps``
         (b, h, w, 8) float32, ``visibility`` (b, 8) float32, ``indices`` (b,) int32 into the
         catalog. The arrays are read-only.
 
@@ -144,8 +145,8 @@ def evaluation_batches(
 
     Returns:
         A function that starts a new pass; only the first one builds the dataset. The dicts are
-        those of :func:`train_batches`, without ``labels`` and with ``valid`` (b,) float32: 1 for an
-        image, 0 for padding (with index 0).
+        those of :func:`train_batches`, without ``labels`` and ``erased``, and with ``valid`` (b,)
+        float32: 1 for an image, 0 for padding (with index 0).
 
     Raises:
         DataError: the processes do not divide the batch; while iterating, an image cannot be
@@ -281,14 +282,13 @@ def _dataset(
             maps, visibility = pose_maps.join_given_maps(
                 maps, visibility, given, threshold=threshold
             )
-        images = augment.normalise(batch["images"], moved["rectangle"], config)
-        results = {"images": images, "part_maps": maps, "visibility": visibility}
-        if "valid" in batch:  # the padding of the last batch is 0
-            valid = batch["valid"]
-            results = {
-                name: values * tf.reshape(valid, (-1, *[1] * (values.shape.rank - 1)))
-                for name, values in results.items()
-            }
+        results = {"images": batch["images"], "part_maps": maps, "visibility": visibility}
+        if "valid" not in batch:
+            return batch | results | {"erased": moved["rectangle"]}
+        padding = batch["valid"] == 0  # the rows that fill the last batch are 0
+        for name, values in results.items():
+            rows = tf.reshape(padding, (-1, *[1] * (values.shape.rank - 1)))
+            results[name] = tf.where(rows, tf.zeros((), values.dtype), values)
         return batch | results
 
     threads = available_cores()

@@ -43,8 +43,8 @@ class TrainingData:
     Attributes:
         num_identities: number of classes.
         filenames: (N,) names, to which the ``indices`` of a batch point.
-        batches: starts the endless stream of batches at a step: ``images``, ``labels``,
-            ``part_maps``, ``visibility`` and ``indices``, this process's rows of each.
+        batches: starts the endless stream of batches at a step: what the training step takes, and
+            ``indices``; this process's rows of each.
         description: for the manifest: fingerprints of images, identities and poses, which must be
             the same when the run is resumed.
         origin: for the manifest: where images and poses come from, which may change.

@@ -14,6 +14,7 @@ from pgfl_jax.distributed.devices import compiler_options
 from pgfl_jax.distributed.sharding import batch_sharding, replicated
 from pgfl_jax.experiment import Experiment
 from pgfl_jax.losses import kd_scale, total_loss
+from pgfl_jax.network_input import network_input
 from pgfl_jax.train_state import TrainState, update_average
 
 Metrics = dict[str, Array]
@@ -28,7 +29,8 @@ def loss_and_gradients(
     Args:
         experiment: the network and the loss options.
         state: the parameters.
-        batch: ``images``, ``labels``, ``part_maps``, ``visibility``.
+        batch: ``images`` and ``erased`` (see :func:`pgfl_jax.network_input.network_input`),
+            ``labels``, ``part_maps``, ``visibility``.
 
     Returns:
         The gradients, the new batch statistics, and every loss term by name (``total`` among them).
@@ -38,7 +40,7 @@ def loss_and_gradients(
     def loss_fn(params: Any) -> tuple[Array, tuple[Any, Metrics]]:
         outputs, updates = experiment.model.apply(
             {"params": params, "batch_stats": state.batch_stats},
-            batch["images"],
+            network_input(batch, experiment.config.data),
             batch["part_maps"],
             batch["visibility"],
             train=True,
@@ -89,8 +91,8 @@ def train_step(
     Args:
         experiment: the network, the optimizer and the options.
         state: the state before the step.
-        batch: ``images``, ``labels``, ``part_maps``, ``visibility``; with a leading axis over the
-            parts where gradients are accumulated.
+        batch: as in :func:`loss_and_gradients`; with a leading axis over the parts where gradients
+            are accumulated.
 
     Returns:
         The state after the step, and the loss terms and ``gradient_norm`` (before clipping) by

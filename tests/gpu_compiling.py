@@ -61,13 +61,14 @@ def compile_case(module, backbone, dtype, task, devices):
         function = make_train_step(experiment, mesh)
         expected = _bytes(state) + _bytes(batch) // devices
     else:
+        del batch["erased"]  # only training erases
         # A trained state carries its own shardings.
         state = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             state,
             experiment.state_shardings(mesh),
         )
-        function = make_embed(experiment.model, mesh, ("main",))
+        function = make_embed(experiment, mesh, ("main",))
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         expected = _bytes(main_branch(variables)) + _bytes(batch["images"])
     compiled = function.lower(state, batch).compile()

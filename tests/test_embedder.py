@@ -49,7 +49,7 @@ def test_it_gives_the_pipelines_embeddings(embedder, tiny_config, tmp_path):
     with open_checkpoints(GOLDEN_RUN, read_only=True) as checkpoints:
         state = checkpoints.restore(*target, 30)
     catalog = open_catalog(open_builder(config, config.data.dataset), "gallery")
-    embed = make_embed(experiment.model, mesh, ("main",))
+    embed = make_embed(experiment, mesh, ("main",))
     expected = embed_split(embed, state, evaluation_split(catalog, config), mesh).rows["main"]
     for index, image in enumerate(catalog.images):
         (tmp_path / f"{index:04d}.jpg").write_bytes(image)

@@ -18,6 +18,7 @@ from input_pipeline.from_config import evaluation_data, training_data
 from input_pipeline.keypoints import JOINTS
 from input_pipeline.poses.__main__ import main as poses
 from pgfl_jax.config import parse_config
+from pgfl_jax.network_input import network_input
 from pgfl_jax.train import train
 from tests.input_pipeline.trees import TREES, write_tree
 
@@ -191,8 +192,9 @@ def test_imported_poses_stay_on_their_pixels_through_every_augmentation(own_data
     mean, std = np.array(config.data.mean), np.array(config.data.std)
     for _ in range(60):
         batch = next(batches)
+        images = np.asarray(network_input(batch, config.data))
         for image, maps, visible, index in zip(
-            batch["images"], batch["part_maps"], batch["visibility"], batch["indices"], strict=True
+            images, batch["part_maps"], batch["visibility"], batch["indices"], strict=True
         ):
             name = training.filenames[index]
             if name not in spots:

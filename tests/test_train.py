@@ -9,7 +9,6 @@ import re
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -26,6 +25,7 @@ from pgfl_jax.config import Config, ConfigError
 from pgfl_jax.distributed.sharding import make_mesh, shard_batch
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import Experiment, read_pretrained
+from pgfl_jax.network_input import network_input
 from pgfl_jax.pretrained import PretrainedError, save_state_dict, to_state_dict
 from pgfl_jax.report.step_log import NonFiniteLossError
 from pgfl_jax.report.training_images import write_training_images
@@ -85,7 +85,7 @@ def _energy_on_parts(experiment, state, evaluation):
     for batch in evaluation.splits["synthetic_occluded_reid/tiny/query_holistic"].batches():
         features = experiment.model.apply(
             {"params": state.params, "batch_stats": state.batch_stats},
-            jnp.asarray(batch["images"]),
+            network_input(batch, experiment.config.data),
             train=False,
         ).features
         energy = np.square(np.asarray(features, np.float64)).reshape(*features.shape[:3], 8, -1)
@@ -233,7 +233,7 @@ def test_a_nan_stops_with_step_term_and_files(tiny_config, tmp_path):
         for step, batch in enumerate(training.batches(start), start):
             if step == 16:
                 planted["files"] = sorted(training.filenames[batch["indices"]])
-                batch = batch | {"images": np.full_like(batch["images"], np.nan)}
+                batch = batch | {"images": np.full(batch["images"].shape, np.nan, np.float32)}
             yield batch
 
     with pytest.raises(NonFiniteLossError) as error:

@@ -12,19 +12,21 @@ from jaxtyping import Array, Bool, Float
 from pgfl_jax.config import Embedding
 from pgfl_jax.distributed.devices import compiler_options
 from pgfl_jax.distributed.sharding import batch_sharding, replicated, shard_batch
-from pgfl_jax.models import PGFL, main_branch, unit_length
+from pgfl_jax.experiment import Experiment
+from pgfl_jax.models import main_branch, unit_length
 from pgfl_jax.models.branches import pose_mask
+from pgfl_jax.network_input import network_input
 from pgfl_jax.retrieval.protocols import EvaluationError, EvaluationSplit
 from pgfl_jax.train_state import TrainState
 
 EmbedFn = Callable[[TrainState, Mapping[str, Array]], tuple[dict[str, Array], Array]]
 
 
-def make_embed(model: PGFL, mesh: Mesh, names: Sequence[Embedding]) -> EmbedFn:
+def make_embed(experiment: Experiment, mesh: Mesh, names: Sequence[Embedding]) -> EmbedFn:
     """Compile the function from a batch to retrieval embeddings.
 
     Args:
-        model: the network.
+        experiment: the network, and how its images are normalised.
         mesh: the devices; the batch is split over them.
         names: ``main`` (MB: from images alone), or teachers too, which need the batch's poses.
 
@@ -35,12 +37,13 @@ def make_embed(model: PGFL, mesh: Mesh, names: Sequence[Embedding]) -> EmbedFn:
 
     def embed(state: TrainState, batch: Mapping[str, Array]) -> tuple[dict[str, Array], Array]:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
+        model, images = experiment.model, network_input(batch, experiment.config.data)
         if set(names) == {"main"}:
-            outputs = model.apply(main_branch(variables), batch["images"], train=False)
-            usable = jnp.ones(len(batch["images"]), bool)
+            outputs = model.apply(main_branch(variables), images, train=False)
+            usable = jnp.ones(len(images), bool)
         else:
             pose = batch["part_maps"], batch["visibility"]
-            outputs = model.apply(variables, batch["images"], *pose, train=False)
+            outputs = model.apply(variables, images, *pose, train=False)
             usable = pose_mask(batch["visibility"]) > 0
         return {name: unit_length(getattr(outputs, name).neck) for name in names}, usable
 

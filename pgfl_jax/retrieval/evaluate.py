@@ -109,7 +109,7 @@ class Evaluator:
         """Prepare; ``suffix`` is added to the names of the results."""
         self._experiment, self._mesh, self._data, self._workdir = experiment, mesh, data, workdir
         self._suffix = suffix
-        self._embed = make_embed(experiment.model, mesh, experiment.config.eval.embeddings)
+        self._embed = make_embed(experiment, mesh, experiment.config.eval.embeddings)
 
     def dry_run(self, state: TrainState) -> None:
         """Evaluate a few images of each protocol, and forget the scores."""

@@ -26,6 +26,7 @@ from pgfl_jax.losses import mine_hardest
 from pgfl_jax.models.backbones.resnet import BasicBlock, Bottleneck
 from pgfl_jax.models.batch_norm import BatchNorm
 from pgfl_jax.models.branches import pose_mask
+from pgfl_jax.network_input import network_input
 from pgfl_jax.pretrained import to_state_dict, torch_name
 from pgfl_jax.train_state import Average, TrainState
 from pgfl_jax.train_step import loss_and_gradients, make_train_step
@@ -364,6 +365,8 @@ def real_batches(config: Config, count: int) -> list[dict[str, np.ndarray]]:
 
     found = []
     for batch in itertools.islice(training_data(config).batches(0), count):
+        batch = {**batch, "images": np.asarray(network_input(batch, config.data))}
+        del batch["erased"]
         batch = {
             name: values if name == "labels" else values.astype(np.float64)
             for name, values in batch.items()

@@ -44,6 +44,7 @@ from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import Experiment
 from pgfl_jax.models import unit_length
+from pgfl_jax.network_input import network_input
 from pgfl_jax.report.manifest import source_commit
 from pgfl_jax.report.writers import write_json
 from pgfl_jax.retrieval.embeddings import EmbedFn, make_embed
@@ -89,7 +90,7 @@ def jax_side(experiment: Experiment, variables: Variables) -> Side:
         state, terms = train_step(state, dict(batch))
         return jax.device_get(terms)
 
-    embed = make_embed(experiment.model, mesh, experiment.config.eval.embeddings)
+    embed = make_embed(experiment, mesh, experiment.config.eval.embeddings)
     return Side(step, lambda: state, embed)
 
 
@@ -99,16 +100,15 @@ def torch_side(experiment: Experiment, variables: Variables) -> Side:
     training = Training(experiment.config, twin, steps_per_epoch=experiment.steps_per_epoch)
 
     def step(batch: Batch) -> Mapping[str, Any]:
-        return {
-            name: value.numpy() for name, value in training.train_step(to_tensors(batch)).items()
-        }
+        terms = training.train_step(to_tensors(_normalised(batch, experiment.config)))
+        return {name: value.numpy() for name, value in terms.items()}
 
     def embed(
         state: TrainState, batch: Mapping[str, jax.Array]
     ) -> tuple[dict[str, jax.Array], jax.Array]:
         del state
         training.model.eval()
-        tensors = to_tensors({name: np.asarray(value) for name, value in batch.items()})
+        tensors = to_tensors(_normalised(batch, experiment.config))
         with torch.no_grad():
             outputs = training.model(tensors["images"])
         rows = unit_length(jnp.asarray(outputs.main.neck.numpy()))
@@ -118,6 +118,12 @@ def torch_side(experiment: Experiment, variables: Variables) -> Side:
         return TrainState(jnp.asarray(training.step, jnp.int32), {}, {}, (), None)
 
     return Side(step, state, embed)
+
+
+def _normalised(batch: Mapping[str, Any], config: Config) -> Batch:
+    """A batch whose images are what PyTorch's network takes."""
+    images = network_input(batch, config.data)
+    return {name: np.asarray(v) for name, v in {**batch, "images": images}.items()}
 
 
 def measure(config: Config, name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pgfl_jax.distributed.sharding import make_mesh, shard_batch
 from pgfl_jax.experiment import Experiment
 from pgfl_jax.losses import mine_hardest
 from pgfl_jax.models.branches import pose_mask
+from pgfl_jax.network_input import network_input
 from pgfl_jax.train_step import make_train_step
 from tests.runs import code_of_users, one_block
 
@@ -39,7 +40,7 @@ def _batches(config, dtype):
     for batch in itertools.islice(training_data(config).batches(0), STEPS):
         kept = np.arange(16) >= 3
         yield {
-            "images": batch["images"].astype(dtype),
+            "images": np.asarray(network_input(batch, config.data), dtype),
             "labels": batch["labels"],
             "part_maps": (batch["part_maps"] * kept[:, None, None, None]).astype(dtype),
             "visibility": (batch["visibility"] * kept[:, None]).astype(dtype),

@@ -1,16 +1,12 @@
 """Images and external part maps follow the geometry; for joints see test_geometry.py."""
 
-import dataclasses
-
 import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from configs import default
 from input_pipeline import augment
 from input_pipeline.keypoints import PART_FLIP
-from pgfl_jax.config import parse_config
 
 
 @pytest.mark.parametrize("corner, dy, dx", [((0, 0), 2, 2), ((4, 2), -2, 0)])
@@ -50,18 +46,6 @@ def test_shrinking_averages():
 def test_an_image_of_the_right_size_is_not_touched():
     image = np.random.default_rng(0).integers(0, 256, (16, 8, 3), np.uint8)
     np.testing.assert_array_equal(augment.resize(tf.constant(image), 16, 8), image)
-
-
-def test_normalisation_is_per_channel_and_erases_to_zero():
-    config = parse_config(default.get_config()).data
-    config = dataclasses.replace(config, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
-    images = np.full((2, 4, 3, 3), [51, 102, 255], np.uint8)
-    rectangles = np.array([[1, 0, 3, 2], [2, 2, 2, 2]], np.int32)  # the second is empty
-    expected = np.broadcast_to([(0.2 - 0.1) / 0.5, (0.4 - 0.2) / 0.25, 0.7 / 0.125], (2, 4, 3, 3))
-    expected = expected.copy()
-    expected[0, 1:3, 0:2] = 0
-    result = augment.normalise(tf.constant(images), tf.constant(rectangles), config)
-    np.testing.assert_allclose(result, expected, rtol=1e-5)
 
 
 def moved(maps, map_shape, *, flip=False, corner=(0, 0), rectangle=(0, 0, 0, 0), pad=0, shape):

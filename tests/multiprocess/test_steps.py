@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.from_config import training_data
+from pgfl_jax.network_input import network_input
 from tests.multiprocess.launching import finish, free_port
 from tests.runs import launch
 
@@ -16,9 +17,11 @@ pytestmark = pytest.mark.multiprocess
 def dumps(tiny_config, tmp_path_factory):
     """The results of a single process, and of each of two processes."""
     folder = tmp_path_factory.mktemp("steps")
-    batches = list(itertools.islice(training_data(tiny_config()).batches(0), 4))
-    names = batches[0].keys() - {"indices"}
+    config = tiny_config()
+    batches = list(itertools.islice(training_data(config).batches(0), 4))
+    names = batches[0].keys() - {"indices", "erased"}
     whole = {name: np.stack([batch[name] for batch in batches]) for name in names}
+    whole["images"] = np.stack([network_input(batch, config.data) for batch in batches])
     np.savez(folder / "batches.npz", **whole)
 
     def start(name, devices, *place):

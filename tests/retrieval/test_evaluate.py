@@ -179,8 +179,8 @@ def test_embeddings_are_the_unit_length_necks(tiny_config):
         train=False,
     )
     names = ("main", "foreground", "parts")
-    every, usable = make_embed(experiment.model, mesh, names)(state, batch)
-    alone, all_of_them = make_embed(experiment.model, mesh, ("main",))(state, batch)
+    every, usable = make_embed(experiment, mesh, names)(state, batch)
+    alone, all_of_them = make_embed(experiment, mesh, ("main",))(state, batch)
     assert usable.tolist() == [True, True, False, True] and all_of_them.all()
     np.testing.assert_allclose(alone["main"], every["main"], rtol=1e-5, atol=1e-6)
     for name in names:

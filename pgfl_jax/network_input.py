@@ -1,0 +1,39 @@
+"""What the devices do to a batch's images before the network sees them."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from pgfl_jax.config import DataConfig
+from pgfl_jax.preprocessing import normalise
+
+
+@functools.partial(jax.jit, static_argnames="data")
+def network_input(
+    batch: Mapping[str, Any], data: DataConfig
+) -> Float[Array, "batch height width 3"]:
+    """The images of a batch: (x / 255 − mean) / std per channel; 0, the mean, where erased.
+
+    So a batch takes a quarter of the memory until it is used.
+
+    Args:
+        batch: ``images`` (B, H, W, 3) uint8 and, if any of them have one, ``erased`` (B, 4) int32:
+            top, left, bottom, right of a rectangle. Floating-point images are returned unchanged.
+        data: mean and standard deviation.
+    """
+    images = batch["images"]
+    if images.dtype != np.uint8:
+        return images
+    values = normalise(images, data.mean, data.std)
+    if "erased" not in batch:
+        return values
+    top, left, bottom, right = jnp.moveaxis(batch["erased"], -1, 0)[..., None]
+    rows, columns = (jnp.arange(size, dtype=jnp.int32)[None] for size in images.shape[1:3])
+    in_rows, in_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
+    erased = in_rows[:, :, None, None] & in_columns[:, None, :, None]
+    return jnp.where(erased, jnp.zeros((), values.dtype), values)
