@@ -327,7 +327,7 @@ def evaluation_split(
     batches = evaluation_batches(
         catalog,
         config.data,
-        map_shape=config.map_shape,
+        map_shape=config.map_shape if config.scores_with_poses else None,
         batch_size=evaluation_batch_size(
             len(catalog) if images is None else images,
             config.eval.batch_size,

@@ -125,7 +125,7 @@ def evaluation_batches(
     catalog: Catalog,
     config: DataConfig,
     *,
-    map_shape: tuple[int, int],
+    map_shape: tuple[int, int] | None,
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
@@ -138,7 +138,8 @@ def evaluation_batches(
     Args:
         catalog: the split to embed.
         config: the data options.
-        map_shape: (h, w) of the part maps.
+        map_shape: (h, w) of the part maps; None: neither part maps nor visibility, which take
+            longer to start than the images.
         batch_size: rows of a batch over all processes.
         process_index: which slice, 0 … process_count - 1.
         process_count: number of slices.
@@ -159,7 +160,7 @@ def evaluation_batches(
         for start in range(0, len(catalog), batch_size):
             valid = (start + mine < len(catalog)).astype(np.float32)
             indices = np.where(valid, start + mine, 0)
-            part = geometry.unchanged(local)
+            part = geometry.unchanged(local) if map_shape else None
             yield {**_rows(catalog, indices, part, 0, config), "valid": valid}
 
     # Built with the first pass, so that a split that is never read costs nothing.
@@ -209,19 +210,18 @@ def _local_size(batch_size: int, process_count: int, option: str) -> int:
 def _rows(
     catalog: Catalog,
     indices: Integer[np.ndarray, " batch"],
-    part: geometry.Geometry,
+    part: geometry.Geometry | None,
     pad: int,
     config: DataConfig,
 ) -> Batch:
-    """The columns that every kind of batch takes from the catalog, with their geometry."""
-    rows = {
-        "encoded": catalog.images[indices],
-        "keypoints": geometry.move_keypoints(
-            catalog.keypoints[indices], catalog.image_sizes[indices], part, pad, config
-        ),
-        "indices": indices.astype(np.int32),
-        **part._asdict(),
-    }
+    """The columns of a batch that come from the catalog; without geometry, the images alone."""
+    rows = {"encoded": catalog.images[indices], "indices": indices.astype(np.int32)}
+    if part is None:
+        return rows
+    rows |= part._asdict()
+    rows["keypoints"] = geometry.move_keypoints(
+        catalog.keypoints[indices], catalog.image_sizes[indices], part, pad, config
+    )
     if catalog.part_maps is not None:
         rows["given_maps"] = catalog.part_maps[indices]
     return rows
@@ -234,9 +234,9 @@ def _dataset(
     size: int,
     pad: int,
     config: DataConfig,
-    map_shape: tuple[int, int],
+    map_shape: tuple[int, int] | None,
 ) -> tf.data.Dataset:
-    """Rows of one batch at a time → images in parallel → batches with part maps.
+    """Rows of one batch at a time → images in parallel → batches, with part maps if they have any.
 
     Python runs once per batch, not once per image, and small operations work on a whole batch: an
     operation on a single image costs a microsecond even if it does nothing.
@@ -244,15 +244,18 @@ def _dataset(
     image_shape = config.height, config.width
     columns = {
         "encoded": ((), tf.string),
-        "keypoints": ((NUM_JOINTS, 3), tf.float32),
         "indices": ((), tf.int32),
-        "flip": ((), tf.bool),
-        "corner": ((2,), tf.int32),
-        "rectangle": ((4,), tf.int32),
         **{name: ((), dtype) for name, dtype in extra.items()},
     }
-    if catalog.part_maps is not None:
-        columns["given_maps"] = (catalog.part_maps.shape[1:], tf.uint8)
+    if map_shape is not None:
+        columns |= {
+            "keypoints": ((NUM_JOINTS, 3), tf.float32),
+            "flip": ((), tf.bool),
+            "corner": ((2,), tf.int32),
+            "rectangle": ((4,), tf.int32),
+        }
+        if catalog.part_maps is not None:
+            columns["given_maps"] = (catalog.part_maps.shape[1:], tf.uint8)
     signature = {
         name: tf.TensorSpec((size, *shape), dtype) for name, (shape, dtype) in columns.items()
     }
@@ -260,36 +263,22 @@ def _dataset(
     @tf.autograph.experimental.do_not_convert
     def read_image(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         image = augment.decode(row.pop("encoded"))
-        image = augment.place(image, row["flip"], row["corner"], pad, image_shape)
-        return row | {"images": image}
+        if map_shape is None:
+            return row | {"images": augment.resize(image, *image_shape)}
+        return row | {"images": augment.place(image, row["flip"], row["corner"], pad, image_shape)}
 
     @tf.autograph.experimental.do_not_convert
     def finish(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        moved = {name: batch.pop(name) for name in geometry.Geometry._fields}
-        threshold = config.pose.threshold
-        maps, visibility = pose_maps.part_maps(
-            batch.pop("keypoints"),
-            augment.window(moved["corner"], pad, image_shape),
-            moved["rectangle"],
-            image_shape=image_shape,
-            map_shape=map_shape,
-            sigma=config.pose.sigma,
-            threshold=threshold,
-        )
-        if catalog.part_maps is not None:
-            given = tf.cast(batch.pop("given_maps"), tf.float32) / 255
-            given = augment.move_maps(given, moved, pad, image_shape, map_shape)
-            maps, visibility = pose_maps.join_given_maps(
-                maps, visibility, given, threshold=threshold
-            )
-        results = {"images": batch["images"], "part_maps": maps, "visibility": visibility}
+        if map_shape is not None:
+            batch = _with_part_maps(batch, pad, config, map_shape)
         if "valid" not in batch:
-            return batch | results | {"erased": moved["rectangle"]}
+            return batch
         padding = batch["valid"] == 0  # the rows that fill the last batch are 0
-        for name, values in results.items():
-            rows = tf.reshape(padding, (-1, *[1] * (values.shape.rank - 1)))
-            results[name] = tf.where(rows, tf.zeros((), values.dtype), values)
-        return batch | results
+        for name in batch.keys() & {"images", "part_maps", "visibility"}:
+            rows = tf.reshape(padding, (-1, *[1] * (batch[name].shape.rank - 1)))
+            batch[name] = tf.where(rows, tf.zeros((), batch[name].dtype), batch[name])
+        batch.pop("erased", None)
+        return batch
 
     threads = available_cores()
     dataset = tf.data.Dataset.from_generator(rows, output_signature=signature).unbatch()
@@ -300,6 +289,29 @@ def _dataset(
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
     return dataset.with_options(options)
+
+
+def _with_part_maps(
+    batch: dict[str, tf.Tensor], pad: int, config: DataConfig, map_shape: tuple[int, int]
+) -> dict[str, tf.Tensor]:
+    """Replace keypoints, given maps and geometry by part maps, visibility and what is erased."""
+    image_shape = config.height, config.width
+    moved = {name: batch.pop(name) for name in geometry.Geometry._fields}
+    threshold = config.pose.threshold
+    maps, visibility = pose_maps.part_maps(
+        batch.pop("keypoints"),
+        augment.window(moved["corner"], pad, image_shape),
+        moved["rectangle"],
+        image_shape=image_shape,
+        map_shape=map_shape,
+        sigma=config.pose.sigma,
+        threshold=threshold,
+    )
+    if "given_maps" in batch:
+        given = tf.cast(batch.pop("given_maps"), tf.float32) / 255
+        given = augment.move_maps(given, moved, pad, image_shape, map_shape)
+        maps, visibility = pose_maps.join_given_maps(maps, visibility, given, threshold=threshold)
+    return batch | {"part_maps": maps, "visibility": visibility, "erased": moved["rectangle"]}
 
 
 def _find_corrupt(catalog: Catalog) -> str | None:

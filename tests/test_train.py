@@ -99,7 +99,12 @@ def test_the_pose_terms_move_the_channel_groups_onto_their_parts(tiny_config):
     moved = {}
     for weight in (1.0, 0.0):
         config = tiny_config(
-            **{"loss.semantic": weight, "loss.alignment": weight, "train.epochs": 12.5}
+            **{
+                "loss.semantic": weight,
+                "loss.alignment": weight,
+                "train.epochs": 12.5,
+                "eval.embeddings": ("main", "parts"),  # so that the evaluated images have maps
+            }
         )
         training, evaluation = _data(config)
         experiment, mesh = _run(config), make_mesh(ONE)

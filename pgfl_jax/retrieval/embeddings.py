@@ -19,6 +19,8 @@ from pgfl_jax.network_input import network_input
 from pgfl_jax.retrieval.protocols import EvaluationError, EvaluationSplit
 from pgfl_jax.train_state import TrainState
 
+_INPUTS = "images", "part_maps", "visibility"  # the latter two where a teacher is asked for
+
 EmbedFn = Callable[[TrainState, Mapping[str, Array]], tuple[dict[str, Array], Array]]
 
 
@@ -84,7 +86,7 @@ def embed_split(embed: EmbedFn, state: TrainState, split: EvaluationSplit, mesh:
     """
     batches = []
     for batch in split.batches():
-        inputs = {name: batch[name] for name in ("images", "part_maps", "visibility")}
+        inputs = {name: batch[name] for name in _INPUTS if name in batch}
         batches.append(jax.device_get(embed(state, shard_batch(inputs, mesh))))
     # The padding rows of the last batch come after all images.
     count = len(split.filenames)

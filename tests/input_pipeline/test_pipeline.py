@@ -176,6 +176,13 @@ def test_evaluation_goes_through_the_catalog_once_in_order(catalog):
     assert set(joined) == {"images", "part_maps", "visibility", "indices", "valid"}
 
 
+def test_evaluation_without_poses_reads_the_same_images(catalog):
+    read = evaluation_batches(catalog, CONFIG, map_shape=None, batch_size=8)
+    for images, whole in zip(read(), evaluate(catalog, 8), strict=True):
+        assert set(images) == {"images", "indices", "valid"}
+        assert_equal(images, {name: whole[name] for name in images})
+
+
 def test_every_evaluation_reads_the_same_from_the_beginning(catalog):
     read = evaluation_batches(catalog, CONFIG, map_shape=MAP_SHAPE, batch_size=8)
     next(left := read())  # an abandoned evaluation
