@@ -242,7 +242,7 @@ def _dataset(
     operation on a single image costs a microsecond even if it does nothing.
     """
     image_shape = config.height, config.width
-    columns = {
+    columns: dict[str, tuple[tuple[int, ...], tf.DType]] = {
         "encoded": ((), tf.string),
         "indices": ((), tf.int32),
         **{name: ((), dtype) for name, dtype in extra.items()},
