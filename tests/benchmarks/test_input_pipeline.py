@@ -76,7 +76,7 @@ def test_without_augmentation_both_sides_give_the_same_batches(catalog):
         np.testing.assert_array_equal(batch["indices"], other["indices"])
         np.testing.assert_array_equal(batch["labels"], other["labels"])
         difference = network_input(batch, config) - nhwc(other["images"])
-        grey_levels = difference * np.float32(config.std) * 255
+        grey_levels = np.asarray(difference) * np.float32(config.std) * 255
         assert np.abs(grey_levels).max() < 2.01  # each side rounds twice: decoding and resizing
         assert np.abs(grey_levels).mean() < 0.3
         maps, visibility = nhwc(other["part_maps"]), other["visibility"].numpy()
