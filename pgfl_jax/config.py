@@ -268,6 +268,8 @@ class EvalConfig:
     batch_size: PositiveInt = 256
     # main (images alone) · foreground, parts (the teachers, with the test set's poses)
     embeddings: tuple[Embedding, ...] = ("main",)
+    # True: score k-reciprocal re-ranking too, beside the plain ranking (docs/method.md).
+    rerank: bool = False
     # Length of the CMC curve.
     max_rank: Annotated[
         int, Check(lambda n: n >= 20, "must be at least 20, the last rank reported")

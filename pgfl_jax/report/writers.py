@@ -125,8 +125,9 @@ def duration(seconds: float) -> str:
 
 
 def embedding_label(result: Mapping[str, Any]) -> str:
-    """``main``, or ``main.average`` if the averaged parameters were scored."""
-    return result["embedding"] + (".average" if result["parameters"] == "average" else "")
+    """``main``; ``main.average`` for averaged parameters; ``main.rerank`` after re-ranking."""
+    average = ".average" if result["parameters"] == "average" else ""
+    return result["embedding"] + average + (".rerank" if result["rerank"] else "")
 
 
 def score_table(results: list[dict]) -> str:

@@ -1,5 +1,6 @@
 """Retrieval evaluation: embed the splits, rank every protocol's gallery, write the scores."""
 
+import functools
 import itertools
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from pgfl_jax.report.writers import embedding_label, score_table, write_json
 from pgfl_jax.retrieval.embeddings import EmbedFn, embed_split, make_embed
 from pgfl_jax.retrieval.protocols import EvaluationData
 from pgfl_jax.retrieval.ranking import rank_protocol
+from pgfl_jax.retrieval.reranking import check_memory, rerank_protocol
 from pgfl_jax.retrieval.results import protocol_result
 from pgfl_jax.train_state import TrainState
 
@@ -42,7 +44,8 @@ def evaluate(
 
     Returns:
         One result, ready for JSON, per embedding and protocol, in this order; fractions in [0, 1].
-        A teacher is scored on the images with a pose; ``without_pose`` counts the others.
+        The scores after re-ranking, if the options ask for them, follow the plain ones. A teacher
+        is scored on the images with a pose; ``without_pose`` counts the others.
         If the state keeps an average, the results of the averaged parameters follow.
 
     Raises:
@@ -70,22 +73,26 @@ def _evaluate(
     embed_seconds = time.perf_counter() - started
     results = []
     for embedding, protocol in itertools.product(config.embeddings, data.protocols):
-        started = time.perf_counter()
         usable = {name: split.usable(embedding) for name, split in embedded.items()}
         rows = {name: split.rows[embedding][usable[name]] for name, split in embedded.items()}
         images = {name: split.select(usable[name]) for name, split in data.splits.items()}
-        metrics = rank_protocol(rows, protocol, images, max_rank=config.max_rank)
         origin = {"step": int(state.step), "embedding": embedding, "parameters": parameters}
-        result = protocol_result(protocol, images, metrics, config, seed=seed, **origin)
         if embedding != "main":
             query, gallery = usable[protocol.query], usable[protocol.gallery]
-            result["without_pose"] = {
-                "query": int((~query).sum()),
-                "gallery": int((~gallery).sum()),
-            }
-        rank_seconds = time.perf_counter() - started
-        seconds = {"embed_all_splits": embed_seconds, "rank": rank_seconds}
-        results.append(result | {"seconds": seconds})
+            counts = {"query": int((~query).sum()), "gallery": int((~gallery).sum())}
+            without_pose = {"without_pose": counts}
+        else:
+            without_pose = {}
+        for rerank in (False, True) if config.rerank else (False,):
+            started = time.perf_counter()
+            rank = rerank_protocol if rerank else functools.partial(rank_protocol, mesh=mesh)
+            metrics = rank(rows, protocol, images, max_rank=config.max_rank)
+            result = protocol_result(
+                protocol, images, metrics, config, seed=seed, rerank=rerank, **origin
+            )
+            rank_seconds = time.perf_counter() - started
+            seconds = {"embed_all_splits": embed_seconds, "rank": rank_seconds}
+            results.append(result | without_pose | {"seconds": seconds})
     return results
 
 
@@ -94,7 +101,8 @@ class Evaluator:
 
     ``results/<protocol>.json`` holds the scores of the main branch. Those of a teacher are in
     ``results/<protocol>.<teacher>.json``, those of averaged parameters in
-    ``results/<protocol>.average.json``. The newest evaluation replaces the one before it.
+    ``results/<protocol>.average.json``, and those after re-ranking in
+    ``results/<protocol>.rerank.json``. The newest evaluation replaces the one before it.
     """
 
     def __init__(
@@ -112,7 +120,15 @@ class Evaluator:
         self._embed = make_embed(experiment, mesh, experiment.config.eval.embeddings)
 
     def dry_run(self, state: TrainState) -> None:
-        """Evaluate a few images of each protocol, and forget the scores."""
+        """Evaluate a few images of each protocol, and forget the scores.
+
+        Raises:
+            UserError: re-ranking needs more memory than the machine has.
+        """
+        if self._experiment.config.eval.rerank:
+            for protocol in self._data.protocols:
+                sides = protocol.query, protocol.gallery
+                check_memory(*(len(self._data.splits[name]) for name in sides))
         if self._data.dry_run is not None:
             self._evaluate(state, self._data.dry_run)
 

@@ -1,23 +1,28 @@
 """Retrieval scores: CMC, mAP and mINP (docs/method.md, "Evaluation").
 
-The scores need only the ranks of a query's matches, not the whole ranking. Each row of distances is
-therefore sorted by value, which NumPy does with vector instructions, and the matches are found in
-it by bisection. Only rows where a match ties with another gallery item are ranked item by item.
-Threads work on blocks of queries, so that memory stays bounded.
+The scores need only the ranks of a query's matches, not the whole ranking. A rank is counted: the
+gallery items that are nearer, or as near with a lower index, and not junk. Distances are taken a
+block of queries at a time, in threads, so that memory stays bounded.
 """
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
+import functools
+import itertools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Bool, Float, Int, Shaped
 
+from pgfl_jax.retrieval.blocks import in_threads
 from pgfl_jax.retrieval.inputs import as_distances, as_labels
 
-BLOCK_ELEMENTS = 2**21
-"""Distances per block of queries, and values per block of bootstrap resamples."""
+BLOCK_ELEMENTS = 2**19
+"""Distances that a thread takes at a time, and values per block of bootstrap resamples."""
+
+SORT_FROM = 16
+"""From this number of matches on, sorting a row once costs less than counting in it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +46,7 @@ class RetrievalMetrics:
     num_valid_queries: int
 
 
-class _Pairs(NamedTuple):
+class Pairs(NamedTuple):
     """Pairs of a query (its row in a block) and a gallery item of the same identity."""
 
     row: Int[np.ndarray, " pairs"]
@@ -73,9 +78,8 @@ def evaluate_retrieval(
         max_rank: length of the CMC.
 
     Raises:
-        ValueError: the shapes disagree, distances are not real numbers, labels of queries and
-            gallery are not of one kind, a label is None or NaN, a value is masked, a distance is
-            NaN or infinite, or no query has a match.
+        ValueError: the shapes disagree, labels of queries and gallery are not of one kind,
+            a label is NaN, a distance is NaN or infinite, or no query has a match.
 
     >>> result = evaluate_retrieval([[0.1, 0.2, 0.0]], [7], [1, 7, 7], [0], [1, 1, 0])
     >>> result.first_match_rank  # the nearest item is junk, the second is of another identity
@@ -87,25 +91,32 @@ def evaluate_retrieval(
     Re-identification: A Benchmark", ICCV 2015 (CMC, mAP, junk); M. Ye et al., "Deep Learning for
     Person Re-identification", TPAMI 2021 (mINP).
     """
-    if max_rank < 1:
-        raise ValueError(f"max_rank is {max_rank}; it must be at least 1")
     table = as_distances(distances)
-    gallery = _Gallery(gallery_ids, gallery_cameras)
-    ids, cameras = as_labels("query_ids", query_ids), as_labels("query_cameras", query_cameras)
-    _check_shapes(table, ids, cameras, gallery)
-    _check_kinds("ids", ids, gallery.ids)
-    _check_kinds("cameras", cameras, gallery.cameras)
-    step = max(1, BLOCK_ELEMENTS // max(1, table.shape[1]))
+    labels = Labels(query_ids, gallery_ids, query_cameras, gallery_cameras)
+    _check_shapes(table, labels)
+    return evaluate_blocks([table], labels, max_rank=max_rank)
 
-    def score(start: int) -> Float[np.ndarray, "3 block"]:
-        rows = slice(start, start + step)
-        _check_finite(table[rows], start)
-        return _score_block(table[rows], ids[rows], cameras[rows], gallery)
 
-    with ThreadPoolExecutor() as pool:
-        blocks = list(pool.map(score, range(0, len(table), step)))
-    scores = np.concatenate([np.empty((3, 0)), *blocks], axis=1)
-    return _summarise(*scores, max_rank=max_rank)
+def evaluate_blocks(
+    blocks: Iterable[Shaped[np.ndarray, "block gallery"]], labels: "Labels", *, max_rank: int = 50
+) -> RetrievalMetrics:
+    """Score rankings as :func:`evaluate_retrieval` does, a block of distances at a time.
+
+    Args:
+        blocks: together (Q, G), in the order of the queries.
+        labels: of queries and gallery.
+        max_rank: length of the CMC.
+
+    Raises:
+        ValueError: as :func:`evaluate_retrieval` does.
+    """
+    scores, start = [np.empty((3, 0))], 0
+    for block in blocks:
+        step = max(1, BLOCK_ELEMENTS // max(1, block.shape[1]))
+        score = functools.partial(_score_rows, block, labels, start)
+        scores += in_threads(score, len(block), step=step)
+        start += len(block)
+    return summarise(np.concatenate(scores, axis=1), max_rank=max_rank)
 
 
 def bootstrap_interval(
@@ -123,7 +134,7 @@ def bootstrap_interval(
         The lower and the upper end.
 
     Raises:
-        ValueError: no values, no resamples, a level outside (0, 1) or a seed below 0.
+        ValueError: no values, no resamples or a level outside (0, 1).
 
     >>> bootstrap_interval([0.25, 0.25, 0.25], seed=0)
     (0.25, 0.25)
@@ -132,10 +143,10 @@ def bootstrap_interval(
     """
     sample = np.asarray(values, np.float64).ravel()
     sample = sample[~np.isnan(sample)]
-    if not sample.size or resamples < 1 or not 0 < level < 1 or seed < 0:
+    if not sample.size or resamples < 1 or not 0 < level < 1:
         raise ValueError(
-            "a bootstrap interval needs values, resamples >= 1, 0 < level < 1 and seed >= 0; got "
-            f"{sample.size} values, resamples={resamples}, level={level}, seed={seed}"
+            "a bootstrap interval needs values, resamples >= 1 and 0 < level < 1; got "
+            f"{sample.size} values, resamples={resamples}, level={level}"
         )
     rng = np.random.default_rng(seed)
     step = max(1, BLOCK_ELEMENTS // sample.size)
@@ -147,45 +158,64 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-class _Gallery:
-    """Gallery labels, sorted by identity so that a query's matches are one slice."""
+class Labels:
+    """Identities and cameras, the gallery's sorted so that a query's matches are one slice."""
 
-    def __init__(self, ids: npt.ArrayLike, cameras: npt.ArrayLike) -> None:
-        self.ids = as_labels("gallery_ids", ids)
-        self.cameras = as_labels("gallery_cameras", cameras)
-        self.order = np.argsort(self.ids, axis=None, kind="stable")
+    def __init__(
+        self,
+        query_ids: npt.ArrayLike,
+        gallery_ids: npt.ArrayLike,
+        query_cameras: npt.ArrayLike,
+        gallery_cameras: npt.ArrayLike,
+    ) -> None:
+        """Raises ValueError for labels that cannot be compared exactly."""
+        self.query_ids = as_labels("query_ids", query_ids)
+        self.gallery_ids = as_labels("gallery_ids", gallery_ids)
+        self.query_cameras = as_labels("query_cameras", query_cameras)
+        self.gallery_cameras = as_labels("gallery_cameras", gallery_cameras)
+        _check_kinds("ids", self.query_ids, self.gallery_ids)
+        _check_kinds("cameras", self.query_cameras, self.gallery_cameras)
+        self._order = np.argsort(self.gallery_ids, axis=None, kind="stable")
+        self._sorted_ids = self.gallery_ids.ravel()[self._order]
 
-    def same_identity(self, query_ids: Shaped[np.ndarray, " block"]) -> _Pairs:
-        """All gallery items of each query's identity, query by query."""
-        sorted_ids = self.ids[self.order]
-        start = np.searchsorted(sorted_ids, query_ids, "left")
-        count = np.searchsorted(sorted_ids, query_ids, "right") - start
-        row = np.repeat(np.arange(len(query_ids)), count)
-        return _Pairs(row, self.order[start[row] + _position_in_row(row, len(query_ids))])
+    def pairs(self, rows: slice) -> tuple[Pairs, Pairs]:
+        """The matches of some queries, and their junk, query by query in the gallery's order."""
+        ids = self.query_ids[rows]
+        start = np.searchsorted(self._sorted_ids, ids, "left")
+        count = np.searchsorted(self._sorted_ids, ids, "right") - start
+        row = np.repeat(np.arange(len(ids)), count)
+        item = self._order[start[row] + position_in_row(row, len(ids))]
+        junk = self.query_cameras[rows][row] == self.gallery_cameras[item]
+        return Pairs(row[~junk], item[~junk]), Pairs(row[junk], item[junk])
 
 
-def _score_block(
-    distances: Shaped[np.ndarray, "block gallery"],
-    query_ids: Shaped[np.ndarray, " block"],
-    query_cameras: Shaped[np.ndarray, " block"],
-    gallery: _Gallery,
-) -> Float[np.ndarray, "3 block"]:
-    """AP, INP and first match's rank of each query of a block; NaN without a match."""
-    pairs = gallery.same_identity(query_ids)
-    junk = query_cameras[pairs.row] == gallery.cameras[pairs.item]
-    # A copy, in a type that holds infinity and rounds nothing: float16 and integers widen.
-    ranked = distances.astype(np.result_type(distances.dtype, np.float32))
-    ranked[pairs.row[junk], pairs.item[junk]] = np.inf
-    matches = _Pairs(pairs.row[~junk], pairs.item[~junk])
-    rank = _ranks(ranked, matches)
-    rank = rank[np.lexsort((rank, matches.row))]
-    hits = _position_in_row(matches.row, len(distances)) + 1
+def _score_rows(
+    block: Shaped[np.ndarray, "block gallery"], labels: Labels, start: int, rows: slice
+) -> Float[np.ndarray, "3 rows"]:
+    """The scores of some rows of a block whose first row is query ``start``."""
+    distances, queries = block[rows], slice(start + rows.start, start + rows.stop)
+    _check_finite(distances, queries.start)
+    matches, junk = labels.pairs(queries)
+    return query_scores(matches.row, _ranks(distances, matches, junk), len(distances))
 
-    count = np.bincount(matches.row, minlength=len(distances))
+
+def query_scores(
+    row: Int[np.ndarray, " matches"], rank: Int[np.ndarray, " matches"], queries: int
+) -> Float[np.ndarray, "3 queries"]:
+    """AP, INP and first match's rank of each query; NaN without a match.
+
+    Args:
+        row: each match's query, ascending.
+        rank: each match's rank among the query's gallery, from 1.
+        queries: how many there are.
+    """
+    rank = rank[np.lexsort((rank, row))]
+    hits = position_in_row(row, queries) + 1
+    count = np.bincount(row, minlength=queries)
     found = np.flatnonzero(count)
     last = np.cumsum(count)[found] - 1
-    scores = np.full((3, len(distances)), np.nan)
-    precision_sums = np.bincount(matches.row, hits / rank, minlength=len(distances))
+    scores = np.full((3, queries), np.nan)
+    precision_sums = np.bincount(row, hits / rank, minlength=queries)
     scores[0, found] = precision_sums[found] / count[found]
     scores[1, found] = count[found] / rank[last]
     scores[2, found] = rank[last - count[found] + 1]
@@ -193,52 +223,52 @@ def _score_block(
 
 
 def _ranks(
-    distances: Float[np.ndarray, "block gallery"], matches: _Pairs
-) -> Int[np.ndarray, " pairs"]:
+    distances: Shaped[np.ndarray, "block gallery"], matches: Pairs, junk: Pairs
+) -> Int[np.ndarray, " matches"]:
     """1-based rank of each match in its row, ties by gallery index."""
-    ordered = np.sort(distances, axis=1)
-    values = distances[matches.row, matches.item]
-    rank = _count(ordered, matches.row, values, equal=False) + 1
-    tied = _count(ordered, matches.row, values, equal=True) > rank
-    rows, at = np.unique(matches.row[tied], return_inverse=True)
-    order = np.argsort(distances[rows], axis=1, kind="stable")
-    inverse = np.empty_like(order)
-    np.put_along_axis(inverse, order, np.arange(order.shape[1])[None, :], axis=1)
-    rank[tied] = inverse[at, matches.item[tied]] + 1
+    # A copy, in a type that holds infinity and rounds nothing: float16 and integers widen.
+    ranked = distances.astype(np.result_type(distances.dtype, np.float32))
+    ranked[junk.row, junk.item] = np.inf
+    rank = np.empty_like(matches.item)
+    ends = np.searchsorted(matches.row, np.arange(len(ranked) + 1))
+    for row, (start, end) in zip(ranked, itertools.pairwise(ends), strict=True):
+        rank[start:end] = 1 + _nearer(row, matches.item[start:end])
     return rank
 
 
-def _count(
-    ordered: Float[np.ndarray, "block gallery"],
-    row: Int[np.ndarray, " pairs"],
-    values: Float[np.ndarray, " pairs"],
-    *,
-    equal: bool,
-) -> Int[np.ndarray, " pairs"]:
-    """How many items of an ascending row are less than a value (or equal): bisection for all."""
-    low, high = np.zeros_like(row), np.full_like(row, ordered.shape[1])
-    for _ in range(ordered.shape[1].bit_length()):
-        middle = (low + high) // 2
-        found = ordered[row, np.minimum(middle, ordered.shape[1] - 1)]
-        before = (low < high) & ((found <= values) if equal else (found < values))
-        low, high = np.where(before, middle + 1, low), np.where(before, high, middle)
-    return low
+def _nearer(
+    row: Float[np.ndarray, " gallery"], items: Int[np.ndarray, " items"]
+) -> Int[np.ndarray, " items"]:
+    """How many distances of a row are less than an item's, or equal with a lower index."""
+    values = row[items]
+    if len(items) < SORT_FROM:
+        counted, count = np.arange(len(items)), np.empty_like(items)
+    else:
+        ordered = np.sort(row)
+        count = np.searchsorted(ordered, values)
+        counted = np.flatnonzero(np.searchsorted(ordered, values, "right") > count + 1)  # ties
+    places, values = items.tolist(), values.tolist()  # faster to compare with
+    for at in counted:
+        item, value = places[at], values[at]
+        count[at] = np.count_nonzero(row[:item] <= value) + np.count_nonzero(row[item:] < value)
+    return count
 
 
-def _position_in_row(row: Int[np.ndarray, " pairs"], rows: int) -> Int[np.ndarray, " pairs"]:
+def position_in_row(row: Int[np.ndarray, " pairs"], rows: int) -> Int[np.ndarray, " pairs"]:
     """0, 1, 2, … within each run of a sorted list of row numbers."""
     count = np.bincount(row, minlength=rows)
     return np.arange(len(row)) - (np.cumsum(count) - count)[row]
 
 
-def _summarise(
-    average_precision: Float[np.ndarray, " queries"],
-    inverse_penalty: Float[np.ndarray, " queries"],
-    first_match_rank: Float[np.ndarray, " queries"],
-    *,
-    max_rank: int,
-) -> RetrievalMetrics:
-    """Means over the queries that have a match."""
+def summarise(scores: Float[np.ndarray, "3 queries"], *, max_rank: int) -> RetrievalMetrics:
+    """Means over the queries that have a match, from :func:`query_scores`.
+
+    Raises:
+        ValueError: no query has a match, or max_rank is below 1.
+    """
+    if max_rank < 1:
+        raise ValueError(f"max_rank is {max_rank}; it must be at least 1")
+    average_precision, inverse_penalty, first_match_rank = scores
     valid: Bool[np.ndarray, " queries"] = ~np.isnan(first_match_rank)
     total = int(valid.sum())
     if not total:
@@ -258,20 +288,15 @@ def _summarise(
     )
 
 
-def _check_shapes(table: Any, ids: Any, cameras: Any, gallery: _Gallery) -> None:
+def _check_shapes(table: Any, labels: Labels) -> None:
     """Raises ValueError unless distances are (Q, G) and the labels (Q,) and (G,)."""
     if table.ndim != 2:
         raise ValueError(f"distances have shape {table.shape}; expected (queries, gallery)")
-    sides = {
-        "query_ids": (ids, 0),
-        "query_cameras": (cameras, 0),
-        "gallery_ids": (gallery.ids, 1),
-        "gallery_cameras": (gallery.cameras, 1),
-    }
-    for name, (labels, axis) in sides.items():
-        if labels.shape != (table.shape[axis],):
+    sides = {"query_ids": 0, "query_cameras": 0, "gallery_ids": 1, "gallery_cameras": 1}
+    for name, axis in sides.items():
+        if (shape := getattr(labels, name).shape) != (table.shape[axis],):
             raise ValueError(
-                f"{name} have shape {labels.shape}; distances of shape {table.shape} "
+                f"{name} have shape {shape}; distances of shape {table.shape} "
                 f"need ({table.shape[axis]},)"
             )
 

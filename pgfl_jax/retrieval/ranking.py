@@ -1,12 +1,76 @@
-"""Rank the gallery of a protocol for each of its queries."""
+"""Rank galleries: embeddings → distances → the nearest items, a block of queries at a time.
 
-from collections.abc import Mapping
+A step takes arrays and gives arrays; no step holds a distance for every pair. On accelerators,
+:mod:`pgfl_jax.retrieval.sharded` does the same.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import numpy as np
+import numpy.typing as npt
+from jax.sharding import Mesh
 from jaxtyping import Float
 
-from pgfl_jax.retrieval.metrics import RetrievalMetrics, evaluate_retrieval
+from pgfl_jax.retrieval.blocks import Block, Ranking, Rows, in_threads, row_blocks
+from pgfl_jax.retrieval.metrics import Labels, RetrievalMetrics, evaluate_blocks
 from pgfl_jax.retrieval.protocols import EvaluationError, Images, Protocol
+from pgfl_jax.retrieval.sharded import evaluate_embeddings, rank_blocks
+
+
+def rank(
+    query: npt.ArrayLike, gallery: npt.ArrayLike, *, top: int = 50, mesh: Mesh | None = None
+) -> Ranking:
+    """The ``top`` nearest gallery items of each query by cosine distance, 1 − cosine.
+
+    Memory beside the embeddings and the result is bounded by twice ``blocks.BLOCK_BYTES``.
+
+    Args:
+        query: (Q, D); rows that are not of unit length are scaled.
+        gallery: (G, D). float64 is ranked as float64, everything else as float32.
+        top: how many; at most G are returned.
+        mesh: rank on these devices, in float32, with the queries split over them; default: on this
+            machine's CPU, with NumPy. Both rank alike what they multiply alike.
+
+    Raises:
+        ValueError: the shapes disagree, a row is zero or not finite, or top is below 1.
+
+    >>> ranking = rank([[1.0, 0.0]], [[0.0, 2.0], [3.0, 0.0], [0.0, 1.0]], top=2)
+    >>> ranking.indices, ranking.distances
+    (array([[1, 0]]), array([[0., 1.]]))
+    """
+    if top < 1:
+        raise ValueError(f"top is {top}; it must be at least 1")
+    rows = unit_rows("query", query), unit_rows("gallery", gallery)
+    if rows[0].shape[1] != rows[1].shape[1]:
+        raise ValueError(
+            f"query and gallery have rows of {rows[0].shape[1]} and {rows[1].shape[1]} numbers"
+        )
+    top = min(top, len(rows[1]))
+    if mesh is not None:
+        parts = rank_blocks(*rows, top, mesh)
+    else:
+        parts = (nearest(block, top) for block in cosine_blocks(*rows))
+    empty = np.empty((0, top), np.int64), np.empty((0, top), np.result_type(*rows))
+    indices, distances = zip(empty, *parts, strict=True)
+    return Ranking(np.concatenate(indices), np.concatenate(distances))
+
+
+def unit_rows(name: str, rows: npt.ArrayLike) -> Rows:
+    """Rows scaled to unit length, in float32 at least; unchanged if they are to 1e-5.
+
+    Raises:
+        ValueError: a row is zero or not finite; says which.
+    """
+    array = np.asarray(rows)
+    array = array.astype(np.result_type(array, np.float32), copy=False)
+    if array.ndim != 2:
+        raise ValueError(f"{name} has shape {array.shape}; expected (rows, channels)")
+    length = np.sqrt(np.einsum("nd,nd->n", array, array))[:, None]
+    broken = np.flatnonzero(~((length > 0) & (length < np.inf)))  # NaN, too
+    if broken.size:
+        raise ValueError(f"row {broken[0]} of {name} is zero or not finite, so it has no direction")
+    return array if (np.abs(length - 1) < 1e-5).all() else array / length
 
 
 def cosine_distances(
@@ -18,7 +82,52 @@ def cosine_distances(
     >>> cosine_distances(query, gallery)
     array([[1., 2.]])
     """
-    return 1 - query @ gallery.T
+    products = query @ gallery.T
+    return np.subtract(1, products, out=products)
+
+
+def cosine_blocks(query: Rows, gallery: Rows) -> Iterator[Block]:
+    """The rows of :func:`cosine_distances` in blocks (:mod:`pgfl_jax.retrieval.blocks`)."""
+    for rows in row_blocks(len(query), len(gallery) * np.result_type(query, gallery).itemsize):
+        yield cosine_distances(query[rows], gallery)
+
+
+def nearest(distances: Block, top: int) -> Ranking:
+    """The ``top`` smallest distances of each row, ties by index.
+
+    Of m ≥ top disjoint chunks of a row, the top-th smallest minimum is at least the top-th smallest
+    distance: there are ``top`` distances up to it. So few items are left to be sorted.
+
+    Args:
+        distances: (B, G).
+        top: at most G.
+
+    >>> nearest(np.array([[0.5, 0.1, 0.5, 0.3]]), 3).indices
+    array([[1, 3, 0]])
+    """
+    found = Ranking(
+        np.empty((len(distances), top), np.int64),
+        np.empty((len(distances), top), distances.dtype),
+    )
+
+    def fill(rows: slice) -> None:
+        block = distances[rows]
+        for at, bound in enumerate(_bounds(block, top)):
+            items = np.flatnonzero(block[at] <= bound)
+            items = items[np.argsort(block[at, items], kind="stable")[:top]]
+            found.indices[rows][at], found.distances[rows][at] = items, block[at, items]
+
+    in_threads(fill, len(distances), step=64)
+    return found
+
+
+def _bounds(distances: Block, top: int) -> Float[np.ndarray, " block"]:
+    """For each row, something that at least ``top`` and hardly more distances do not exceed."""
+    chunks = min(8 * top, distances.shape[1])
+    minima = distances[:, :chunks].copy()
+    for start in range(chunks, distances.shape[1] - chunks + 1, chunks):
+        np.minimum(minima, distances[:, start : start + chunks], out=minima)
+    return np.partition(minima, top - 1, axis=1)[:, top - 1]
 
 
 def rank_protocol(
@@ -27,6 +136,7 @@ def rank_protocol(
     splits: Mapping[str, Images],
     *,
     max_rank: int,
+    mesh: Mesh | None = None,
 ) -> RetrievalMetrics:
     """Rank a protocol's gallery by cosine distance, and score the rankings.
 
@@ -35,20 +145,29 @@ def rank_protocol(
         protocol: names the two splits.
         splits: by name.
         max_rank: length of the CMC.
+        mesh: its accelerators do the work; without any, NumPy does.
 
     Raises:
         EvaluationError: no query has a match under another camera.
     """
+    rows = embeddings[protocol.query], embeddings[protocol.gallery]
+    with naming(protocol):
+        labels = protocol_labels(protocol, splits)
+        if mesh is None or mesh.devices.flat[0].platform == "cpu":
+            return evaluate_blocks(cosine_blocks(*rows), labels, max_rank=max_rank)
+        return evaluate_embeddings(*rows, labels, mesh, max_rank=max_rank)
+
+
+def protocol_labels(protocol: Protocol, splits: Mapping[str, Images]) -> Labels:
+    """Identities and cameras of a protocol's queries and gallery."""
     query, gallery = splits[protocol.query], splits[protocol.gallery]
-    distances = cosine_distances(embeddings[protocol.query], embeddings[protocol.gallery])
+    return Labels(query.identities, gallery.identities, query.cameras, gallery.cameras)
+
+
+@contextlib.contextmanager
+def naming(protocol: Protocol) -> Iterator[None]:
+    """Turn a ValueError into an EvaluationError that names the protocol."""
     try:
-        return evaluate_retrieval(
-            distances,
-            query.identities,
-            gallery.identities,
-            query.cameras,
-            gallery.cameras,
-            max_rank=max_rank,
-        )
+        yield
     except ValueError as error:
         raise EvaluationError(f"protocol {protocol.name}: {error}") from error

@@ -20,6 +20,7 @@ def protocol_result(
     config: EvalConfig,
     *,
     seed: int,
+    rerank: bool = False,
     **origin: Any,
 ) -> dict[str, Any]:
     """The content of one file of ``results/``, except for the time that it took.
@@ -30,6 +31,7 @@ def protocol_result(
         metrics: of the protocol's ranking.
         config: bins and number of resamples.
         seed: of the bootstrap.
+        rerank: whether the rankings are re-ranked.
         **origin: where the embeddings come from: ``step``, ``embedding``, ``parameters``.
     """
     query, gallery = splits[protocol.query], splits[protocol.gallery]
@@ -38,7 +40,7 @@ def protocol_result(
         "protocol": protocol.name,
         **origin,
         "distance": "cosine",
-        "rerank": False,
+        "rerank": rerank,
         "num_query": len(query.identities),
         "num_gallery": len(gallery.identities),
         **scores(metrics, query.occlusion, config, seed=seed),
