@@ -125,7 +125,7 @@ def _narrow(dtype: np.dtype) -> type[np.float32 | np.int32]:
 
 
 def _widest(pairs: Pairs, queries: int) -> int:
-    return max(1, np.bincount(pairs.row, minlength=queries).max(initial=0))
+    return max(1, int(np.bincount(pairs.row, minlength=queries).max(initial=0)))
 
 
 def _padded(pairs: Pairs, size: int, width: int) -> Int[np.ndarray, "size width"]:

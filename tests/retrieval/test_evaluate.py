@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from pgfl_jax.distributed.sharding import make_mesh
+from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import Experiment
-from pgfl_jax.retrieval import evaluate_retrieval
+from pgfl_jax.retrieval import evaluate_retrieval, k_reciprocal_distances, reranking
 from pgfl_jax.retrieval.embeddings import embed_split, make_embed
-from pgfl_jax.retrieval.evaluate import evaluate
+from pgfl_jax.retrieval.evaluate import Evaluator, evaluate
 from pgfl_jax.retrieval.protocols import (
     EvaluationData,
     EvaluationError,
@@ -147,6 +148,61 @@ def test_a_teacher_is_scored_on_the_images_with_a_pose(tiny_config):
     assert teacher["mAP"] == 1.0
     assert (teacher["num_query"], teacher["num_gallery"]) == (1, 2)
     assert teacher["without_pose"] == {"query": 1, "gallery": 2}
+
+
+def test_re_ranking_is_scored_beside_the_plain_ranking(tiny_config, capsys):
+    config = dataclasses.replace(tiny_config().eval, rerank=True)
+    rng = np.random.default_rng(0)
+    rows = np.repeat(rng.normal(size=(6, 8)), 5, axis=0) + 0.8 * rng.normal(size=(30, 8))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    identities, cameras = np.repeat(np.arange(6), 5), np.tile([0, 1, 1, 1, 1], 6)
+    first = cameras == 0
+    splits = {
+        "query": _split(rows[first], identities[first], cameras[first]),
+        "gallery": _split(rows[~first], identities[~first], cameras[~first]),
+        "single": _split(rows[1::5], identities[1::5], cameras[1::5]),
+    }
+    protocols = [Protocol(name, "toy", "query", name) for name in ("gallery", "single")]
+    mesh = make_mesh(jax.devices()[:2])
+    data = EvaluationData(splits, protocols)
+    plain, again, *_ = evaluate(_read_images, STATE, data, config, mesh, seed=0)
+    assert [plain["rerank"], again["rerank"]] == [False, True]
+    query, gallery = (np.float32(rows[chosen]) for chosen in (first, ~first))
+    for result, distances in (
+        (plain, 1 - query @ gallery.T),
+        (again, k_reciprocal_distances(query, gallery)),
+    ):
+        expected = evaluate_retrieval(
+            distances, identities[first], identities[~first], cameras[first], cameras[~first]
+        )
+        assert result["mAP"] == expected.mean_ap
+    assert plain["mAP"] != again["mAP"]
+    assert capsys.readouterr().err == (
+        "warning: single: the gallery has one image of each person, and re-ranking presumes "
+        "several\n"
+    )
+
+
+def test_the_files_of_re_ranked_scores(tiny_config, tmp_path, monkeypatch):
+    config = tiny_config(**{"eval.rerank": True})
+    experiment = Experiment.create(config, num_identities=4, num_images=64)
+    vectors = _unit_vectors(8)
+    data = EvaluationData(
+        splits={
+            "query": _split(vectors[:2], [0, 1], [0, 0]),
+            "gallery": _split(vectors[2:], [0, 1, 0, 1, 0, 1], [1] * 6),
+        },
+        protocols=[Protocol("toy", "by hand", "query", "gallery")],
+    )
+    mesh = make_mesh(jax.devices()[:2])
+    evaluator = Evaluator(experiment, mesh, data, tmp_path, suffix=".best")
+    monkeypatch.setattr(evaluator, "_embed", _read_images)
+    evaluator(STATE)
+    names = {path.name for path in (tmp_path / "results").iterdir()}
+    assert names == {"toy.best.json", "toy.rerank.best.json"}
+    monkeypatch.setattr(reranking, "_available_bytes", lambda: 0)
+    with pytest.raises(UserError, match="re-ranking 8 images needs"):
+        evaluator.dry_run(STATE)  # before training, not hours later
 
 
 def test_a_skipped_query_leaves_every_denominator(tiny_config):

@@ -66,6 +66,20 @@ def test_ties(blocks, levels):
     check(whole.astype(np.int64), *labels)
 
 
+def test_hundreds_of_problems(monkeypatch):
+    rng = np.random.default_rng(6)
+    for seed in range(300):
+        queries, gallery = int(rng.choice([1, 7])), int(rng.choice([1, 2, 40]))
+        distances, labels = problem(seed, queries, gallery, rng.integers(1, 6), rng.integers(1, 4))
+        labels[0][0], labels[1][0] = 0, 0
+        labels[2][0], labels[3][0] = 0, 1  # a match at least
+        if seed % 2:
+            distances = np.round(distances, 1).astype(np.float32)
+        # Matches are counted one by one where they are few, in a sorted row where they are many.
+        monkeypatch.setattr(metrics, "SORT_FROM", (1, 5, 1000)[seed % 3])
+        check(distances, *labels)
+
+
 def test_junk_heavy_with_skipped_queries(blocks):
     distances, labels = problem(2, 40, 60, 30, 1)
     labels[3][:20] = 1  # a third of the gallery is under another camera, the rest is junk
