@@ -18,6 +18,7 @@ Reference: Z. Zhong, L. Zheng, D. Cao, S. Li, "Re-ranking Person Re-identificati
 Encoding", CVPR 2017; docs/method.md, "Evaluation".
 """
 
+import itertools
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -39,7 +40,8 @@ from pgfl_jax.retrieval.metrics import RetrievalMetrics, evaluate_blocks
 from pgfl_jax.retrieval.protocols import Images, Protocol
 from pgfl_jax.retrieval.ranking import naming, nearest, protocol_labels
 
-_SMALL_BLOCK = 2**21
+_SMALL_BLOCK = 2**20
+_COLUMNS = 4096  # of a product that is written into a larger array
 _LONG = 1e12  # operations; of what takes longer, the time is estimated
 
 
@@ -85,11 +87,12 @@ def k_reciprocal_distances(
     images = _images(query, gallery)
     shape = len(images.query), len(images.gallery)
     check_memory(*shape, k1=k1, k2=k2, result_bytes=images.query.itemsize * shape[0] * shape[1])
-    result = np.empty(shape, images.query.dtype)
-    start = 0
-    for block in k_reciprocal_blocks(
+    parts = k_reciprocal_blocks(
         images.query, images.gallery, k1=k1, k2=k2, lambda_value=lambda_value
-    ):
+    )
+    first = next(parts)  # for which most memory is needed, before there is a result
+    result, start = np.empty(shape, first.dtype), 0
+    for block in itertools.chain([first], parts):
         result[start : start + len(block)] = block
         start += len(block)
     return result
@@ -138,9 +141,12 @@ def k_reciprocal_blocks(
         # Row l has the gallery images whose encodings have an entry l.
         having = encodings[len(images.query) :].T.tocsr()
         del encodings
-        for rows in _row_blocks(images, len(images.query)):
-            given = images.query[rows], images.squares[rows]
-            block = _squared_distances(*given, images, query=False)
+        row_bytes = images.query.itemsize * len(images.gallery)
+        for rows in row_blocks(len(images.query), row_bytes, _block_bytes(len(images), 64)):
+            block = -2 * images.query[rows] @ images.gallery.T
+            block += images.squares[len(images.query) :]
+            block += images.squares[rows, None]
+            np.maximum(block, 0, out=block)
             block /= neighbours.largest[rows, None]
             for row, entries in zip(block, _sparse_rows(of_query, rows), strict=True):
                 shared = _shared(*entries, having)
@@ -220,34 +226,20 @@ def _images(query: npt.ArrayLike, gallery: npt.ArrayLike) -> _Images:
     return _Images(first, second, np.concatenate(squares))
 
 
-def _block_bytes(count: int) -> int:
-    """A small part of the whole matrix, but enough rows for a fast matrix product."""
-    return min(blocks.BLOCK_BYTES, max(_SMALL_BLOCK, count**2 // 16))
+def _block_bytes(count: int, part: int = 16) -> int:
+    """A part of the whole matrix, with enough rows for a fast matrix product."""
+    return min(blocks.BLOCK_BYTES, max(_SMALL_BLOCK, 4 * count**2 // part))
 
 
-def _row_blocks(images: _Images, count: int) -> Iterator[slice]:
-    row_bytes = len(images) * images.query.itemsize
-    return row_blocks(count, row_bytes, _block_bytes(len(images)))
-
-
-def _squared_distances(
-    rows: Rows, squares: Float[np.ndarray, " rows"], images: _Images, *, query: bool = True
-) -> Block:
-    """(B, N) squared Euclidean distances of rows to all images, or (B, G) to the gallery."""
-    sides = (images.query, images.gallery) if query else (images.gallery,)
-    known = images.squares if query else images.squares[len(images.query) :]
-    distances = np.empty((len(rows), len(known)), rows.dtype)
+def _partial_distances(rows: Rows, images: _Images) -> Block:
+    """(B, N) squared Euclidean distances of rows to all images, less the rows' own squares."""
+    distances = np.empty((len(rows), len(images)), rows.dtype)
     doubled, start = -2 * rows, 0
-    for side in sides:
-        here = slice(start, start + len(side))
-        np.add(doubled @ side.T, known[here], out=distances[:, here])
-        start = here.stop
-
-    def finish(part: slice) -> None:
-        distances[part] += squares[part, None]
-        np.maximum(distances[part], 0, out=distances[part])
-
-    in_threads(finish, len(rows), step=64)
+    for side in (images.query, images.gallery):
+        for part in row_blocks(len(side), 1, _COLUMNS):
+            here = slice(start + part.start, start + part.stop)
+            np.add(doubled @ side[part].T, images.squares[here], out=distances[:, here])
+        start += len(side)
     return distances
 
 
@@ -267,19 +259,21 @@ class _Neighbours(NamedTuple):
 
 def _neighbours(images: _Images, k: int, bar: tqdm) -> _Neighbours:
     count, dtype = len(images), images.query.dtype
-    k = min(k, count)
+    k, row_bytes = min(k, count), count * dtype.itemsize
     found = _Neighbours(
         np.empty((count, k), np.int32), np.empty((count, k), dtype), np.empty(count, dtype)
     )
     start = 0
     for side in (images.query, images.gallery):
-        for rows in _row_blocks(images, len(side)):
+        for rows in row_blocks(len(side), row_bytes, _block_bytes(count)):
             here = slice(start, start + rows.stop - rows.start)
-            block = _squared_distances(side[rows], images.squares[here], images)
+            block = _partial_distances(side[rows], images)
             found.indices[here], found.distances[here] = nearest(block, k)
             found.largest[here] = block.max(axis=1)
             start = here.stop
             bar.update(len(block))
+    for part in (found.distances.T, found.largest):  # both lack the rows' own squares still
+        np.maximum(part + images.squares, 0, out=part)
     found.largest[found.largest == 0] = 1
     return found
 
@@ -356,9 +350,11 @@ def _shared(
     having: sparse.csr_matrix,
 ) -> Float[np.ndarray, " gallery"]:
     """S of one query's encoding and those of the gallery; see the module."""
-    found = having[columns]
-    least = np.minimum(found.data, np.repeat(values, np.diff(found.indptr)))
-    sums = np.bincount(found.indices, least, minlength=having.shape[1])
+    first = having.indptr[columns]
+    count = having.indptr[columns + 1] - first
+    place = np.arange(count.sum()) + np.repeat(first - np.cumsum(count) + count, count)
+    least = np.minimum(having.data[place], np.repeat(values, count))
+    sums = np.bincount(having.indices[place], least, minlength=having.shape[1])
     return sums.astype(values.dtype, copy=False)
 
 

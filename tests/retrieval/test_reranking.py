@@ -152,5 +152,5 @@ def test_memory_is_a_small_part_of_the_matrix():
     )
     whole, streamed, announced = map(int, done.stdout.split())
     assert whole < 5000**2 * 4 / 4
-    assert streamed < 5000**2 * 4 / 10
+    assert streamed < 5000**2 * 4 / 5
     assert streamed < announced
