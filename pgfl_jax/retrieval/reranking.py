@@ -41,7 +41,7 @@ from pgfl_jax.retrieval.protocols import Images, Protocol
 from pgfl_jax.retrieval.ranking import naming, nearest, protocol_labels
 
 _SMALL_BLOCK = 2**20
-_COLUMNS = 4096  # of a product that is written into a larger array
+_COLUMNS = 2048  # of a product that is written into a larger array
 _LONG = 1e12  # operations; of what takes longer, the time is estimated
 
 
@@ -226,21 +226,30 @@ def _images(query: npt.ArrayLike, gallery: npt.ArrayLike) -> _Images:
     return _Images(first, second, np.concatenate(squares))
 
 
-def _block_bytes(count: int, part: int = 16) -> int:
+def _block_bytes(count: int, part: int = 32) -> int:
     """A part of the whole matrix, with enough rows for a fast matrix product."""
     return min(blocks.BLOCK_BYTES, max(_SMALL_BLOCK, 4 * count**2 // part))
 
 
-def _partial_distances(rows: Rows, images: _Images) -> Block:
-    """(B, N) squared Euclidean distances of rows to all images, less the rows' own squares."""
-    distances = np.empty((len(rows), len(images)), rows.dtype)
+def _partial_distances(rows: Rows, images: _Images, out: Block, product: np.ndarray) -> Block:
+    """(B, N) squared Euclidean distances of rows to all images, less the rows' own squares.
+
+    Args:
+        rows: (B, D).
+        images: all of them.
+        out: (B, N) or more rows, for the result; memory that is used again stays little.
+        product: (B · _COLUMNS,) or more, for what is in between.
+    """
     doubled, start = -2 * rows, 0
     for side in (images.query, images.gallery):
         for part in row_blocks(len(side), 1, _COLUMNS):
             here = slice(start + part.start, start + part.stop)
-            np.add(doubled @ side[part].T, images.squares[here], out=distances[:, here])
+            shape = len(rows), part.stop - part.start
+            found = product[: shape[0] * shape[1]].reshape(shape)
+            np.matmul(doubled, side[part].T, out=found)
+            np.add(found, images.squares[here], out=out[: len(rows), here])
         start += len(side)
-    return distances
+    return out[: len(rows)]
 
 
 class _Neighbours(NamedTuple):
@@ -264,10 +273,12 @@ def _neighbours(images: _Images, k: int, bar: tqdm) -> _Neighbours:
         np.empty((count, k), np.int32), np.empty((count, k), dtype), np.empty(count, dtype)
     )
     start = 0
+    step = next(row_blocks(count, row_bytes, _block_bytes(count))).stop
+    distances, product = np.empty((step, count), dtype), np.empty(step * _COLUMNS, dtype)
     for side in (images.query, images.gallery):
-        for rows in row_blocks(len(side), row_bytes, _block_bytes(count)):
+        for rows in row_blocks(len(side), 1, step):
             here = slice(start, start + rows.stop - rows.start)
-            block = _partial_distances(side[rows], images)
+            block = _partial_distances(side[rows], images, distances, product)
             found.indices[here], found.distances[here] = nearest(block, k)
             found.largest[here] = block.max(axis=1)
             start = here.stop
