@@ -78,8 +78,9 @@ def evaluate_retrieval(
         max_rank: length of the CMC.
 
     Raises:
-        ValueError: the shapes disagree, labels of queries and gallery are not of one kind,
-            a label is NaN, a distance is NaN or infinite, or no query has a match.
+        ValueError: the shapes disagree, distances are not real numbers, labels of queries and
+            gallery are not of one kind, a label is None or NaN, a value is masked, a distance is
+            NaN or infinite, or no query has a match.
 
     >>> result = evaluate_retrieval([[0.1, 0.2, 0.0]], [7], [1, 7, 7], [0], [1, 1, 0])
     >>> result.first_match_rank  # the nearest item is junk, the second is of another identity
@@ -134,7 +135,7 @@ def bootstrap_interval(
         The lower and the upper end.
 
     Raises:
-        ValueError: no values, no resamples or a level outside (0, 1).
+        ValueError: no values, no resamples, a level outside (0, 1) or a seed below 0.
 
     >>> bootstrap_interval([0.25, 0.25, 0.25], seed=0)
     (0.25, 0.25)
@@ -143,10 +144,10 @@ def bootstrap_interval(
     """
     sample = np.asarray(values, np.float64).ravel()
     sample = sample[~np.isnan(sample)]
-    if not sample.size or resamples < 1 or not 0 < level < 1:
+    if not sample.size or resamples < 1 or not 0 < level < 1 or seed < 0:
         raise ValueError(
-            "a bootstrap interval needs values, resamples >= 1 and 0 < level < 1; got "
-            f"{sample.size} values, resamples={resamples}, level={level}"
+            "a bootstrap interval needs values, resamples >= 1, 0 < level < 1 and seed >= 0; got "
+            f"{sample.size} values, resamples={resamples}, level={level}, seed={seed}"
         )
     rng = np.random.default_rng(seed)
     step = max(1, BLOCK_ELEMENTS // sample.size)

@@ -57,7 +57,7 @@ def test_a_loss_that_is_not_finite_names_step_term_and_images(experiment, tmp_pa
 
 def test_the_score_of_the_first_protocol_selects_the_best_step(experiment, tmp_path):
     results = [
-        {"protocol": name, "embedding": "main", "parameters": "trained", "step": 3,
+        {"protocol": name, "embedding": "main", "parameters": "trained", "rerank": False, "step": 3,
          "mAP": score, "cmc": {"1": 0.5}}
         for name, score in (("occluded", 0.25), ("holistic", 0.75))
     ]  # fmt: skip
