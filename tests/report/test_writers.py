@@ -53,8 +53,8 @@ def test_durations():
 
 def test_the_score_table_is_in_percent():
     result = {
-        "protocol": "occluded", "embedding": "main", "parameters": "trained", "rerank": False, "mAP": 0.2674,
-        "mINP": 0.1, "cmc": {"1": 0.3, "5": 0.5}, "ci95": {"mAP": [0.24, 0.29]},
+        "protocol": "occluded", "embedding": "main", "parameters": "trained", "rerank": False,
+        "mAP": 0.2674, "mINP": 0.1, "cmc": {"1": 0.3, "5": 0.5}, "ci95": {"mAP": [0.24, 0.29]},
         "num_valid_queries": 400,
     }  # fmt: skip
     row = score_table([result]).splitlines()[1].split()
