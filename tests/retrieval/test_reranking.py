@@ -21,7 +21,7 @@ def plain(query, gallery, k1, k2, lambda_value):
 
     def reciprocal(i, k):
         forward = order[i, : k + 1]
-        return [j for j in forward if i in order[j, : k + 1]]
+        return forward[(order[forward, : k + 1] == i).any(axis=1)].tolist()
 
     encodings = np.zeros_like(d)
     for i in range(len(rows)):
