@@ -29,7 +29,7 @@ from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import make_model
 from pgfl_jax.export.verify import RECORD
 from pgfl_jax.models import PGFL, folded, unit_length
-from pgfl_jax.preprocessing import UNREADABLE, PictureError, list_pictures
+from pgfl_jax.preprocessing import NO_ARRAY, PictureError, list_pictures
 from pgfl_jax.report.manifest import check_same_run, read_config
 
 Variables = Mapping[str, Any]
@@ -230,6 +230,8 @@ class Embedder:
 
         def attempt(index: int, picture: Any) -> _Read | PictureError:
             name = picture if isinstance(picture, str | os.PathLike) else f"picture {index}"
+            if isinstance(picture, PictureError):
+                return picture
             try:
                 return _Read(name, self.preprocess(picture))
             except PictureError as error:
@@ -315,30 +317,66 @@ class _Batch(NamedTuple):
 def _one_by_one(pictures: Any) -> tuple[Iterator[Any], int | None]:
     """The pictures one by one, whatever they were given as, and their number, if it is known.
 
+    They are what threads may share: paths, arrays, or the error of a picture that was read here.
+
     Raises:
         PictureError: a folder without pictures.
     """
     if isinstance(pictures, str | os.PathLike):
-        given: Any = list_pictures(pictures)[0] if Path(pictures).is_dir() else [pictures]
+        given: Any = list_pictures(pictures)[0] if _is_folder(pictures) else [pictures]
     elif isinstance(pictures, np.ndarray | jax.Array):
         array = np.asarray(pictures)
-        is_list = array.ndim == 4 or (array.ndim == 1 and array.dtype.kind in "OU")
         # NumPy's strings are no paths to everyone; Python's are.
-        given = (array.tolist() if array.ndim == 1 else array) if is_list else [array]
-    # An open file would be read line by line, and bytes number by number.
-    elif isinstance(pictures, bytes) or hasattr(pictures, "read"):
+        given = (array.tolist() if array.ndim == 1 else array) if _is_list(array) else [array]
+    # An open file would be read line by line, bytes number by number, and a tensor row by row.
+    elif (
+        isinstance(pictures, bytes)
+        or hasattr(pictures, "read")
+        or (hasattr(pictures, "__array__") and not _is_list(pictures))
+    ):
         given = [pictures]
     else:
         given = pictures if isinstance(pictures, Iterable) else [pictures]
     if isinstance(given, list | tuple | np.ndarray):
-        return iter(given), len(given)
+        return map(_settled, given), len(given)
     # What yields pictures may yield one object again and again, with other pixels.
     return map(_own, given), len(given) if isinstance(given, Sized) else None
 
 
-def _own(picture: Any) -> Any:
-    """The picture as it is now; a copy, unless it is a path."""
+def _is_folder(path: str | os.PathLike) -> bool:
+    """Whether a path leads to a folder; an empty one, such as an unset variable, does not."""
+    return os.path.isdir(os.fspath(path))
+
+
+def _is_list(array: Any) -> bool:
+    """Whether an array is a list of pictures (N, H, W, 3) or of paths (N,), by its shape."""
+    shape = getattr(array, "shape", ())
+    if len(shape) == 1:  # pandas' columns of text have types of their own
+        return getattr(array.dtype, "kind", "O") in "OU"
+    return len(shape) == 4
+
+
+def _settled(picture: Any) -> Any:
+    """A picture that any thread can read.
+
+    Pillow reads files late, and only one thread may make it do so: pictures may share a file, and
+    one picture may be given twice.
+    """
     if isinstance(picture, Image.Image):
-        with contextlib.suppress(*UNREADABLE):  # :meth:`Embedder.preprocess` names the file
-            return picture.copy()
-    return np.array(picture) if hasattr(picture, "__array__") else picture
+        try:
+            return preprocessing.from_pillow(picture)
+        except PictureError as error:
+            return error
+    if hasattr(picture, "__array__"):
+        with contextlib.suppress(*NO_ARRAY):
+            array = np.asarray(picture)
+            if array.dtype.kind not in "OSU":  # :meth:`Embedder.preprocess` names its type
+                return array
+    return picture
+
+
+def _own(picture: Any) -> Any:
+    """The picture as it is now: as :func:`_settled`, and its pixels are copied."""
+    settled = _settled(picture)
+    is_new = isinstance(picture, Image.Image)
+    return settled.copy() if isinstance(settled, np.ndarray) and not is_new else settled

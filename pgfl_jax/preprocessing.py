@@ -31,6 +31,10 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What :func:`read_pixels` raises for a file that is damaged or not a picture."""
 
 
+NO_ARRAY = (RuntimeError, TypeError, ValueError)
+"""What NumPy raises for parts of different shapes, or a tensor elsewhere or with a gradient."""
+
+
 UNMARKED_CMYK = "a JPEG in CMYK without Adobe's marker, so its colours are unknown; save it as RGB"
 """Why :func:`is_unmarked_cmyk` pictures are refused."""
 
@@ -50,7 +54,7 @@ def preprocess(picture: Any, height: int, width: int) -> UInt8[np.ndarray, "heig
     if isinstance(picture, str | os.PathLike):
         image = decode(picture)
     elif isinstance(picture, Image.Image):
-        image = _from_pillow(picture)
+        image = from_pillow(picture)
     else:
         image = _checked(picture)
     return resize(image, height, width)
@@ -113,8 +117,13 @@ def _rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     return np.asarray(image.convert("RGB"))
 
 
-def _from_pillow(picture: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
-    """The RGB pixels of a Pillow picture, which may still have to read its file."""
+def from_pillow(picture: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    """The RGB pixels of a Pillow picture, which may still have to read its file.
+
+    Raises:
+        PictureError: its file is damaged, or its pixels are none of those that :func:`decode`
+            takes.
+    """
     try:
         if is_unmarked_cmyk(picture):
             raise PictureError(UNMARKED_CMYK)
@@ -227,7 +236,7 @@ def _name(picture: Image.Image) -> str:
 def _checked(picture: Any) -> UInt8[np.ndarray, "height width 3"]:
     try:
         array = np.asarray(picture)
-    except (TypeError, ValueError):  # parts of different shapes, or on another device
+    except NO_ARRAY:
         array = np.array(None)
     if array.dtype.kind in "OSU":  # no numbers
         kind = f"an array of type {array.dtype}" if array is picture else type(picture).__name__

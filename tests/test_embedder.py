@@ -4,6 +4,7 @@ import collections.abc
 import dataclasses
 import inspect
 import io
+import threading
 from pathlib import Path
 
 import jax
@@ -229,6 +230,71 @@ def test_an_iterator_may_yield_one_object_again_and_again(embedder, rows, pictur
     np.testing.assert_allclose(embedder(Lazy()), rows[[0, 4]], atol=2e-6)
     found = embedder(turning(Image.fromarray(same_size[0]).copy()))
     np.testing.assert_allclose(found, rows[[0, 4]], atol=2e-6)
+
+
+class Watched(io.BytesIO):
+    """A file in memory that knows which threads have read it."""
+
+    def __init__(self, content):
+        super().__init__(content)
+        self.readers = set()
+
+    def read(self, *size):
+        self.readers.add(threading.get_ident())
+        return super().read(*size)
+
+
+@pytest.mark.parametrize("listed", [list, iter])
+def test_only_the_callers_thread_reads_the_files_of_pillow_pictures(
+    listed, embedder, pictures, rows
+):
+    buffers = [io.BytesIO() for _ in range(5)]
+    for buffer, picture in zip(buffers, pictures, strict=False):
+        Image.fromarray(picture).save(buffer, "PNG")
+    files = [Watched(buffer.getvalue()) for buffer in buffers]
+    unread = [Image.open(file) for file in files]
+    given = [unread[0], *unread, unread[0]]
+    np.testing.assert_allclose(embedder(listed(given)), rows[[0, *range(5), 0]], atol=2e-6)
+    assert [file.readers for file in files] == [{threading.get_ident()}] * 5
+
+
+@pytest.mark.parametrize("listed", [list, iter])
+def test_a_damaged_pillow_picture_is_not_half_of_one(listed, embedder, pictures, rows):
+    buffer = io.BytesIO()
+    Image.fromarray(pictures[2]).save(buffer, "PNG")
+    damaged = bytearray(buffer.getvalue())
+    damaged[len(damaged) // 2 : len(damaged) // 2 + 40] = bytes(40)
+    given = [Image.open(io.BytesIO(damaged)), Image.fromarray(pictures[0])]
+    errors = []
+    found = embedder(listed(given), on_unreadable=errors.append)
+    assert np.isnan(found[0]).all() and len(errors) == 1
+    assert "PIL picture of mode RGB: cannot be read" in str(errors[0])
+    np.testing.assert_allclose(found[1], rows[0], atol=2e-6)
+
+
+class Tensor:
+    """What libraries of tensors have in common."""
+
+    def __init__(self, values):
+        self.values, self.shape, self.dtype = values, values.shape, values.dtype
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+    def __len__(self):
+        return len(self.values)
+
+    def __iter__(self):
+        return map(Tensor, self.values)
+
+
+def test_one_tensor_is_one_picture_and_four_axes_are_a_list(embedder, pictures, rows):
+    np.testing.assert_allclose(embedder(Tensor(pictures[0])), rows[:1], atol=2e-6)
+    both = np.stack([pictures[0], pictures[4]])
+    np.testing.assert_allclose(embedder(Tensor(both)), rows[[0, 4]], atol=2e-6)
+    np.testing.assert_allclose(embedder([Tensor(pictures[0])]), rows[:1], atol=2e-6)
+    with pytest.raises(PictureError, match=r"^an array of shape \(3, 64, 32\) and type uint8 is "):
+        embedder(Tensor(pictures[0].transpose(2, 0, 1)))
 
 
 def test_the_pages_of_a_file_are_different_pictures(embedder, pictures, rows, tmp_path):
