@@ -31,7 +31,7 @@ from pgfl_jax.report.training_images import TRAINING_IMAGES, write_training_imag
 from pgfl_jax.report.writers import say
 from pgfl_jax.retrieval.evaluate import Evaluator
 from pgfl_jax.retrieval.protocols import EvaluationData
-from pgfl_jax.run_lock import check_unlocked
+from pgfl_jax.run_lock import check_held, check_unlocked
 from pgfl_jax.train_state import TrainState
 from pgfl_jax.train_step import make_train_step
 
@@ -145,7 +145,7 @@ def train(
         NonFiniteLossError: a loss became NaN or infinite; the last checkpoint stays.
         PretrainedError: the weights to start from cannot be used.
         UserError: another run is training in the workdir, or it holds a run that lost its
-            checkpoints, or files that a run would overwrite.
+            checkpoints, or files that a run would overwrite; or it was deleted or moved away.
     """
     mesh = make_mesh(devices, model=config.mesh.model)
     config.check_devices(mesh.size)
@@ -188,10 +188,12 @@ def train(
                 save_due = evaluation_due or step % config.train.checkpoint_every == 0
                 # A restored state has been evaluated and saved already.
                 if (save_due or stopped) and step != restored:
+                    check_held(workdir)
                     if save_due:
                         log.flush()
                     pending = log.pending_metrics()  # the resumed run writes their line
                     score = log.evaluation(evaluator(state)) if evaluation_due else None
+                    check_held(workdir)  # evaluation may take long
                     checkpoints.save(state, score, pending, config.flat_options())
                     log.restart_clock()
                 if last or stopped:
@@ -203,6 +205,7 @@ def train(
                 profiler.after(step + 1, metrics)
                 log.add(step + 1, metrics, indices)
             checkpoints.wait()  # a second signal must not break it
+            check_held(workdir)
         if stopped:
             say(f"stopped at step {step} and saved; the same command goes on")
             stop.interrupt()

@@ -1,5 +1,7 @@
 """Two runs never write into one workdir."""
 
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,7 +9,7 @@ import sys
 import pytest
 
 from pgfl_jax.errors import UserError
-from pgfl_jax.run_lock import check_unlocked, locked
+from pgfl_jax.run_lock import check_held, check_unlocked, locked
 from tests.runs import ROOT
 
 HOLDER = """
@@ -56,3 +58,23 @@ def test_looking_leaves_no_file(tmp_path):
 def test_one_run_after_the_other_may_use_it(tmp_path):
     for _ in range(2):
         _enter(tmp_path)
+
+
+def _replace(folder):
+    folder.rename(folder.with_name("old"))
+    folder.mkdir()
+    (folder / ".lock").touch()
+
+
+@pytest.mark.parametrize("lose", [shutil.rmtree, lambda f: f.rename(f.with_name("old")), _replace])
+def test_a_folder_that_is_lost_meanwhile_is_the_reason_of_what_fails(tmp_path, lose):
+    folder = tmp_path / "run"
+    message = re.escape(f"--workdir={folder}: deleted, moved or replaced during training")
+    with pytest.raises(UserError, match=message), locked(folder):
+        check_held(folder)
+        lose(folder)
+        with pytest.raises(UserError, match=message):
+            check_held(folder)
+        raise OSError("no such file")
+    with pytest.raises(OSError, match="no such file"), locked(tmp_path):
+        raise OSError("no such file")

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -482,6 +483,28 @@ def test_a_start_that_failed_leaves_the_workdir_free(tiny_config, tmp_path):
         train(too_many, tmp_path, *_data(too_many), devices=ONE)
     config = tiny_config(**{"train.epochs": 1.25})
     assert int(train(config, tmp_path, *_data(config), devices=ONE).step) == 10
+
+
+@pytest.mark.usefixtures("small_network")
+def test_a_workdir_that_is_lost_during_training_ends_it(tiny_config, tmp_path):
+    config = tiny_config(**{"train.epochs": 1.25, "train.eval_every": 5})
+    training, evaluation = _data(config)
+    workdir = tmp_path / "run"
+
+    def batches(start):
+        for number, batch in enumerate(training.batches(start)):
+            if number == 3:
+                while not (
+                    workdir / "checkpoints" / "0"
+                ).exists():  # Orbax would print what it could not write
+                    time.sleep(0.01)
+                shutil.rmtree(workdir)
+            yield batch
+
+    losing = dataclasses.replace(training, batches=batches)
+    with pytest.raises(UserError, match=re.escape(f"--workdir={workdir}: deleted, moved or repl")):
+        train(config, workdir, losing, evaluation, devices=ONE)
+    assert not workdir.exists()
 
 
 OWN_BUILDER = """

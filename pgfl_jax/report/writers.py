@@ -96,8 +96,12 @@ def replace_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write ``value`` as indented JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write ``value`` as indented JSON, whole or not at all.
+
+    The file's folder is made, but none above it: a run does not bring back a workdir that was
+    deleted or moved away.
+    """
+    path.parent.mkdir(exist_ok=True)
     replace_text(path, json.dumps(value, indent=2) + "\n")
 
 
