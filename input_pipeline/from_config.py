@@ -357,6 +357,10 @@ def _describe(catalog: Catalog, builder: Any, config: Config) -> dict[str, Any]:
             *(str(name).encode() for name in catalog.filenames),
             catalog.labels.astype("<i8").tobytes(),
         ),
+        # The sampler only asks which cameras are the same, and takes them in order.
+        "cameras_sha256": _sha256(
+            np.unique(catalog.cameras, return_inverse=True)[1].astype("<i8").tobytes()
+        ),
         "pose_source": config.data.pose.source,
         "pose_coverage": float(catalog.drawn(config.data.pose.threshold).mean()),
         "poses_sha256": _sha256(

@@ -394,6 +394,21 @@ def test_other_data_does_not_continue_a_run(ten_steps, tiny_config, small_networ
         train(config, ten_steps, other, evaluation, devices=ONE)
 
 
+def test_other_cameras_do_not_continue_a_run_but_one_of_before_they_were_kept_goes_on(
+    ten_steps, tiny_config, small_network
+):
+    config = tiny_config(**{"train.epochs": 1.25})
+    training, evaluation = _data(config)
+    changed = dict(training.description, cameras_sha256="0" * 64)
+    other = dataclasses.replace(training, description=changed)
+    with pytest.raises(ConfigError, match=r"data\.dataset: .* other data \(cameras_sha256 was"):
+        train(config, ten_steps, other, evaluation, devices=ONE)
+    manifest = json.loads((ten_steps / "manifest.json").read_text())
+    del manifest["data"]["cameras_sha256"]
+    (ten_steps / "manifest.json").write_text(json.dumps(manifest))
+    assert int(train(config, ten_steps, other, evaluation, devices=ONE).step) == 10
+
+
 def test_a_run_goes_on_with_what_chose_its_best_step(ten_steps, tiny_config, small_network):
     crossed = tiny_config(
         **{"train.epochs": 1.25, "eval.datasets": ("synthetic_occluded_reid/tiny_noisy",)}

@@ -33,6 +33,9 @@ FREE_OPTIONS = (
     "eval.",
 )
 
+# Fingerprints that runs of older versions lack.
+_NOT_ALWAYS_KEPT = ("cameras_sha256",)
+
 SOURCES = ("pgfl_jax", "input_pipeline")
 
 PACKAGES = (
@@ -225,7 +228,7 @@ def read_run(
     for name, new in (data or {}).items():
         if name == "pose_coverage":  # the poses and the threshold decide it; both are compared
             continue
-        old = manifest["data"].get(name)
+        old = manifest["data"].get(name, new if name in _NOT_ALWAYS_KEPT else None)
         if name == "name":
             old = current_dataset_name(old)
         if old != new:

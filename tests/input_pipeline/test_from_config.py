@@ -50,6 +50,26 @@ def first_batch(training):
     return batch
 
 
+def test_cameras_are_described_if_they_change_the_batches(tiny_config, monkeypatch):
+    read, config = from_config.open_catalog, tiny_config()
+
+    def described(cameras):
+        def reading(*args, **options):
+            catalog = read(*args, **options)
+            return dataclasses.replace(catalog, cameras=cameras(catalog.cameras))
+
+        monkeypatch.setattr(from_config, "open_catalog", reading)
+        training = training_data(config)
+        return training.description, first_batch(training)["indices"]
+
+    (before, chosen), renamed, other = map(
+        described, (lambda c: c, lambda c: 2 * c + 5, lambda c: np.arange(len(c)) % 3)
+    )
+    assert renamed[0] == before and np.array_equal(renamed[1], chosen)
+    assert {name for name in before if other[0][name] != before[name]} == {"cameras_sha256"}
+    assert not np.array_equal(other[1], chosen)
+
+
 def test_each_process_reads_its_slice_of_the_batch(tiny_config, monkeypatch):
     config = tiny_config()
     whole, slices = first_batch(training_data(config)), []
