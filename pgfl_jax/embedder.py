@@ -62,7 +62,7 @@ def load(
         UserError: the folder holds no run, no such checkpoint, a damaged one, one of another run,
             or no average; or JAX does not find the device that ``JAX_PLATFORMS`` names.
     """
-    if not isinstance(path, str | os.PathLike):
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):  # an unset variable
         raise UserError(f"path = {path!r}: must be the folder of a training run")
     workdir = Path(path).expanduser()
     _check_choice("parameters", parameters, ("trained", "average"))
@@ -162,6 +162,10 @@ class Embedder:
             parts.append(self._collect(running, bar))
         return np.concatenate(parts)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle: without what is compiled for the devices of this process."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
     def __repr__(self) -> str:
         """What it is, without its weights."""
         data, model = self.config.data, self.config.model
@@ -187,10 +191,10 @@ class Embedder:
         Normalisation is part of it. It may be jitted, differentiated and exported.
 
         Raises:
-            ValueError: the images are not (N, H, W, 3).
+            ValueError: the images are not (N, H, W, 3), of the run's height and width.
         """
-        check_images(images)
         data = self.config.data
+        check_images(images, data.height, data.width)
         pixels = preprocessing.normalise(images, data.mean, data.std)
         outputs: Any = self.model.apply(variables, pixels, train=False)
         return unit_length(outputs.main.neck)
@@ -216,8 +220,8 @@ class Embedder:
     def _batch_size(self, wanted: int | None) -> int:
         """A multiple of the number of devices."""
         devices = self._mesh.size
-        if wanted is not None and wanted < 1:
-            raise UserError(f"batch_size = {wanted}: must be above 0")
+        if wanted is not None and (not isinstance(wanted, int | np.integer) or wanted < 1):
+            raise UserError(f"batch_size = {wanted!r}: must be a whole number above 0")
         return math.ceil((wanted or _PER_DEVICE * devices) / devices) * devices
 
     def _read(
@@ -287,17 +291,19 @@ class Embedder:
         return rows
 
 
-def check_images(images: Any) -> None:
-    """Raises ValueError unless images are an array (N, H, W, 3).
+def check_images(images: Any, height: int, width: int) -> None:
+    """Raises ValueError unless images are an array (N, height, width, 3).
 
-    >>> check_images(np.zeros((2, 3, 64, 32)))
+    >>> check_images(np.zeros((2, 3, 64, 32)), 64, 32)
     Traceback (most recent call last):
     ...
-    ValueError: images have shape (2, 3, 64, 32); expected (N, H, W, 3), RGB in [0, 255]
+    ValueError: images have shape (2, 3, 64, 32); expected (N, 64, 32, 3), RGB in [0, 255]
     """
     shape = np.shape(images)
-    if len(shape) != 4 or shape[3] != 3:
-        raise ValueError(f"images have shape {shape}; expected (N, H, W, 3), RGB in [0, 255]")
+    if len(shape) != 4 or shape[1:] != (height, width, 3):
+        raise ValueError(
+            f"images have shape {shape}; expected (N, {height}, {width}, 3), RGB in [0, 255]"
+        )
 
 
 class _Read(NamedTuple):
@@ -323,7 +329,7 @@ def _one_by_one(pictures: Any) -> tuple[Iterator[Any], int | None]:
         PictureError: a folder without pictures.
     """
     if isinstance(pictures, str | os.PathLike):
-        given: Any = list_pictures(pictures)[0] if _is_folder(pictures) else [pictures]
+        given: Any = list_pictures(pictures)[0] if os.path.isdir(pictures) else [pictures]
     elif isinstance(pictures, np.ndarray | jax.Array):
         array = np.asarray(pictures)
         # NumPy's strings are no paths to everyone; Python's are.
@@ -341,11 +347,6 @@ def _one_by_one(pictures: Any) -> tuple[Iterator[Any], int | None]:
         return map(_settled, given), len(given)
     # What yields pictures may yield one object again and again, with other pixels.
     return map(_own, given), len(given) if isinstance(given, Sized) else None
-
-
-def _is_folder(path: str | os.PathLike) -> bool:
-    """Whether a path leads to a folder; an empty one, such as an unset variable, does not."""
-    return os.path.isdir(os.fspath(path))
 
 
 def _is_list(array: Any) -> bool:

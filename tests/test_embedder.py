@@ -1,9 +1,11 @@
 """A trained run as an object, tested on the run in tests/golden/run_0cfe576."""
 
 import collections.abc
+import copy
 import dataclasses
 import inspect
 import io
+import pickle
 import threading
 from pathlib import Path
 
@@ -332,7 +334,7 @@ def test_what_cannot_be_loaded_is_said_in_one_line(scored_run, tmp_path):
     assert pgfl_jax.load(GOLDEN_RUN, checkpoint="30").step == 30
     with pytest.raises(UserError, match=r"config\.json: not found; is .* the folder of a"):
         pgfl_jax.load(tmp_path)
-    for wrong in (None, b"runs/demo", 3):
+    for wrong in (None, b"runs/demo", 3, ""):
         with pytest.raises(UserError) as error:
             inspect.unwrap(pgfl_jax.load)(wrong)  # tests check the types of arguments
         assert str(error.value) == f"path = {wrong!r}: must be the folder of a training run"
@@ -374,10 +376,36 @@ def test_a_run_is_remembered_by_its_whole_path(monkeypatch, tmp_path):
     assert embedder.run == GOLDEN_RUN
 
 
-@pytest.mark.parametrize("shape", [(64, 32, 3), (2, 3, 64, 32), (2, 64, 32, 1)])
+@pytest.mark.parametrize(
+    "shape", [(64, 32, 3), (2, 3, 64, 32), (2, 64, 32, 1), (2, 128, 64, 3), (2, 32, 64, 3)]
+)
 def test_a_batch_of_another_layout_is_one_value_error(shape, embedder):
     apply = inspect.unwrap(type(embedder).apply)  # as users call it, without the tests' type checks
     with pytest.raises(ValueError) as error:
         apply(embedder, embedder.variables, np.zeros(shape, np.uint8))
-    message = f"images have shape {shape}; expected (N, H, W, 3), RGB in [0, 255]"
+    message = f"images have shape {shape}; expected (N, 64, 32, 3), RGB in [0, 255]"
     assert str(error.value) == message
+
+
+def test_an_embedder_that_has_been_used_is_pickled(embedder, pictures, rows):
+    embedder(pictures[0])
+    copies = pickle.loads(pickle.dumps(embedder)), copy.deepcopy(embedder)
+    for again in copies:
+        assert repr(again) == repr(embedder) and again.run == embedder.run
+        np.testing.assert_allclose(again(pictures), rows, atol=2e-6)
+
+
+@pytest.mark.parametrize("wrong", ["8", 2.5, 0])
+def test_a_batch_size_is_a_whole_number(wrong, embedder):
+    size = inspect.unwrap(type(embedder)._batch_size)
+    with pytest.raises(UserError) as error:
+        size(embedder, wrong)
+    assert str(error.value) == f"batch_size = {wrong!r}: must be a whole number above 0"
+
+
+def test_an_empty_path_is_not_the_current_folder(embedder, tmp_path, monkeypatch):
+    Image.new("RGB", (3, 4)).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    for empty in ("", [""]):
+        with pytest.raises(PictureError, match=r"^'': an empty path"):
+            embedder(empty)

@@ -51,14 +51,19 @@ def load_artifact(
         )
     require_devices()
     record = read_record(folder, RECORD)
-    name = record["format"]
+    try:
+        name, digests = record["format"], dict(record["files"])
+        contract = CONTRACTS[record["contract"]]
+        step, held = record["checkpoint"]["step"], record["checkpoint"]["parameters"]
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / RECORD}: damaged; export again") from error
     if name not in _LOADERS:
         raise UserError(
             f"{folder}: the format {name} cannot be loaded here; take {' or '.join(_LOADERS)}"
         )
     files, load = _LOADERS[name]
-    for file in (*files, "config.json"):
-        if not (folder / file).is_file() or sha256(folder / file) != record["files"][file]:
+    for file in (*files, "config.json", PREPROCESSING):
+        if not (folder / file).is_file() or sha256(folder / file) != digests.get(file):
             raise UserError(f"{folder / file}: damaged; export again")
     config = stored_config(read_record(folder, "config.json"))
     function, variables = load(folder)
@@ -66,11 +71,12 @@ def load_artifact(
         config,
         make_model(config, num_identities=1),
         variables,
-        record["checkpoint"]["step"],
-        parameters=record["checkpoint"]["parameters"],
+        step,
+        parameters=held,
         function=function,
-        contract=CONTRACTS[record["contract"]],
+        contract=contract,
         channels=read_record(folder, PREPROCESSING)["output"]["shape"][1],
+        folder=folder.absolute(),
     )
 
 
@@ -108,11 +114,17 @@ class _ArtifactEmbedder(Embedder):
         function: from variables and a batch as the contract says to embeddings.
         contract: the model's input.
         channels: length of an embedding.
+        folder: of the artifact.
     """
 
     function: _Function
     contract: Contract
     channels: int
+    folder: Path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle, which cannot hold a runtime: load the artifact again."""
+        return load_artifact, (self.folder, "newest", "trained", None)
 
     @property
     def dim(self) -> int:
@@ -121,8 +133,10 @@ class _ArtifactEmbedder(Embedder):
     def apply(
         self, variables: Variables, images: Shaped[Array, "batch height width 3"]
     ) -> Float[Array, "batch channels"]:
-        check_images(images)
         data = self.config.data
+        check_images(images, data.height, data.width)
+        if self.contract.dtype == "uint8" and images.dtype != np.uint8:  # 0.9 would become 0
+            raise ValueError(f"images have type {images.dtype}; this artifact takes uint8")
         if self.contract.normalised:
             images = normalise(images, data.mean, data.std)
         if self.contract.channels_first:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import pickle
 import shutil
 from unittest import mock
 
@@ -148,9 +149,29 @@ def test_an_artifact_is_loaded_as_a_run_is(embedder, pictures, tmp_path, export,
     assert loaded.config.data.mean == embedder.config.data.mean
     with pytest.raises(UserError, match="an artifact holds one checkpoint"):
         pgfl_jax.load(tmp_path / "x", checkpoint="best")
-    (tmp_path / "x" / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"config\.json: damaged; export again"):
-        pgfl_jax.load(tmp_path / "x")
+    again = pickle.loads(pickle.dumps(loaded))
+    np.testing.assert_array_equal(again(pictures), loaded(pictures))
+    with pytest.raises(ValueError, match=r"shape \(3, 128, 64, 3\); expected \(N, 64, 32, 3\)"):
+        loaded.apply(loaded.variables, jnp.zeros((3, 128, 64, 3), np.uint8))
+    if contract == "uint8_nhwc":
+        with pytest.raises(ValueError, match="images have type float32; this artifact takes uint8"):
+            loaded.apply(loaded.variables, jnp.asarray(images / 255, jnp.float32))
+    for name in ("preprocessing.json", "config.json"):
+        before = (tmp_path / "x" / name).read_text()
+        (tmp_path / "x" / name).write_text("{}")
+        with pytest.raises(UserError, match=rf"{name}: damaged; export again"):
+            pgfl_jax.load(tmp_path / "x")
+        (tmp_path / "x" / name).write_text(before)
+    record = read(tmp_path / "x")
+    for wrong in (
+        {},
+        record | {"contract": "x"},
+        record | {"files": 3},
+        {name: value for name, value in record.items() if name != "checkpoint"},
+    ):
+        (tmp_path / "x" / "parity.json").write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=r"parity\.json: damaged; export again"):
+            pgfl_jax.load(tmp_path / "x")
 
 
 def test_deepstream_gets_its_configuration(embedder, tmp_path):
