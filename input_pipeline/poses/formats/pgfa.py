@@ -64,8 +64,8 @@ def read_part_maps(file: PoseFile) -> UInt8[np.ndarray, "rows columns 8"]:
         (h, w, 8) uint8, 255 for 1.
 
     Raises:
-        DataError: unreadable, of a different shape, with the channels last, not finite, or far
-            outside [0, 1].
+        DataError: unreadable, of a different shape, with the channels last, not finite, far
+            outside [0, 1], or with a channel for the background.
     """
     content = io.BytesIO(file.path.read_bytes())
     try:
@@ -87,5 +87,22 @@ def read_part_maps(file: PoseFile) -> UInt8[np.ndarray, "rows columns 8"]:
         raise file.error("values must be finite")
     if maps.min() < _FAR_OUTSIDE[0] or maps.max() > _FAR_OUTSIDE[1]:
         raise file.error(f"values from {maps.min():g} to {maps.max():g}; they must be in [0, 1]")
+    for channel in (0, len(maps) - 1):
+        if _is_background(maps, channel):
+            raise file.error(
+                f"channel {channel} of {len(maps)} is 1 - the maximum of the others: the "
+                "background; leave it out"
+            )
     parts = np.stack([maps[channels].max(axis=0) for channels in _CHANNELS[len(maps)]], axis=-1)
     return np.rint(parts.astype(np.float64).clip(0, 1) * 255).astype(np.uint8)
+
+
+def _is_background(maps: np.ndarray, channel: int) -> bool:
+    """Whether a channel is where nothing is: about 1 - the maximum of the others.
+
+    With it, 17 joints would be taken for another 18. The channel of a joint differs from that at
+    its peak, or wherever there is nobody.
+    """
+    values = maps.astype(np.float32)
+    rest = 1 - np.delete(values, channel, axis=0).max(axis=0)
+    return bool(values[channel].max() > 0.5 and np.abs(values[channel] - rest).max() < 0.2)

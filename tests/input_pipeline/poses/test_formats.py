@@ -619,6 +619,28 @@ def test_maps_may_be_as_wide_as_a_format_has_channels(shape, tmp_path):
     assert parts.shape == (*shape[1:], 8)
 
 
+@pytest.mark.parametrize("count", [8, 17, 18])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_channel_of_the_background_is_not_a_joint(count, first, tmp_path):
+    rows, columns = np.mgrid[:24, :8]
+    peaks = np.linspace(2, 21, count)[:, None, None]
+    maps = np.exp(-((rows - peaks) ** 2 + (columns - 3.5) ** 2) / 8)
+    assert one(FORMATS["pgfa"](save_maps(tmp_path / "right", "a.npy", maps))).part_maps.any()
+    rest = maps[1:] if first else maps[:-1]
+    background = 1 - rest.max(axis=0, keepdims=True)
+    whole = np.concatenate([background, rest] if first else [rest, background])
+    place = 0 if first else count - 1
+    with pytest.raises(DataError, match=rf"a\.npy: channel {place} of {count} is 1 - the maximum"):
+        list(FORMATS["pgfa"](save_maps(tmp_path / "wrong", "a.npy", whole)))
+
+
+def test_an_ear_on_maps_that_are_high_everywhere_is_a_joint(tmp_path):
+    maps = np.full((18, 24, 8), 0.9)
+    maps[17] = 0
+    maps[17, 2, 3] = 0.9
+    assert one(FORMATS["pgfa"](save_maps(tmp_path, "a.npy", maps))).part_maps.any()
+
+
 @pytest.mark.parametrize(
     ("maps", "message"),
     [
