@@ -23,7 +23,14 @@ from pgfl_jax.files import stand_in
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
 # Archives without random access, or that Python cannot read: the user has to unpack them.
-_OTHER_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".rar", ".7z")
+_OTHER_ARCHIVES = {
+    r"\.(crdownload|part|partial|filepart|opdownload|download|aria2)":
+        "a download that has not ended; get it again",
+    r"\.((zip|7z|rar|tar(\.\w+)?)\.\d{2,3}|[zr]\d\d)":
+        "part of a split archive; join and unpack the parts with 7-Zip, and give the folder",
+    r"\.(tar|t(ar\.)?(gz|bz2|xz|zst|lz4?|z)|tbz2?|rar|7z)":
+        "only zip archives can be read; unpack it, give the folder",
+}  # fmt: skip
 _JUNK_NAMES = frozenset({"__macosx", ".ds_store", "thumbs.db"})
 # Published sets are at most zips within a zip. The limit stops an archive that contains itself.
 _MAX_NESTING = 3
@@ -87,8 +94,8 @@ class FileTree:
             listing.add_archive("", (str(source),))
             for part in _other_parts(source):
                 listing.add_part("", (str(part),))
-        elif source.name.lower().endswith(_OTHER_ARCHIVES):
-            raise DataError(f"{source}: only zip archives can be read; unpack it, give the folder")
+        elif words := _other_archive(source.name):
+            raise DataError(f"{source}: {words}")
         else:
             raise DataError(f"{source}: neither a folder nor a zip archive")
         files = dict(sorted(listing.files.items()))
@@ -135,9 +142,9 @@ class FileTree:
             places.setdefault(os.path.realpath(self.source / folder), folder)
         return list(places.values())
 
-    def other_archives(self) -> list[str]:
-        """Paths of the archives that cannot be read without unpacking them."""
-        return [path for path in self.files if path.lower().endswith(_OTHER_ARCHIVES)]
+    def other_archives(self) -> dict[str, str]:
+        """Paths of the archives that cannot be read as they are, and what to do with each."""
+        return {path: words for path in self.files if (words := _other_archive(path))}
 
 
 def read_file(location: Location) -> bytes:
@@ -281,6 +288,18 @@ def _members(location: Location) -> dict[str, zipfile.ZipInfo]:
                 "contents; unpack it, keep the right one and give the folder"
             )
     return found
+
+
+def _other_archive(path: str) -> str:
+    """What to do with an archive that cannot be read as it is; empty for any other file.
+
+    >>> _other_archive("duke.zip.001").partition(";")[0], _other_archive("duke.zip")
+    ('part of a split archive', '')
+    """
+    for ending, words in _OTHER_ARCHIVES.items():
+        if re.search(f"{ending}$", path, re.IGNORECASE):
+            return words
+    return ""
 
 
 def _other_parts(source: Path) -> list[Path]:

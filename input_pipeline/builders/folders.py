@@ -1,9 +1,10 @@
 """Data sets that are folders of images named by identity and camera."""
 
 import abc
+import collections
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -142,12 +143,17 @@ class FolderBuilder(ImageSetBuilder, skip_registration=True):  # type: ignore[ca
     def _survey_folder(
         self, tree: FileTree, root: str, folder: Folder
     ) -> tuple[list[Record], list[str]]:
-        """The images of one folder, and the files that do not match its pattern."""
+        """The images of one folder, and its other files.
+
+        Those are the files that do not match its pattern, and masks and copies.
+        """
         records, unmatched = [], []
-        for path in tree.files_in(join(root, folder.path)):
+        paths = tree.files_in(join(root, folder.path))
+        matches = {path: match_image(folder.pattern, path) for path in paths}
+        derived = _derived([path for path, match in matches.items() if match])
+        for path, match in matches.items():
             filename = f"{folder.path}/{path}"
-            match = match_image(folder.pattern, path)
-            if match is None:
+            if match is None or path in derived:
                 unmatched.append(filename)
                 continue
             full = join(root, filename)
@@ -164,6 +170,29 @@ def match_image(pattern: str, path: str) -> re.Match[str] | None:
     if (dot + suffix).lower() not in IMAGE_SUFFIXES:
         return None
     return re.fullmatch(pattern, stem)
+
+
+def _derived(paths: Sequence[str]) -> set[str]:
+    """Those of a folder's images that are masks or copies of others, by their names.
+
+    Such a name continues another one, or differs from it in the suffix alone; then the suffix that
+    most images have is the picture's.
+
+    >>> sorted(_derived(["1_c1.jpg", "1_c1.png", "1_c1_mask.jpg", "1_c1 (1).jpg", "1_c12.jpg"]))
+    ['1_c1 (1).jpg', '1_c1.png', '1_c1_mask.jpg']
+    """
+    suffixes = collections.Counter(path.rpartition(".")[2] for path in paths)
+    chosen: dict[str, str] = {}  # the picture of each name
+    for path in sorted(paths, key=lambda path: -suffixes[path.rpartition(".")[2]]):
+        chosen.setdefault(path.rpartition(".")[0], path)
+
+    def continues(stem: str) -> bool:
+        ends = (at for at, letter in enumerate(stem) if not letter.isalnum())
+        return any(stem[:at] in chosen for at in ends)
+
+    return {
+        path for path in paths if chosen[stem := path.rpartition(".")[0]] != path or continues(stem)
+    }
 
 
 def _differences(name: str, records: list[Record], published: Published) -> list[str]:

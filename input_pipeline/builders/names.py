@@ -83,8 +83,8 @@ def explain_missing(
 ) -> MissingSetError:
     """The error that says in one line why this set was not found, with the remedy."""
     unread = dict(tree.problems)
-    for path in tree.other_archives():
-        unread[path] = f"{tree.display(path)}: only zip archives can be read; unpack it"
+    for path, words in tree.other_archives().items():
+        unread[path] = f"{tree.display(path)}: {words}"
     roots = tree.roots(list(entries))
     for named in (name, None):  # a folder that is named for the set is the better hint
         near = [root for root in roots if named_root(tree, root) == named]

@@ -327,6 +327,12 @@ def test_a_member_without_a_name_is_left_out(tmp_path):
     [
         ("none", "config.data.manual_dir: no folder or zip archive .*none"),
         ("a.tar.gz", r"a\.tar\.gz: only zip archives can be read; unpack it"),
+        ("a.tar.zst", r"a\.tar\.zst: only zip archives can be read; unpack it"),
+        ("a.TBZ2", r"a\.TBZ2: only zip archives can be read; unpack it"),
+        ("a.zip.001", r"a\.zip\.001: part of a split archive; join and unpack"),
+        ("a.z01", r"a\.z01: part of a split archive; join and unpack"),
+        ("a.zip.crdownload", r"a\.zip\.crdownload: a download that has not ended; get it"),
+        ("a.zip.part", r"a\.zip\.part: a download that has not ended; get it again"),
         ("a.jpg", r"a\.jpg: neither a folder nor a zip archive"),
     ],
 )

@@ -195,6 +195,22 @@ def test_files_that_fit_no_pattern_are_all_listed(tmp_path, capsys):
     assert read(builder) == expected("market1501")
 
 
+def test_masks_and_copies_beside_the_images_are_left_out(tmp_path, capsys):
+    write_tree("market1501", tmp_path)
+    folder = tmp_path / TREES["market1501"].root / "query"
+    first = min(folder.glob("*.jpg"))
+    names = [
+        first.with_suffix(".png"),
+        *(f"{first.stem}{end}" for end in ("_mask.png", " (1).jpg")),
+    ]
+    for name in names:
+        shutil.copy(first, folder / name)
+    builder, _ = prepare("market1501", tmp_path, tmp_path, capsys)
+    left_out = sorted(f"query/{(folder / name).name}" for name in names)
+    assert builder.info.metadata["unmatched"] == left_out
+    assert read(builder) == expected("market1501")
+
+
 def test_suffixes_in_any_case(tmp_path):
     write_tree("partial_ilids", tmp_path)
     root = tmp_path / TREES["partial_ilids"].root
@@ -361,7 +377,8 @@ def test_other_files_in_the_folder_do_not_matter(tmp_path, monkeypatch):
 def test_a_tar_archive_must_be_unpacked(tmp_path):
     write_bytes(tmp_path / "in/Market-1501.tar.gz", b"?")
     line = refused("market1501", tmp_path, tmp_path / "in")
-    assert line == f"{tmp_path}/in/Market-1501.tar.gz: only zip archives can be read; unpack it"
+    words = "only zip archives can be read; unpack it, give the folder"
+    assert line == f"{tmp_path}/in/Market-1501.tar.gz: {words}"
 
 
 def test_many_sets_side_by_side(tmp_path):
