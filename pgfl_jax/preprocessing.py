@@ -4,17 +4,19 @@ This is the definition. The training pipeline does the same in TensorFlow's oper
 one grey level (tests/test_preprocessing.py). Nothing is cropped: the whole picture is the person.
 """
 
+import contextlib
 import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from pgfl_jax.errors import UserError
+from pgfl_jax.files import stand_in
 
 SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
@@ -33,6 +35,9 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 NO_ARRAY = (RuntimeError, TypeError, ValueError)
 """What NumPy raises for parts of different shapes, or a tensor elsewhere or with a gradient."""
+
+
+_PHOTOMETRIC = TiffImagePlugin.PHOTOMETRIC_INTERPRETATION  # a tag: what the values of a TIFF mean
 
 
 UNMARKED_CMYK = "a JPEG in CMYK without Adobe's marker, so its colours are unknown; save it as RGB"
@@ -70,18 +75,53 @@ def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
         PictureError: there is no such file, it is damaged or not a picture, its values are floats
             or need more than 16 bits, or it is a JPEG in CMYK without Adobe's marker.
     """
+    if not os.fspath(path):
+        raise PictureError("'': an empty path; is a variable not set?")
     try:
         return read_pixels(path)
     except PictureError as error:
         raise PictureError(f"{os.fspath(path)}: {error}") from error
     # What Pillow raises depends on the format and on where the file is damaged.
     except UNREADABLE as error:
-        reason = getattr(error, "strerror", None) or "damaged, or not a picture"
-        if isinstance(error, IsADirectoryError):
-            reason = "is a folder; give it alone, or give its pictures"
-        if isinstance(error, FileNotFoundError) and os.path.islink(path):
-            reason = f"a broken link, to {os.readlink(os.fspath(path))}"
-        raise PictureError(f"{os.fspath(path)}: {reason}") from error
+        raise PictureError(f"{os.fspath(path)}: {_reason(path, error)}") from error
+
+
+def _reason(path: str | os.PathLike, error: Exception) -> str:
+    """Why a file cannot be read."""
+    if isinstance(error, IsADirectoryError):
+        return "is a folder; give it alone, or give its pictures"
+    if isinstance(error, FileNotFoundError) and os.path.islink(path):
+        return f"a broken link, to {os.readlink(os.fspath(path))}"
+    if words := getattr(error, "strerror", None):
+        return words
+    with contextlib.suppress(OSError, ValueError), open(path, "rb") as file:
+        if words := unreadable_kind(file, error):
+            return words
+    return "damaged, or not a picture"
+
+
+def unreadable_kind(file: io.BufferedIOBase, error: Exception) -> str:
+    """What a file is that Pillow cannot read, and what to do; empty if it may be damaged.
+
+    Args:
+        file: open at its start.
+        error: what :func:`read_pixels` raised for it.
+    """
+    if isinstance(error, Image.DecompressionBombError):
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        return f"has more than {limit:,} pixels, the most that Pillow reads; make it smaller"
+    if found := stand_in(file.read(512)):
+        return found
+    file.seek(0)
+    with contextlib.suppress(Exception):  # Pillow raises almost anything for what is no TIFF
+        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(tags.next)
+        tags.load(cast(IO[bytes], file))
+        if 3 in tags.get(TiffImagePlugin.SAMPLEFORMAT, ()):
+            return "a TIFF whose values are floats; save it with 8 or 16 bits per channel"
+        if tags.get(_PHOTOMETRIC) == 6:
+            return "a TIFF in YCbCr, of which Pillow reads only some; save it as RGB"
+    return ""
 
 
 def read_pixels(file: str | os.PathLike | io.BytesIO) -> UInt8[np.ndarray, "height width 3"]:
@@ -111,6 +151,9 @@ def _rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     """The pixels of a Pillow picture of any mode, as :func:`decode` gives them."""
     if image.mode.startswith(("I", "F")):  # more than 8 bits, which Pillow would clip
         grey = _upper_8_bits(np.asarray(image), deep=image.mode != "I")
+        # Pillow inverts a TIFF in which 0 is white, except if it has 16 bits.
+        if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
+            grey = 255 - grey
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode == "LAB":  # Pillow converts it with a colour profile alone
         raise PictureError("its colours are LAB; save it as RGB")

@@ -1,6 +1,7 @@
 """The definition of preprocessing, against plain NumPy and against the training pipeline."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -104,6 +105,8 @@ def test_a_file_that_is_no_picture_is_named(tmp_path):
             preprocessing.decode(path)
     with pytest.raises(PictureError, match=r"nowhere\.jpg: No such file"):
         preprocessing.decode(tmp_path / "nowhere.jpg")
+    with pytest.raises(PictureError, match="damaged, or not a picture"):
+        preprocessing.decode("a\0b.jpg")
 
 
 def grey_file(values, suffix):
@@ -176,6 +179,52 @@ def test_cmyk_that_may_be_inverted_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"^x/a\.jpg: a JPEG in CMYK without Adobe's marker"):
         to_jpeg_or_png((tmp_path / "a.jpg").read_bytes(), "x/a.jpg")
     assert to_jpeg_or_png(marked, "x/b.jpg") == marked
+
+
+def tiff(values, **tags):
+    """A TIFF, with tags changed in place: their numbers are shorts."""
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "TIFF")
+    data = bytearray(buffer.getvalue())
+    for name, value in tags.items():
+        number = {"photometric": 262, "sample_format": 339}[name]
+        at = data.index(struct.pack("<HHI", number, 3, 1))
+        struct.pack_into("<H", data, at + 8, value)
+    return bytes(data)
+
+
+def test_zero_is_white_in_a_tiff_that_says_so():
+    for deep in (np.uint8, np.uint16):
+        values = np.array([[0, 1, 200]], np.uint8).astype(deep) * (257 if deep is np.uint16 else 1)
+        pixels = preprocessing.read_pixels(io.BytesIO(tiff(values, photometric=0)))
+        assert pixels[0, :, 0].tolist() == [255, 254, 55]
+        with Image.open(io.BytesIO(tiff(values, photometric=0))) as image:
+            assert preprocessing.preprocess(image, 1, 3)[0, :, 0].tolist() == [255, 254, 55]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer, not the file"),
+        (b"<!DOCTYPE html><html>", "a saved web page, not the file itself"),
+        (tiff(np.zeros((9, 7, 3), np.uint8), photometric=6), "a TIFF in YCbCr, of which"),
+        (
+            tiff(np.zeros((9, 7), np.float32), photometric=2),
+            "a TIFF whose values are floats; save it with 8 or 16",
+        ),
+    ],
+)
+def test_a_file_that_is_something_else_is_named_as_that(content, words, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(PictureError, match=rf"a\.jpg: {words}"):
+        preprocessing.decode(tmp_path / "a.jpg")
+
+
+def test_a_picture_of_too_many_pixels_is_named_as_such(tmp_path, monkeypatch):
+    Image.new("L", (30, 20)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 250)
+    with pytest.raises(PictureError, match=r"a\.png: has more than 500 pixels, the most that Pill"):
+        preprocessing.decode(tmp_path / "a.png")
 
 
 def test_deep_pillow_pictures_are_cut_to_8_bits():

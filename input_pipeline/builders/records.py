@@ -11,13 +11,13 @@ from PIL import Image
 
 from input_pipeline.errors import DataError
 from input_pipeline.file_tree import Location, read_file
-from pgfl_jax.files import stand_in
 from pgfl_jax.preprocessing import (
     UNMARKED_CMYK,
     UNREADABLE,
     PictureError,
     is_unmarked_cmyk,
     read_pixels,
+    unreadable_kind,
 )
 
 _STORED_UNCHANGED = (b"\xff\xd8", b"\x89PNG")  # how a JPEG and a PNG begin
@@ -70,9 +70,9 @@ def to_jpeg_or_png(encoded: bytes, name: str) -> bytes:
 
     Raises:
         DataError: the image cannot be decoded, holds floats or more than 16 bits, is a JPEG in
-            CMYK without Adobe's marker, or is a Git LFS pointer or a web page. Any other broken
-            file with a suffix of JPEG or PNG is stored nevertheless: a later check names all of
-            these at once.
+            CMYK without Adobe's marker, or is something else, as
+            :func:`pgfl_jax.preprocessing.unreadable_kind` says. Any other broken file with a suffix
+            of JPEG or PNG is stored nevertheless: a later check names all of these at once.
     """
     if encoded.startswith(_STORED_UNCHANGED):
         # Opening reads the header alone. A broken file is stored, as below.
@@ -80,14 +80,14 @@ def to_jpeg_or_png(encoded: bytes, name: str) -> bytes:
             if is_unmarked_cmyk(image):
                 raise DataError(f"{name}: {UNMARKED_CMYK}")
         return encoded
-    if found := stand_in(encoded[:512]):
-        raise DataError(f"{name}: {found}")
     try:
-        with contextlib.suppress(*UNREADABLE):
-            pixels = read_pixels(io.BytesIO(encoded))
-            return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
+        pixels = read_pixels(io.BytesIO(encoded))
+        return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
     except PictureError as error:
         raise DataError(f"{name}: {error}") from error
+    except UNREADABLE as error:
+        if found := unreadable_kind(io.BytesIO(encoded), error):
+            raise DataError(f"{name}: {found}") from error
     if PurePosixPath(name).suffix.lower() in (".jpg", ".jpeg", ".png"):
         return encoded
     raise DataError(f"{name}: the image cannot be decoded; replace or remove the file")

@@ -96,11 +96,15 @@ def absurd(data):
         b"BM",
         b"?",
         encoded(".tif", IMAGE)[:50],
-        absurd(encoded(".tif", IMAGE)),
-        absurd(encoded(".bmp", IMAGE)),
     ],
 )
 def test_what_cannot_be_decoded(data):
     with pytest.raises(DataError, match=r"^in/x\.tif: the image cannot be decoded; replace or"):
         to_jpeg_or_png(data, "in/x.tif")
     assert to_jpeg_or_png(data, "in/x.JPG") == data  # a later check reports it
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".bmp"])
+def test_a_picture_of_too_many_pixels_is_named_as_such(suffix):
+    with pytest.raises(DataError, match=r"^in/x\.tif: has more than 178,956,970 pixels, the most "):
+        to_jpeg_or_png(absurd(encoded(suffix, IMAGE)), "in/x.tif")
