@@ -145,7 +145,13 @@ def end_mistyped(error: Exception) -> NoReturn:
 
 
 def user_path(text: str) -> Path:
-    """A path as the user typed it; a leading ``~``, which not all shells expand, is the home."""
+    """A path as the user typed it; a leading ``~``, which not all shells expand, is the home.
+
+    Raises:
+        ArgumentTypeError: it is empty, as a variable that is not set; not the current folder.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path; is a variable not set?")
     return Path(text).expanduser()
 
 

@@ -112,6 +112,26 @@ def test_a_wrong_command_line_shows_the_usage(arguments, capsys):
     assert error.value.code == 2 and "usage: pgfl" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments", [["info", ""], ["embed", "", "--run=x", "--out=x.npz"], ["export", "x", "--out="]]
+)
+def test_an_empty_path_is_not_the_current_folder(arguments, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    assert "an empty path; is a variable not set?" in capsys.readouterr().err
+
+
+def test_an_artifact_is_not_a_run(tmp_path, capsys):
+    shutil.copy(GOLDEN_RUN / "config.json", tmp_path)
+    (tmp_path / "parity.json").write_text("{}")
+    assert cli.main(["info", str(tmp_path)]) == 1
+    words = "an exported artifact, not a training run; its README.md describes it, and pgfl verify"
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: {words}")
+    assert cli.main(["export", str(tmp_path), f"--pictures={tmp_path}"]) == 1
+    words = "is an exported artifact; give the folder of its run"
+    assert capsys.readouterr().err == f"error: {tmp_path}: {words}\n"
+
+
 def test_info_is_a_screenful_of_facts(capsys):
     assert cli.main(["info", str(GOLDEN_RUN)]) == 0
     out = capsys.readouterr().out

@@ -6,6 +6,7 @@ parameters rounded to two bits and the optimizer's moments set to 0, so that the
 after it resumed to the end.
 """
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -28,6 +29,7 @@ from pgfl_jax.report.manifest import check_same_options, read_config, read_run
 from pgfl_jax.report.summary import describe_run
 from pgfl_jax.report.writers import write_json
 from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
+from pgfl_jax.retrieval.protocols import EvaluationData
 from pgfl_jax.train import train
 from tests.runs import GOLDEN_RUN, results
 
@@ -35,6 +37,14 @@ from tests.runs import GOLDEN_RUN, results
 @pytest.fixture
 def run(tmp_path):
     return shutil.copytree(GOLDEN_RUN, tmp_path / "run")
+
+
+def test_without_scores_there_is_no_best_checkpoint():
+    config = read_config(GOLDEN_RUN)
+    choice = dataclasses.replace(config.eval, checkpoint="best")
+    nothing = EvaluationData(splits={}, protocols=[])
+    with pytest.raises(CheckpointError, match="no checkpoint has been scored yet; take the newest"):
+        evaluate_checkpoint(dataclasses.replace(config, eval=choice), GOLDEN_RUN, nothing)
 
 
 def assert_results(found, folder):

@@ -19,6 +19,7 @@ from pgfl_jax.export.contract import CONTRACTS
 from pgfl_jax.export.failures import room_for
 from pgfl_jax.export.formats import FORMATS
 from pgfl_jax.export.real import RealPictures, from_data, from_folder
+from pgfl_jax.export.verify import RECORD
 from pgfl_jax.retrieval.protocols import EvaluationData
 
 
@@ -46,8 +47,10 @@ class Request:
         """Check the names.
 
         Raises:
-            UserError: there is no such format or contract.
+            UserError: there is no such format or contract, or the run is an artifact.
         """
+        if (self.run / RECORD).exists():
+            raise UserError(f"{self.run}: is an exported artifact; give the folder of its run")
         for name in self.names:
             if name not in FORMATS:
                 raise UserError(f"--formats={name}: must be among {', '.join(FORMATS)}")

@@ -15,6 +15,7 @@ import jax
 from pgfl_jax.checkpoint import checkpoint_steps, stored_options
 from pgfl_jax.config import Config, ConfigError, current_dataset_name, stored_config
 from pgfl_jax.errors import UserError
+from pgfl_jax.export.verify import RECORD
 from pgfl_jax.report.writers import write_json
 
 # Options that may differ between a run and its continuation: they do not affect the parameters.
@@ -244,6 +245,11 @@ def read_run(
 def read_json(path: Path) -> Any:
     """A JSON file of a run; a ConfigError if it is damaged, a FileNotFoundError if not there."""
     if not path.exists():
+        if (path.parent / RECORD).exists():
+            raise FileNotFoundError(
+                f"{path.parent}: an exported artifact, not a training run; its README.md describes "
+                "it, and pgfl verify checks it"
+            )
         if checkpoint_steps(path.parent):
             raise FileNotFoundError(
                 f"{path}: not found, though {path.parent} holds checkpoints; put a copy of it "

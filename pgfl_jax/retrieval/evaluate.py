@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from pgfl_jax.checkpoint import CheckpointError, choose_step, open_checkpoints
+from pgfl_jax.checkpoint import choose_step, open_checkpoints
 from pgfl_jax.config import Config, EvalConfig
 from pgfl_jax.distributed.collectives import agreed_step, is_primary
 from pgfl_jax.distributed.sharding import make_mesh
@@ -187,7 +187,7 @@ def evaluate_checkpoint(
         else:
             step = agreed_step(checkpoints.best if choice == "best" else checkpoints.newest)
         if step is None:
-            raise CheckpointError(f"{workdir}/checkpoints: no checkpoint; train first")
+            step = choose_step(workdir, choice)  # says what is missing
         shardings = experiment.state_shardings(mesh)
         state = checkpoints.restore(experiment.abstract_state(), shardings, step)
         check_same_run(workdir, step, config)
