@@ -38,39 +38,47 @@ class Network(nn.Module):
             if isinstance(module, torch_model.BatchNorm):
                 parent, _, last = name.rpartition(".")
                 setattr(twin.get_submodule(parent), last, nn.BatchNorm2d(module.num_features))
-        twin.main_neck = nn.BatchNorm1d(twin.trunk.channels)
-        twin.main_neck.bias.requires_grad_(False)
+        if not isinstance(twin.main_pooling, torch_model.PredictedPooling):
+            twin.main_neck = nn.BatchNorm1d(twin.trunk.channels)
+            twin.main_neck.bias.requires_grad_(False)
 
-    def pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The feature map of (B, 3, H, W), and its mean."""
+    def pooled(self, images: Tensor) -> tuple[Tensor, torch_model.Pooled]:
+        """The feature map of (B, 3, H, W), pooled for the main branch, too."""
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):
             features = self.heads.trunk(images)
         features = features.float()
-        return features, features.mean((2, 3))
+        return features, self.heads.main_pooling(features)
 
-    def main(self, embedding: Tensor) -> models.BranchOutputs:
-        """The main branch of the mean feature."""
-        neck = self.heads.main_neck(embedding)
+    def neck(self, pooled: torch_model.Pooled) -> Tensor:
+        """The main branch's BNNeck, PyTorch's own unless parts are weighed by what is seen."""
+        weights = () if pooled.seen is None else (pooled.seen,)
+        return self.heads.main_neck(pooled.embedding, *weights)
+
+    def main(self, pooled: torch_model.Pooled) -> models.BranchOutputs:
+        """The main branch."""
+        neck = self.neck(pooled)
         with torch.autocast(neck.device.type, self.dtype, enabled=self.dtype is not None):
             logits = F.linear(neck, self.heads.main_classifier.weight)
-        return models.BranchOutputs(embedding, neck, logits.float())
+        return models.BranchOutputs(pooled.embedding, neck, logits.float())
 
     def forward(self, images: Tensor, part_maps: Tensor, visibility: Tensor) -> models.PGFLOutputs:
         """All branches of (B, 3, H, W) images, with maps (B, G, h, w)."""
         heads = self.heads
-        features, embedding = self.pooled(images)
-        main = self.main(embedding)
+        features, pooled = self.pooled(images)
+        main = self.main(pooled)
         if not heads.pose_branches:
             return models.PGFLOutputs(features, main, None, None, None)
         has_pose = models.pose_mask(visibility)
-        foreground = models.foreground_pooling(features, part_maps.amax(1))
-        parts = models.part_pooling(features, part_maps, visibility)
+        visible = (visibility > 0).to(visibility.dtype)
+        foreground = torch_model.part_pooling(features, part_maps.amax(1, keepdim=True))
+        parts = torch_model.part_pooling(features, part_maps)
         return models.PGFLOutputs(
             features,
             main,
             heads._branch(foreground, heads.foreground_neck, "foreground", has_pose),
-            heads._branch(parts, heads.parts_neck, "parts", has_pose),
+            heads._branch(parts, heads.parts_neck, "parts", visible),
             None,
+            pooled.map_logits,
         )
 
 
@@ -148,11 +156,12 @@ def embed(experiment: Experiment, batch: Batch, mode: str | None) -> Repeat:
     network = Network(fresh_twin(experiment)).eval()
     dtype = network.dtype or torch.float32
     trunk = _folded(network).to(device, dtype, memory_format=torch.channels_last)
-    neck = network.heads.main_neck.to(device)
+    network.heads.main_pooling.to(device)
+    network.heads.main_neck.to(device)
     images = to_tensors(batch)["images"].to(device, dtype).permute(0, 3, 1, 2)
 
     def run(x: Tensor) -> Tensor:
-        return F.normalize(neck(trunk(x).float().mean((2, 3))))
+        return F.normalize(network.neck(network.heads.main_pooling(trunk(x).float())))
 
     if mode is not None:
         import torch._inductor.config as inductor

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pgfl_jax.models.backbones import BACKBONES
+from pgfl_jax.models.branches import NUM_PARTS
 from pgfl_jax.models.classifier import CLASS_MULTIPLE
 from pgfl_jax.options import (
     Check,
@@ -32,7 +33,6 @@ from pgfl_jax.options import (
 
 __all__ = ["NUM_PARTS", "Config", "ConfigError", "parse_config", "stored_config"]
 
-NUM_PARTS = 8
 Embedding = Literal["main", "foreground", "parts"]
 InteractionVariant = Literal["off", "cross_classifier", "cross_triplet", "shared_classifier"]
 
@@ -144,8 +144,9 @@ class ModelConfig:
     # PyTorch weights of that backbone to start from, .pth or .safetensors; empty: random ones. They
     # expect images normalised by data.mean and data.std (docs/pretrained.md).
     pretrained: FilePath = ""
-    # Pooling of the main branch.
-    pooling: Literal["gap", "gem"] = "gap"
+    # Pooling of the main branch: gap · gem · by maps that it predicts from its own features, of the
+    # foreground or of each part (docs/method.md, "Branches").
+    pooling: Literal["gap", "gem", "foreground", "parts"] = "gap"
     # False: the baseline, the main branch alone in training too.
     pose_branches: bool = True
     # Precision of convolutions and matrix products. Parameters, statistics, pooled features and
@@ -169,6 +170,10 @@ class LossConfig:
     feature_kd: NonNegativeFloat = 3.0
     logit_kd: NonNegativeFloat = 0.0
     interaction: NonNegativeFloat = 0.0
+    # Of the maps that the main branch predicts, where its pooling does.
+    maps: NonNegativeFloat = 3.0
+    # Which branches the main branch learns from: both · foreground · parts
+    teachers: Literal["both", "foreground", "parts"] = "both"
     # Label smoothing of the identity losses.
     smoothing: FractionBelowOne = 0.1
     # Margin of the triplet losses, and whether the soft margin, log(1 + exp(dp - dn)), replaces it.

@@ -48,6 +48,8 @@ _FOLLOWER = re.compile(r"(?:^|[._])(?:k|momentum|target)[._]")
 # The layers that make up a trunk. A file with a layer that ours lacks computes other features.
 _TRUNK_LAYER = re.compile(r"trunk\.(conv1|bn1|layer\d+|NL_\d+)\.")
 _COUNTER = "num_batches_tracked"
+# Where kernels are convolutions in PyTorch; elsewhere they are classifiers.
+_CONVOLUTIONS = ("trunk.", "main_pooling.")
 
 _INSTALL = "pip install -c constraints.txt -e '.[parity]'"
 _NAMES = {
@@ -500,7 +502,7 @@ def _to_torch(name: str, leaf: str, value: np.ndarray, num_identities: int | Non
     """A view of a Flax array in PyTorch's layout; with None, classifiers keep their padding."""
     if leaf != "kernel":
         return value
-    if not name.startswith("trunk."):
+    if not name.startswith(_CONVOLUTIONS):
         columns = value.shape[1]
         if num_identities is not None and not 0 <= columns - num_identities < CLASS_MULTIPLE:
             raise ValueError(f"{name} has {columns} columns, too many or few for {num_identities}")
@@ -516,7 +518,7 @@ def _to_flax(name: str, leaf: str, value: np.ndarray, shape: Shape) -> np.ndarra
     """A PyTorch array in the layout of a Flax array of this shape."""
     if leaf != "kernel":
         return value.reshape(shape)  # fast-reid stores GeM's power as (1,)
-    if not name.startswith("trunk."):
+    if not name.startswith(_CONVOLUTIONS):
         return np.pad(value.T, ((0, 0), (0, shape[1] - len(value))))
     return value.transpose(2, 3, 1, 0).reshape(shape)
 

@@ -16,7 +16,7 @@ class Shot:
 
     Attributes:
         split: one of ``SPLITS``.
-        index: position in the split.
+        index: position in the split, from the plan's first index on.
         person: index into the people of the data set; also the identity label.
         camera: 0-based camera.
         occluded: whether something is in front of the person.
@@ -71,13 +71,15 @@ def plan_split(preset: Preset, split: str) -> list[Shot]:
     who = _evenly(persons, images)
     cameras = {person: _cameras_of(preset, person) for person in persons}
     occluded = _occluded(preset, split, images)
+    # A set for validation has the cameras and the seed of another, but must not repeat its scenes.
+    first = 0 if preset.train_images else 1_000_000
     shots: list[Shot] = []
     taken = 0
     for index, person in enumerate(who):
         taken = taken + 1 if index and who[index - 1] == person else 0
         camera = int(cameras[person][taken % preset.cameras_per_identity])
         name = f"{person:04d}_c{camera + 1}_{SPLITS.index(split)}{index:05d}.jpg"
-        shots.append(Shot(split, index, person, camera, bool(occluded[index]), name))
+        shots.append(Shot(split, first + index, person, camera, bool(occluded[index]), name))
     return shots
 
 

@@ -161,6 +161,17 @@ PRESETS = {
         gallery_identities=100,
         gallery_images=600,
     ),
+    # For choices: people of neither split of "demo", seen by its cameras; no training images.
+    "demo_validation": Preset(
+        image_shape=(128, 64),
+        train_identities=228,
+        train_images=0,
+        test_identities=100,
+        query_images=400,
+        query_holistic_images=200,
+        gallery_identities=100,
+        gallery_images=600,
+    ),
     "benchmark": Preset(
         image_shape=(256, 128),
         train_identities=702,

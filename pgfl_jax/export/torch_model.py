@@ -10,11 +10,13 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+NUM_PARTS = 8
 EPSILON = 1e-6
 
 
@@ -57,10 +59,11 @@ class InstanceBatchNorm(nn.Module):
 
 
 class BNNeck(nn.Module):
-    """BatchNorm without bias whose statistics leave out masked rows.
+    """BatchNorm without bias over what a mask leaves of the batch; what is masked leaves as 0.
 
-    With row weights w (1 or 0), μ = Σ w x / Σ w and σ² = Σ w (x − μ)² / Σ w. The running averages
-    do not change when every row is masked.
+    For each channel, with weights w of the rows in [0, 1], μ = Σ w x / Σ w and
+    σ² = Σ w (x − μ)² / Σ w; the output is w · (x − μ) / √(σ² + ε) · scale. The running averages of
+    a channel do not change when all its rows are masked.
     """
 
     running_mean: Tensor
@@ -75,19 +78,25 @@ class BNNeck(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Normalise all rows of (N, C); those with a ``mask`` (N,) of 0 do not count."""
+        """Normalise (N, C); ``mask`` (N,), or (N, G) for G equal groups of channels."""
         mean, var = self.running_mean, self.running_var
+        weights = None
+        if mask is not None:
+            groups = mask[:, None] if mask.ndim == 1 else mask
+            weights = groups.repeat_interleave(x.shape[1] // groups.shape[1], 1)
         if self.training:
-            weights = x.new_ones(len(x), 1) if mask is None else mask[:, None]
-            count = weights.sum()
-            mean = (weights * x).sum(0) / count.clamp(min=1)
-            var = (weights * (x - mean) ** 2).sum(0) / count.clamp(min=1)
+            weighted = torch.ones_like(x) if weights is None else weights
+            count = weighted.sum(0)
+            divisor = torch.where(count > 0, count, 1)
+            mean = (weighted * x).sum(0) / divisor
+            var = (weighted * (x - mean) ** 2).sum(0) / divisor
             # An `if` would have to wait for the GPU.
             weight = self.momentum * (count > 0).to(x.dtype)
             with torch.no_grad():
                 self.running_mean.lerp_(mean, weight)
                 self.running_var.lerp_(var, weight)
-        return (x - mean) / torch.sqrt(var + self.eps) * self.weight
+        normalised = (x - mean) / torch.sqrt(var + self.eps) * self.weight
+        return normalised if weights is None else weights * normalised
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
@@ -196,12 +205,20 @@ BACKBONES = MappingProxyType[str, Callable[[], ResNet]](
 )
 
 
+class Pooled(NamedTuple):
+    """(N, C) pooled features; and, of predicted maps, how much is seen (N, P) and their logits."""
+
+    embedding: Tensor
+    seen: Tensor | None
+    map_logits: Tensor | None
+
+
 class AveragePooling(nn.Module):
     """The mean over the map."""
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Pooled:
         """Pool (N, C, h, w) to (N, C)."""
-        return features.mean((2, 3))
+        return Pooled(features.mean((2, 3)), None, None)
 
 
 class GeneralizedMeanPooling(nn.Module):
@@ -212,9 +229,42 @@ class GeneralizedMeanPooling(nn.Module):
         super().__init__()
         self.power = nn.Parameter(torch.tensor(3.0))
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Pooled:
         """Pool (N, C, h, w) to (N, C)."""
-        return (features.clamp(min=EPSILON) ** self.power).mean((2, 3)) ** (1 / self.power)
+        mean = (features.clamp(min=EPSILON) ** self.power).mean((2, 3))
+        return Pooled(mean ** (1 / self.power), None, None)
+
+
+class PredictedPooling(nn.Module):
+    """The mean of each channel group, weighted by a map that the features predict.
+
+    Args:
+        channels: of the features.
+        maps: their number; one per part, or 1 for the foreground.
+    """
+
+    def __init__(self, channels: int, maps: int):
+        """A 1x1 convolution predicts the maps."""
+        super().__init__()
+        self.maps = nn.Conv2d(channels, maps, 1)
+
+    def forward(self, features: Tensor) -> Pooled:
+        """Pool (N, C, h, w) to (N, C)."""
+        logits = self.maps(features)
+        maps = logits.sigmoid()
+        return Pooled(part_pooling(features, maps), maps.amax((2, 3)), logits)
+
+
+def part_pooling(features: Tensor, part_maps: Tensor) -> Tensor:
+    """Σ p_g·F_g / (Σ p_g + ε) for each of G channel groups, concatenated.
+
+    Args:
+        features: F (N, C, h, w).
+        part_maps: p (N, G, h, w) in [0, 1].
+    """
+    groups = features.unflatten(1, (part_maps.shape[1], -1))  # (N, G, C / G, h, w)
+    pooled = (groups * part_maps[:, :, None]).sum((3, 4))
+    return (pooled / (part_maps.sum((2, 3)) + EPSILON)[:, :, None]).flatten(1)
 
 
 class MainBranch(nn.Module):
@@ -222,7 +272,7 @@ class MainBranch(nn.Module):
 
     Args:
         backbone: a name in :data:`BACKBONES`.
-        pooling: ``gap`` or ``gem``.
+        pooling: ``gap``, ``gem``, or by predicted maps, ``foreground`` or ``parts``.
         dtype: precision of the trunk; None means the precision of the parameters.
     """
 
@@ -231,8 +281,14 @@ class MainBranch(nn.Module):
         super().__init__()
         self.dtype = dtype
         self.trunk = BACKBONES[backbone]()
-        self.main_pooling = GeneralizedMeanPooling() if pooling == "gem" else AveragePooling()
-        self.main_neck = BNNeck(self.trunk.channels)
+        channels = self.trunk.channels
+        self.main_pooling = {
+            "gap": AveragePooling,
+            "gem": GeneralizedMeanPooling,
+            "foreground": functools.partial(PredictedPooling, channels, 1),
+            "parts": functools.partial(PredictedPooling, channels, NUM_PARTS),
+        }[pooling]()
+        self.main_neck = BNNeck(channels)
 
     def features(self, images: Tensor) -> Tensor:
         """The feature map (N, C, h, w) of normalised images (N, 3, H, W)."""
@@ -250,7 +306,7 @@ class Embedder(MainBranch):
 
     Args:
         backbone: a name in :data:`BACKBONES`.
-        pooling: ``gap`` or ``gem``.
+        pooling: as in :class:`MainBranch`.
         precision: of the trunk, ``float32`` or ``bfloat16``.
         height: of the pictures.
         width: of the pictures.
@@ -304,7 +360,8 @@ class Embedder(MainBranch):
         pictures = (images if self.channels_first else images.permute(0, 3, 1, 2)).float()
         if not self.normalised:
             pictures = pictures * self.scale + self.offset
-        neck = self.main_neck(self.main_pooling(self.features(pictures).float()))
+        pooled = self.main_pooling(self.features(pictures).float())
+        neck = self.main_neck(pooled.embedding, pooled.seen)
         return neck / torch.linalg.vector_norm(neck, dim=1, keepdim=True).clamp(min=EPSILON)
 
     def _check(self, images: Tensor) -> None:

@@ -5,6 +5,7 @@ from pgfl_jax.losses.cross_branch import INTERACTION_VARIANTS, interaction
 from pgfl_jax.losses.feature_kd import feature_distillation
 from pgfl_jax.losses.identity import identity_loss
 from pgfl_jax.losses.logit_kd import logit_distillation
+from pgfl_jax.losses.map_prediction import map_prediction
 from pgfl_jax.losses.masking import masked_mean, spatial_distribution
 from pgfl_jax.losses.semantic import channel_group_semantic
 from pgfl_jax.losses.total import kd_scale, total_loss
@@ -27,6 +28,7 @@ __all__ = [
     "interaction",
     "kd_scale",
     "logit_distillation",
+    "map_prediction",
     "masked_mean",
     "mine_hardest",
     "spatial_distribution",

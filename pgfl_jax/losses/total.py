@@ -16,6 +16,7 @@ from pgfl_jax.losses.feature_kd import feature_distillation
 from pgfl_jax.losses.identity import identity_loss
 from pgfl_jax.losses.logit_kd import logit_distillation
 from pgfl_jax.losses.semantic import channel_group_semantic
+from pgfl_jax.losses.map_prediction import map_prediction
 from pgfl_jax.losses.triplet import batch_hard_triplet
 from pgfl_jax.models.branches import pose_mask
 from pgfl_jax.models.outputs import BranchOutputs, PGFLOutputs
@@ -85,7 +86,8 @@ def total_loss(
             total = total + weight * scale * terms[name]
 
     def add_branch(name: str, branch: BranchOutputs, mask: Array | None) -> None:
-        identity = partial(identity_loss, _logits(branch), labels, smoothing=smoothing, mask=mask)
+        rows = mask if mask is None or mask.ndim == 1 else pose_mask(mask)
+        identity = partial(identity_loss, _logits(branch), labels, smoothing=smoothing, mask=rows)
         add(f"id_{name}", config.identity, identity)
         triplet = partial(batch_hard_triplet, branch.embedding, labels, margin=margin, mask=mask)
         add(f"triplet_{name}", config.triplet, triplet)
@@ -104,14 +106,19 @@ def total_loss(
         add("alignment", config.alignment, align)
         semantic = partial(channel_group_semantic, outputs.features, part_maps, visibility)
         add("semantic", config.semantic, semantic)
+        if (logits := outputs.map_logits) is not None:
+            add("maps", config.maps, partial(map_prediction, logits, part_maps, has_pose))
         variant = config.interaction_variant
         between = partial(
             interaction, outputs, labels, has_pose,
             variant=variant, margin=margin, smoothing=smoothing,
         )  # fmt: skip
         add("interaction", config.interaction, between)
+        add_branch("foreground", foreground, has_pose)
+        add_branch("parts", parts, visibility)
         for name, teacher in (("foreground", foreground), ("parts", parts)):
-            add_branch(name, teacher, has_pose)
+            if config.teachers not in ("both", name):
+                continue
             feature = partial(feature_distillation, main.neck, teacher.neck, has_pose)
             add(f"kd_feature_{name}", config.feature_kd, feature, kd_scale)
             logit = partial(

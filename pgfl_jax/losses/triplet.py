@@ -10,6 +10,7 @@ without the Gram matrix's cancellation: identical embeddings are at distance 0, 
 root of a rounding error.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -40,7 +41,7 @@ def mine_hardest(
     anchors: Float[Array, "batch channels"],
     candidates: Float[Array, "batch channels"],
     labels: Int[Array, " batch"],
-    mask: Float[Array, " batch"] | None = None,
+    mask: Float[Array, "batch *groups"] | None = None,
 ) -> HardestPairs:
     """Finds the hardest positive and negative of each anchor over the whole global batch.
 
@@ -58,15 +59,15 @@ def mine_hardest(
         anchors: one feature per image.
         candidates: the features to choose positives and negatives from; row i is image i.
         labels: identity of each image.
-        mask: 1 for images that take part, as anchors and as candidates; None means all.
+        mask: as in `cross_triplet`.
     """
     count = labels.shape[0]
-    taking_part = jnp.ones(count, bool) if mask is None else mask > 0
-    both = taking_part[:, None] & taking_part[None, :]
-    same = labels[:, None] == labels[None, :]
+    anchors, candidates = upcast(anchors), upcast(candidates)
+    present = _presence(anchors, mask)
+    distances, common = _squared_distances(anchors, candidates, present)
+    both, same = common > 0, labels[:, None] == labels[None, :]
     positives = both & same & ~jnp.eye(count, dtype=bool)
     negatives = both & ~same
-    distances = _squared_distances(upcast(anchors), upcast(candidates))
     return HardestPairs(
         positive=jnp.argmax(jnp.where(positives, distances, -jnp.inf), axis=1),
         negative=jnp.argmin(jnp.where(negatives, distances, jnp.inf), axis=1),
@@ -79,7 +80,7 @@ def batch_hard_triplet(
     labels: Int[Array, " batch"],
     *,
     margin: float | None,
-    mask: Float[Array, " batch"] | None = None,
+    mask: Float[Array, "batch *groups"] | None = None,
 ) -> Float[Array, ""]:
     """Mean batch-hard triplet loss within one set of embeddings.
 
@@ -94,7 +95,7 @@ def batch_hard_triplet(
         embeddings: pooled features before the BNNeck.
         labels: identity of each image.
         margin: the margin in units of distance; None means the soft margin.
-        mask: 1 for images that take part, as anchors, positives and negatives; None means all.
+        mask: as in `cross_triplet`.
 
     Returns:
         The mean over anchors with a positive and a negative; exactly 0 when there are none.
@@ -111,16 +112,21 @@ def cross_triplet(
     labels: Int[Array, " batch"],
     *,
     margin: float | None,
-    mask: Float[Array, " batch"] | None = None,
+    mask: Float[Array, "batch *groups"] | None = None,
 ) -> Float[Array, ""]:
     """Batch-hard triplet loss with positives and negatives from another set of features.
+
+    Where a mask (B, G) leaves out some of G equal groups of channels, two images are compared in
+    the groups that both have, and the mean square over those stands for all: with presence v,
+    d² = G · Σ_g v_ig v_jg ‖a_ig − c_jg‖² / Σ_g v_ig v_jg. Without a common group they are no pair.
 
     Args:
         anchors: one feature per image.
         candidates: the features to choose positives and negatives from; row i is image i.
         labels: identity of each image.
         margin: as in `batch_hard_triplet`.
-        mask: as in `batch_hard_triplet`.
+        mask: (B,), 1 for images that take part, as anchors and as candidates; or (B, G), 1 for the
+            groups of channels that an image has. None means all.
 
     Returns:
         As `batch_hard_triplet`.
@@ -131,25 +137,65 @@ def cross_triplet(
     anchors = constrain(upcast(anchors), AXES, None)
     candidates = constrain(upcast(candidates), None, None)
     hardest = mine_hardest(anchors, candidates, labels, mask)
-    gap = _distances(anchors, candidates[hardest.positive]) - _distances(
-        anchors, candidates[hardest.negative]
-    )
+    present = constrain(_presence(anchors, mask), None, None)
+
+    def distance(other: Int[Array, " batch"]) -> Float[Array, " batch"]:
+        return _distances(anchors, candidates[other], present * present[other])
+
+    gap = distance(hardest.positive) - distance(hardest.negative)
     losses = jax.nn.softplus(gap) if margin is None else jax.nn.relu(gap + margin)
     return masked_mean(losses, hardest.valid)
 
 
+def _presence(
+    features: Float[Array, "batch channels"], mask: Float[Array, "batch *groups"] | None
+) -> Float[Array, "batch groups"]:
+    """1 for the groups of channels that an image has, else 0; one group unless the mask has G."""
+    if mask is None:
+        return jnp.ones((len(features), 1), features.dtype)
+    groups = mask[:, None] if mask.ndim == 1 else mask
+    return (groups > 0).astype(features.dtype)
+
+
+def _grouped(
+    features: Float[Array, "batch channels"], groups: int
+) -> Float[Array, "batch groups group_channels"]:
+    """Each group of channels on an axis of its own."""
+    return features.reshape(len(features), groups, -1)
+
+
 def _squared_distances(
-    left: Float[Array, "left channels"], right: Float[Array, "right channels"]
-) -> Float[Array, "left right"]:
-    """‖l‖² + ‖r‖² - 2·l·r in full precision, even on matrix units that round; no gradient."""
-    left, right = jax.lax.stop_gradient(left), jax.lax.stop_gradient(right)
-    products = jnp.matmul(left, right.T, precision=jax.lax.Precision.HIGHEST)
-    squares = jnp.sum(jnp.square(left), 1)[:, None] + jnp.sum(jnp.square(right), 1)[None, :]
-    return squares - 2 * products
+    left: Float[Array, "batch channels"],
+    right: Float[Array, "batch channels"],
+    present: Float[Array, "batch groups"],
+) -> tuple[Float[Array, "batch batch"], Float[Array, "batch batch"]]:
+    """The squared distances of all pairs, and the number of groups that each pair has in common.
+
+    Σ_g v_ig v_jg (‖l_ig‖² + ‖r_jg‖² − 2·l_ig·r_jg) is three products of matrices, in full precision
+    even on matrix units that round. No gradient flows through them.
+    """
+    product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+    def kept(features: Float[Array, "batch channels"]) -> Float[Array, "batch channels"]:
+        groups = _grouped(jax.lax.stop_gradient(features), present.shape[-1])
+        return (groups * present[..., None]).reshape(features.shape)
+
+    def squares(features: Float[Array, "batch channels"]) -> Float[Array, "batch groups"]:
+        return jnp.sum(jnp.square(_grouped(features, present.shape[-1])), axis=-1)
+
+    left, right, common = kept(left), kept(right), product(present, present.T)
+    total = product(squares(left), present.T) + product(present, squares(right).T)
+    scale = present.shape[-1] / jnp.maximum(common, 1)
+    return scale * (total - 2 * product(left, right.T)), common
 
 
 def _distances(
-    left: Float[Array, "batch channels"], right: Float[Array, "batch channels"]
+    left: Float[Array, "batch channels"],
+    right: Float[Array, "batch channels"],
+    common: Float[Array, "batch groups"],
 ) -> Float[Array, " batch"]:
-    """Euclidean distance row by row; the gradient at distance 0 is 0."""
-    return optax.safe_norm(left - right, 0.0, axis=-1)
+    """Euclidean distance row by row, over common groups; the gradient at distance 0 is 0."""
+    groups = common.shape[-1]
+    scale = jnp.sqrt(groups / jnp.maximum(jnp.sum(common, axis=-1), 1))
+    difference = (_grouped(left - right, groups) * common[..., None]).reshape(left.shape)
+    return scale * optax.safe_norm(difference, 0.0, axis=-1)

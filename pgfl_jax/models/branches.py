@@ -3,16 +3,15 @@
 Reference for all: docs/method.md, "Branches".
 """
 
-import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+NUM_PARTS = 8
 EPSILON = 1e-6
-# Matrix units would round the factors of these products to bfloat16 or TF32.
-_sum_of_products = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def pose_mask(visibility: Float[Array, "batch parts"]) -> Float[Array, " batch"]:
@@ -24,11 +23,27 @@ def pose_mask(visibility: Float[Array, "batch parts"]) -> Float[Array, " batch"]
     return (jnp.max(visibility, axis=-1) > 0).astype(visibility.dtype)
 
 
-def average_pooling(
-    features: Float[Array, "batch height width channels"],
-) -> Float[Array, "batch channels"]:
-    """MB: the mean over the map, (B, C)."""
-    return jnp.mean(features, axis=(1, 2))
+class Pooled(NamedTuple):
+    """What MB's pooling makes of a feature map.
+
+    Attributes:
+        embedding: (B, C).
+        seen: (B, P) in [0, 1], how much is to be seen of the person or of each part, which weighs
+            P equal groups of channels; None unless the pooling predicts it.
+        map_logits: (B, h, w, P) logits of the predicted maps, likewise.
+    """
+
+    embedding: Float[Array, "batch channels"]
+    seen: Float[Array, "batch maps"] | None = None
+    map_logits: Float[Array, "batch height width maps"] | None = None
+
+
+class AveragePooling(nn.Module):
+    """MB's pooling in the paper's form: the mean over the map."""
+
+    def __call__(self, features: Float[Array, "batch height width channels"]) -> Pooled:
+        """Pool (B, h, w, C) to (B, C)."""
+        return Pooled(jnp.mean(features, axis=(1, 2)))
 
 
 class GeneralizedMeanPooling(nn.Module):
@@ -39,32 +54,49 @@ class GeneralizedMeanPooling(nn.Module):
     """
 
     @nn.compact
-    def __call__(
-        self, features: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch channels"]:
+    def __call__(self, features: Float[Array, "batch height width channels"]) -> Pooled:
         """Pool (B, h, w, C) to (B, C)."""
         power = self.param("power", nn.initializers.constant(3.0), ())
-        return average_pooling(jnp.maximum(features, EPSILON) ** power) ** (1 / power)
-
-
-def foreground_pooling(
-    features: Float[Array, "batch height width channels"],
-    foreground: Float[Array, "batch height width"],
-) -> Float[Array, "batch channels"]:
-    """FEB: f = Σ m·F / (Σ m + ε), the mean over the visible body, (B, C)."""
-    total = _sum_of_products("bhwc,bhw->bc", features, foreground)
-    return total / (jnp.sum(foreground, axis=(1, 2)) + EPSILON)[:, None]
+        mean = jnp.mean(jnp.maximum(features, EPSILON) ** power, axis=(1, 2))
+        return Pooled(mean ** (1 / power))
 
 
 def part_pooling(
     features: Float[Array, "batch height width channels"],
     part_maps: Float[Array, "batch height width parts"],
-    visibility: Float[Array, "batch parts"],
 ) -> Float[Array, "batch channels"]:
-    """SAB: s_g = v_g · Σ p_g·F_g / (Σ p_g + ε) for channel group F_g; s = concat_g s_g, (B, C)."""
-    batch, height, width, channels = features.shape
-    parts = part_maps.shape[-1]
-    groups = features.reshape(batch, height, width, parts, channels // parts)
-    total = _sum_of_products("bhwgc,bhwg->bgc", groups, part_maps)
-    weight = visibility / (jnp.sum(part_maps, axis=(1, 2)) + EPSILON)
-    return (total * weight[:, :, None]).reshape(batch, channels)
+    """Average each of G equal groups of channels over its part; (B, C).
+
+    s_g = Σ p_g·F_g / (Σ p_g + ε) for the channel group F_g, and s = concat_g s_g. SAB has a map per
+    part; FEB has one map, the foreground, for all channels.
+    """
+    # Not as a product of matrices, for which matrix units would round to bfloat16 or TF32.
+    weights = jnp.repeat(part_maps, features.shape[-1] // part_maps.shape[-1], axis=-1)
+    total = jnp.sum(features * weights, axis=(1, 2))
+    return total / (jnp.sum(weights, axis=(1, 2)) + EPSILON)
+
+
+class PredictedPooling(nn.Module):
+    """MB's pooling by maps that it predicts from its own features: SAB without a pose.
+
+    A 1×1 convolution gives the maps p̂_g = σ(w_g·F + b_g), each of which averages its group of
+    channels. max p̂_g is the part's visibility.
+
+    Attributes:
+        maps: their number, one for each part. With 1 it is the foreground's and pools all channels.
+    """
+
+    maps: int
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "batch height width channels"]) -> Pooled:
+        """Pool (B, h, w, C) to (B, C)."""
+        predict = nn.Dense(
+            self.maps,
+            kernel_init=nn.initializers.zeros,
+            precision=jax.lax.Precision.HIGHEST,
+            name="maps",
+        )
+        logits = predict(features)
+        maps = nn.sigmoid(logits)
+        return Pooled(part_pooling(features, maps), jnp.max(maps, axis=(1, 2)), logits)

@@ -30,6 +30,8 @@ class PGFLOutputs(NamedTuple):
         parts: the semantics-aligned branch (SAB); None without pose.
         cross_logits: MB's neck classified by the classifiers of FEB and SAB, each (B, N rounded
             up); None unless the interaction variant is ``cross_classifier``.
+        map_logits: (B, h, w, P) logits of the maps that MB predicts and pools with, one per part or
+            of the foreground alone; None unless its pooling is a predicted one.
     """
 
     features: Float[Array, "batch height width channels"]
@@ -37,3 +39,4 @@ class PGFLOutputs(NamedTuple):
     foreground: BranchOutputs | None
     parts: BranchOutputs | None
     cross_logits: tuple[Float[Array, "batch identities"], Float[Array, "batch identities"]] | None
+    map_logits: Float[Array, "batch height width maps"] | None = None

@@ -13,9 +13,10 @@ from pgfl_jax.models.batch_norm import fold
 from pgfl_jax.models.bnneck import BNNeck
 from pgfl_jax.models.branches import (
     EPSILON,
+    NUM_PARTS,
+    AveragePooling,
     GeneralizedMeanPooling,
-    average_pooling,
-    foreground_pooling,
+    PredictedPooling,
     part_pooling,
     pose_mask,
 )
@@ -29,7 +30,8 @@ class PGFL(nn.Module):
     Attributes:
         num_identities: classes of the identity classifiers.
         backbone: a name in :data:`pgfl_jax.models.backbones.BACKBONES`.
-        pooling: MB's pooling, ``gap`` or ``gem``.
+        pooling: MB's pooling: ``gap``, ``gem``, or by a map that it predicts: ``foreground``,
+            ``parts``.
         pose_branches: False for the baseline: MB alone, in training too.
         interaction: how the branches train one another; ``shared_classifier`` gives all branches
             MB's classifier, ``cross_classifier`` adds MB's logits from the teachers' classifiers;
@@ -51,7 +53,12 @@ class PGFL(nn.Module):
     def setup(self) -> None:
         """Declare the modules; a module that a call does not use gets no parameters."""
         self.trunk = BACKBONES[self.backbone].copy(dtype=self.dtype, remat=self.remat)
-        self.main_pooling = GeneralizedMeanPooling() if self.pooling == "gem" else average_pooling
+        self.main_pooling = {
+            "gap": AveragePooling(),
+            "gem": GeneralizedMeanPooling(),
+            "foreground": PredictedPooling(1),
+            "parts": PredictedPooling(NUM_PARTS),
+        }[self.pooling]
         self.main_neck, self.foreground_neck, self.parts_neck = BNNeck(), BNNeck(), BNNeck()
         self.main_classifier = self._classifier()
         shared = self.interaction == "shared_classifier"
@@ -84,25 +91,24 @@ class PGFL(nn.Module):
         """
         features = self.trunk(images, train=train)
         pooled = features.astype(jnp.promote_types(features.dtype, jnp.float32))
-        main = self._branch(
-            self.main_pooling(pooled), self.main_neck, self.main_classifier, None, train
-        )
+        embedding, seen, map_logits = self.main_pooling(pooled)
+        main = self._branch(embedding, self.main_neck, self.main_classifier, seen, train)
         if pose_maps is None or visibility is None or not self.pose_branches:
-            return PGFLOutputs(features, main, None, None, None)
+            return PGFLOutputs(features, main, None, None, None, map_logits)
 
         has_pose = pose_mask(visibility)
         foreground = self._branch(
-            foreground_pooling(pooled, jnp.max(pose_maps, axis=-1)),
+            part_pooling(pooled, jnp.max(pose_maps, axis=-1, keepdims=True)),
             self.foreground_neck,
             self.foreground_classifier,
             has_pose,
             train,
         )
         parts = self._branch(
-            part_pooling(pooled, pose_maps, visibility),
+            part_pooling(pooled, pose_maps),
             self.parts_neck,
             self.parts_classifier,
-            has_pose,
+            (visibility > 0).astype(pooled.dtype),
             train,
         )
         cross_logits = None
@@ -111,7 +117,7 @@ class PGFL(nn.Module):
                 self.foreground_classifier(main.neck),
                 self.parts_classifier(main.neck),
             )
-        return PGFLOutputs(features, main, foreground, parts, cross_logits)
+        return PGFLOutputs(features, main, foreground, parts, cross_logits, map_logits)
 
     def _branch(
         self,

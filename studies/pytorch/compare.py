@@ -158,7 +158,7 @@ def _flax_step(experiment: Experiment, state: TrainState, batch: Mapping[str, ja
         ),
     )
     triplets = {}
-    for name, anchors, candidates, mask in _mined(outputs, pose_mask(batch["visibility"])):
+    for name, anchors, candidates, mask in _mined(outputs, batch["visibility"]):
         mined = mine_hardest(anchors, candidates, batch["labels"], mask)
         pair = jnp.stack([mined.positive, mined.negative], 1)
         triplets[name] = jnp.where(mined.valid[:, None], pair, -1)
@@ -166,14 +166,16 @@ def _flax_step(experiment: Experiment, state: TrainState, batch: Mapping[str, ja
     return outputs, captured, triplets, terms, gradients, statistics, updates
 
 
-def _mined(outputs: Any, has_pose: Any) -> Iterator[tuple[str, Any, Any, Any]]:
+def _mined(outputs: Any, visibility: Any) -> Iterator[tuple[str, Any, Any, Any]]:
     """The embeddings to mine, of either framework: name, anchors, candidates, mask."""
     main = outputs.main.embedding
     yield "main", main, main, None
+    has_pose = (visibility > 0).any(-1) * 1.0
     for name in ("foreground", "parts"):
         branch = getattr(outputs, name)
         if branch is not None:
-            yield name, branch.embedding, branch.embedding, has_pose
+            mask = visibility if name == "parts" else has_pose
+            yield name, branch.embedding, branch.embedding, mask
             yield f"main to {name}", main, branch.embedding, has_pose
 
 
@@ -184,6 +186,8 @@ def _named_outputs(outputs: Any) -> dict[str, Any]:
         branch = getattr(outputs, name)
         if branch is not None:
             named |= {f"{name}_{field}": getattr(branch, field) for field in branch._fields}
+    if outputs.map_logits is not None:
+        named["map_logits"] = outputs.map_logits
     if outputs.cross_logits is not None:
         named |= {f"cross_{i}_logits": value for i, value in enumerate(outputs.cross_logits)}
     return named
@@ -224,9 +228,9 @@ def twin_step(
     statistics = _statistics(twin.state_dict())
     updates = _updates(experiment, twin)
     triplets = {}
-    for name, anchors, candidates, mask in _mined(outputs, models.pose_mask(tensors["visibility"])):
-        between = losses.distances(anchors, candidates)
-        positive, negative, valid = losses.mine_hardest(between, tensors["labels"], mask)
+    for name, anchors, candidates, mask in _mined(outputs, tensors["visibility"]):
+        mined = losses.mine_hardest(anchors, candidates, tensors["labels"], mask)
+        positive, negative, valid = mined
         pair = torch.stack([positive, negative], 1)
         triplets[name] = torch.where(valid[:, None], pair, -1).numpy()
     return Step(

@@ -45,6 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cross_triplet": {"loss.interaction_variant": "cross_triplet"},
     "no_smoothing": {"loss.smoothing": 0.0, "loss.temperature": 1.0},
     "kd_ramp": {"loss.kd_start": 0.5, "loss.kd_ramp": 4.0},
+    "one_teacher": {"loss.teachers": "parts"},
 }
 EPOCH = 1.5  # a quarter into the ramp of the variant "kd_ramp"
 
@@ -58,9 +59,10 @@ def draw_outputs(noise: Noise) -> dict[str, np.ndarray]:
     """Random outputs of a network for the batch of :func:`draw_batch`, channels last, by name."""
     outputs = {"features": np.abs(noise(8, 4, 2, 8))}
     for branch in ("main", "foreground", "parts"):
-        outputs |= {f"{branch}.embedding": noise(8, 6), f"{branch}.neck": noise(8, 6)}
+        outputs |= {f"{branch}.embedding": noise(8, 16), f"{branch}.neck": noise(8, 16)}
         outputs[f"{branch}.logits"] = noise(8, IDENTITIES)
-    return outputs | {f"cross.{i}": noise(8, IDENTITIES) for i in range(2)}
+    outputs |= {f"cross.{i}": noise(8, IDENTITIES) for i in range(2)}
+    return outputs | {"maps": noise(8, 4, 2, 8)}
 
 
 def loss_values() -> dict[str, np.ndarray]:
@@ -75,8 +77,8 @@ def loss_values() -> dict[str, np.ndarray]:
             BranchOutputs(*(leaves[f"{name}.{field}"] for field in BranchOutputs._fields))
             for name in ("main", "foreground", "parts")
         ]
-        features = leaves["features"].permute(0, 3, 1, 2)
-        outputs = PGFLOutputs(features, *branches, (leaves["cross.0"], leaves["cross.1"]))
+        features, maps = (leaves[name].permute(0, 3, 1, 2) for name in ("features", "maps"))
+        outputs = PGFLOutputs(features, *branches, (leaves["cross.0"], leaves["cross.1"]), maps)
         tensors = {name: torch.tensor(value) for name, value in batch.items()}
         tensors["labels"] = tensors["labels"].long()
         total, terms = total_loss(outputs, tensors, config, epoch=EPOCH)

@@ -25,6 +25,7 @@ EPSILON = 1e-6
 Scalar = Float[Tensor, ""]
 Labels = Int64[Tensor, " batch"]
 Mask = Float[Tensor, " batch"]
+Groups = Float[Tensor, "batch *groups"]
 Vectors = Float[Tensor, "batch channels"]
 Logits = Float[Tensor, "batch identities"]
 
@@ -56,15 +57,22 @@ class HardestPairs(NamedTuple):
     valid: Bool[Tensor, " batch"]
 
 
+def common_groups(labels: Labels, mask: Groups | None) -> Float[Tensor, "batch batch groups"]:
+    """1 for the groups of channels that both images of a pair have; one group without a mask."""
+    present = torch.ones(len(labels), 1) if mask is None else mask.reshape(len(labels), -1)
+    return ((present[:, None] > 0) & (present[None] > 0)).to(torch.float64)
+
+
+@torch.no_grad()
 def mine_hardest(
-    distances: Float[Tensor, "batch batch"], labels: Labels, mask: Mask | None = None
+    anchors: Vectors, candidates: Vectors, labels: Labels, mask: Groups | None = None
 ) -> HardestPairs:
     """Batch-hard mining, from the distances of all anchors to all candidates.
 
-    An image is never its own positive. Masked images are ignored.
+    An image is never its own positive. Images without a common group of channels are no pair.
     """
-    present = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask > 0
-    both = present[:, None] & present[None, :]
+    common = common_groups(labels, mask)
+    distances, both = _distances(anchors, candidates, common), common.sum(2) > 0
     same = labels[:, None] == labels[None, :]
     positives = both & same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     negatives = both & ~same
@@ -75,9 +83,18 @@ def mine_hardest(
     )
 
 
-def distances(anchors: Vectors, candidates: Vectors) -> Float[Tensor, "batch batch"]:
-    """Euclidean distances from the differences, which avoids the Gram matrix's cancellation."""
-    return torch.cdist(anchors, candidates, compute_mode="donot_use_mm_for_euclid_dist")
+def _distances(
+    anchors: Vectors, candidates: Vectors, common: Float[Tensor, "batch batch groups"]
+) -> Float[Tensor, "batch batch"]:
+    """Euclidean distances from the differences, which avoids the Gram matrix's cancellation.
+
+    The root of G times the mean square over the groups that both images have.
+    """
+    groups = common.shape[2]
+    pairs = zip(anchors.chunk(groups, 1), candidates.chunk(groups, 1), strict=True)
+    exact = "donot_use_mm_for_euclid_dist"
+    squares = torch.stack([torch.cdist(*pair, compute_mode=exact) ** 2 for pair in pairs], 2)
+    return ((squares * common).sum(2) * groups / common.sum(2).clamp(min=1)).sqrt()
 
 
 def triplet_loss(
@@ -86,22 +103,30 @@ def triplet_loss(
     labels: Labels,
     *,
     margin: float | None,
-    mask: Mask | None = None,
+    mask: Groups | None = None,
 ) -> Scalar:
     """Mean of max(0, margin + dp - dn), or of log(1 + exp(dp - dn)) with ``margin=None``.
 
     Positives and negatives are rows of ``candidates``. With the anchors as candidates, this is the
-    usual loss.
+    usual loss. ``mask`` (B,) says which images take part, or (B, G) which groups of channels each
+    of them has; a pair is compared in those that both have.
     """
-    with torch.no_grad():
-        pairs = mine_hardest(distances(anchors, candidates), labels, mask)
+    pairs = mine_hardest(anchors, candidates, labels, mask)
+    common, rows = common_groups(labels, mask).to(anchors), torch.arange(len(labels))
     far, near = (
-        torch.linalg.vector_norm(anchors - candidates[rows], dim=1)
-        for rows in (pairs.positive, pairs.negative)
+        _distance(anchors - candidates[others], common[rows, others])
+        for others in (pairs.positive, pairs.negative)
     )
     gap = far - near
     losses = F.softplus(gap) if margin is None else F.relu(gap + margin)
     return masked_mean(losses, pairs.valid.to(losses.dtype))
+
+
+def _distance(difference: Vectors, common: Float[Tensor, "batch groups"]) -> Mask:
+    groups = common.shape[1]
+    kept = difference.unflatten(1, (groups, -1)) * common[:, :, None]
+    scale = (groups / common.sum(1).clamp(min=1)).sqrt()
+    return scale * torch.linalg.vector_norm(kept.flatten(1), dim=1)
 
 
 def _shares(maps: Float[Tensor, "*maps height width"]) -> Float[Tensor, "*maps height width"]:
@@ -139,6 +164,17 @@ def feature_kd(student: Vectors, teacher: Vectors, has_pose: Mask) -> Scalar:
     """Mean 1 - cosine; the teacher gets no gradient."""
     cosine = F.cosine_similarity(student, teacher.detach(), eps=EPSILON)
     return masked_mean(1 - cosine, has_pose)
+
+
+def map_loss(
+    logits: Float[Tensor, "batch maps height width"],
+    part_maps: Float[Tensor, "batch parts height width"],
+    has_pose: Mask,
+) -> Scalar:
+    """Mean cross-entropy of predicted maps: the parts' or, if it is one, the foreground's."""
+    target = part_maps.amax(1, keepdim=True) if logits.shape[1] == 1 else part_maps
+    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return masked_mean(losses.mean((1, 2, 3)), has_pose)
 
 
 def logit_kd(student: Logits, teacher: Logits, has_pose: Mask, *, temperature: float) -> Scalar:
@@ -192,12 +228,15 @@ def total_loss(
         if weight:
             weights[name], terms[name] = weight * scale, value()
 
-    def add_branch(name: str, branch: BranchOutputs, mask: Mask | None) -> None:
+    def add_branch(
+        name: str, branch: BranchOutputs, mask: Mask | None, groups: Tensor | None = None
+    ) -> None:
         smoothing, margin = config.smoothing, config.triplet_margin
         embedding, logits = branch.embedding, branch.logits
         identity = partial(identity_loss, logits, labels, smoothing=smoothing, mask=mask)
         add(f"id_{name}", config.identity, identity)
-        triplet = partial(triplet_loss, embedding, embedding, labels, margin=margin, mask=mask)
+        compared = mask if groups is None else groups
+        triplet = partial(triplet_loss, embedding, embedding, labels, margin=margin, mask=compared)
         add(f"triplet_{name}", config.triplet, triplet)
 
     main = outputs.main
@@ -213,10 +252,15 @@ def total_loss(
             alignment = partial(alignment_loss, features, part_maps.amax(1), has_pose)
         add("alignment", config.alignment, alignment)
         add("semantic", config.semantic, partial(semantic_loss, features, part_maps, visibility))
+        if outputs.map_logits is not None:
+            add("maps", config.maps, partial(map_loss, outputs.map_logits, part_maps, has_pose))
         between = partial(interaction_loss, outputs, labels, has_pose, config)
         add("interaction", config.interaction, between)
+        add_branch("foreground", outputs.foreground, has_pose)
+        add_branch("parts", outputs.parts, has_pose, visibility)
         for name, teacher in (("foreground", outputs.foreground), ("parts", outputs.parts)):
-            add_branch(name, teacher, has_pose)
+            if config.teachers not in ("both", name):
+                continue
             feature = partial(feature_kd, main.neck, teacher.neck, has_pose)
             add(f"kd_feature_{name}", config.feature_kd, feature, scale)
             logit = partial(

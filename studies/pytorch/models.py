@@ -12,31 +12,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pgfl_jax.export.torch_model import EPSILON, BNNeck, MainBranch
+from pgfl_jax.export.torch_model import (
+    BNNeck,
+    MainBranch,
+    PredictedPooling,
+    part_pooling,
+)
 
 Features = Float[Tensor, "batch channels height width"]
 Vectors = Float[Tensor, "batch channels"]
 Mask = Float[Tensor, " batch"]
-
-
-def foreground_pooling(
-    features: Features, foreground: Float[Tensor, "batch height width"]
-) -> Vectors:
-    """Σ m·F / (Σ m + ε), with the features F and the foreground map m."""
-    masked = features * foreground[:, None]
-    return masked.sum((2, 3)) / (foreground.sum((1, 2)) + EPSILON)[:, None]
-
-
-def part_pooling(
-    features: Features,
-    part_maps: Float[Tensor, "batch parts height width"],
-    visibility: Float[Tensor, "batch parts"],
-) -> Vectors:
-    """v_g · Σ p_g·F_g / (Σ p_g + ε) for each of the G channel groups, concatenated."""
-    groups = features.unflatten(1, (part_maps.shape[1], -1))  # (B, G, C / G, h, w)
-    pooled = (groups * part_maps[:, :, None]).sum((3, 4))
-    weights = visibility / (part_maps.sum((2, 3)) + EPSILON)
-    return (pooled * weights[:, :, None]).flatten(1)
 
 
 class Classifier(nn.Linear):
@@ -70,6 +55,7 @@ class PGFLOutputs(NamedTuple):
     foreground: BranchOutputs | None
     parts: BranchOutputs | None
     cross_logits: tuple[Tensor, Tensor] | None
+    map_logits: Float[Tensor, "batch maps height width"] | None = None
 
 
 class PGFL(MainBranch):
@@ -78,7 +64,7 @@ class PGFL(MainBranch):
     Args:
         num_identities: number of classes.
         backbone: a name in :data:`pgfl_jax.export.torch_model.BACKBONES`.
-        pooling: of the main branch, ``gap`` or ``gem``.
+        pooling: of the main branch, as in :class:`pgfl_jax.export.torch_model.MainBranch`.
         pose_branches: False for the main branch only.
         interaction: ``shared_classifier`` gives all branches one classifier; ``cross_classifier``
             also applies the teachers' classifiers to the main branch.
@@ -122,13 +108,15 @@ class PGFL(MainBranch):
         """
         features = self.features(images.permute(0, 3, 1, 2))
         pooled = features.to(images.dtype)
-        main = self._branch(self.main_pooling(pooled), self.main_neck, "main", None)
+        embedding, seen, map_logits = self.main_pooling(pooled)
+        main = self._branch(embedding, self.main_neck, "main", seen)
         if part_maps is None or visibility is None or not self.pose_branches:
-            return PGFLOutputs(features, main, None, None, None)
+            return PGFLOutputs(features, main, None, None, None, map_logits)
         has_pose = pose_mask(visibility)
         part_maps = part_maps.permute(0, 3, 1, 2)
-        foreground = foreground_pooling(pooled, part_maps.amax(1))
-        parts = part_pooling(pooled, part_maps, visibility)
+        foreground = part_pooling(pooled, part_maps.amax(1, keepdim=True))
+        parts = part_pooling(pooled, part_maps)
+        visible = (visibility > 0).to(visibility.dtype)
         cross_logits = None
         if self.training and self.interaction == "cross_classifier":
             cross_logits = self.foreground_classifier(main.neck), self.parts_classifier(main.neck)
@@ -136,8 +124,9 @@ class PGFL(MainBranch):
             features,
             main,
             self._branch(foreground, self.foreground_neck, "foreground", has_pose),
-            self._branch(parts, self.parts_neck, "parts", has_pose),
+            self._branch(parts, self.parts_neck, "parts", visible),
             cross_logits,
+            map_logits,
         )
 
     def _branch(
@@ -159,7 +148,8 @@ def pose_mask(visibility: Float[Tensor, "batch parts"]) -> Mask:
 def initialise(model: PGFL) -> None:
     """Draw weights from the Flax network's distributions, which are not PyTorch's defaults.
 
-    Convolutions: N(0, 2 / fan-out); classifiers: N(0, 0.001²); normalisation layers keep 1 and 0.
+    Convolutions: N(0, 2 / fan-out), but 0 where they predict maps; classifiers: N(0, 0.001²);
+    normalisation layers keep 1 and 0.
     The fan-out of a k x k convolution is k²·outputs. The patch stem, which is a matrix product in
     Flax, has a fan-out of its outputs alone.
     """
@@ -170,3 +160,6 @@ def initialise(model: PGFL) -> None:
             nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
         elif isinstance(module, Classifier):
             nn.init.normal_(module.weight, std=0.001)
+    if isinstance(model.main_pooling, PredictedPooling):
+        nn.init.zeros_(model.main_pooling.maps.weight)
+        nn.init.zeros_(model.main_pooling.maps.bias)

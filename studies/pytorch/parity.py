@@ -91,6 +91,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "loss.alignment_variant": "cosine",
         "model.pooling": "gem",
     },
+    "predicted part maps, distilled from the parts branch": {
+        "model.pooling": "parts",
+        "loss.teachers": "parts",
+    },
+    "predicted foreground, distilled from the foreground branch": {
+        "model.pooling": "foreground",
+        "loss.teachers": "foreground",
+    },
     "shared classifier, distillation at once": {
         "loss.interaction_variant": "shared_classifier",
         "loss.interaction": 0.0,

@@ -7,7 +7,7 @@ import pytest
 
 from pgfl_jax import losses
 from pgfl_jax.config import LossConfig
-from pgfl_jax.losses import kd_scale, total_loss
+from pgfl_jax.losses import kd_scale, map_prediction, total_loss
 from pgfl_jax.models.outputs import BranchOutputs, PGFLOutputs
 
 WEIGHTS = LossConfig(
@@ -18,6 +18,7 @@ WEIGHTS = LossConfig(
     feature_kd=3.0,
     logit_kd=0.5,
     interaction=0.4,
+    maps=0.9,
     smoothing=0.1,
     margin=0.3,
     soft_margin=False,
@@ -40,6 +41,7 @@ POSE = {
     "kd_logit_foreground",
     "kd_logit_parts",
     "interaction",
+    "maps",
 }
 
 
@@ -52,6 +54,7 @@ def weight_of(name: str) -> float:
         "kd_feature": "feature_kd",
         "kd_logit": "logit_kd",
         "interaction": "interaction",
+        "maps": "maps",
     }
     branches = ("_main", "_foreground", "_parts")
     stem = next((name.removesuffix(b) for b in branches if name.endswith(b)), name)
@@ -64,7 +67,8 @@ def outputs(rng) -> PGFLOutputs:
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
     branches = [BranchOutputs(array(6, 8), array(6, 8), array(6, 3)) for _ in range(3)]
-    return PGFLOutputs(array(6, 4, 2, 8), *branches, cross_logits=None)
+    maps = array(6, 4, 2, 4)
+    return PGFLOutputs(array(6, 4, 2, 8), *branches, cross_logits=None, map_logits=maps)
 
 
 @pytest.fixture
@@ -99,6 +103,10 @@ def test_every_term_is_the_loss_of_its_name(outputs, batch):
         "triplet_foreground": losses.batch_hard_triplet(
             foreground.embedding, labels, margin=0.3, mask=mask
         ),
+        "triplet_parts": losses.batch_hard_triplet(
+            parts.embedding, labels, margin=0.3, mask=batch["visibility"]
+        ),
+        "maps": map_prediction(outputs.map_logits, batch["part_maps"], mask),
         "alignment": losses.foreground_alignment(
             outputs.features, jnp.max(batch["part_maps"], -1), mask
         ),
@@ -149,6 +157,19 @@ def test_without_pose_branches_only_the_main_terms_exist(outputs, batch):
     alone = outputs._replace(foreground=None, parts=None)
     _, terms = total_loss(alone, {"labels": batch["labels"]}, WEIGHTS)
     assert set(terms) == MAIN | {"total"}
+
+
+@pytest.mark.parametrize("teacher", ["foreground", "parts"])
+def test_one_teacher_teaches_and_both_learn(outputs, batch, teacher):
+    _, terms = total_loss(outputs, batch, dataclasses.replace(WEIGHTS, teachers=teacher))
+    other = {"foreground": "parts", "parts": "foreground"}[teacher]
+    gone = {f"kd_feature_{other}", f"kd_logit_{other}"}
+    assert set(terms) == (MAIN | POSE | {"total"}) - gone
+
+
+def test_without_predicted_maps_there_is_no_term_of_theirs(outputs, batch):
+    _, terms = total_loss(outputs._replace(map_logits=None), batch, WEIGHTS)
+    assert set(terms) == (MAIN | POSE | {"total"}) - {"maps"}
 
 
 def test_the_cosine_alignment(outputs, batch):

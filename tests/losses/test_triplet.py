@@ -48,6 +48,42 @@ def test_against_numpy(rng, x64, margin, mask):
     assert float(loss) == pytest.approx(reference(anchors, anchors, LABELS, margin, mask)[0])
 
 
+def grouped_distances(anchors, candidates, mask):
+    """(B, B) root of G times the mean square over common groups; NaN without one. Plain loops."""
+    count, groups = mask.shape
+    size = anchors.shape[1] // groups
+    found = np.full((count, count), np.nan)
+    for a in range(count):
+        for c in range(count):
+            squares = [
+                ((anchors[a] - candidates[c])[g * size : (g + 1) * size] ** 2).sum()
+                for g in range(groups)
+                if mask[a, g] and mask[c, g]
+            ]
+            if squares:
+                found[a, c] = np.sqrt(groups * np.mean(squares))
+    return found
+
+
+@pytest.mark.parametrize("margin", [0.3, 5.0, None])
+def test_groups_are_compared_where_both_images_have_them(rng, x64, margin):
+    for _ in range(20):
+        anchors, candidates = rng.normal(size=(2, 9, 6))
+        labels, mask = rng.integers(3, size=9), (rng.uniform(size=(9, 3)) < 0.5).astype(float)
+        distances = grouped_distances(anchors, candidates, mask)
+        costs = []
+        for a in range(9):
+            others = [c for c in range(9) if c != a and not np.isnan(distances[a, c])]
+            far = [distances[a, c] for c in others if labels[c] == labels[a]]
+            near = [distances[a, c] for c in others if labels[c] != labels[a]]
+            if far and near:
+                gap = max(far) - min(near)
+                costs.append(np.log1p(np.exp(gap)) if margin is None else max(0, margin + gap))
+        inputs = jnp.asarray(anchors), jnp.asarray(candidates), jnp.asarray(labels)
+        loss = cross_triplet(*inputs, margin=margin, mask=jnp.asarray(mask))
+        assert float(loss) == pytest.approx(np.mean(costs) if costs else 0.0, rel=1e-10)
+
+
 def test_by_hand():
     # On a line: identity 0 at 0 and 1, identity 1 at 3 and 7.
     points, labels = jnp.array([[0.0], [1.0], [3.0], [7.0]]), jnp.array([0, 0, 1, 1])
@@ -59,8 +95,9 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("margin", [5.0, None])
-def test_gradient(rng, check_gradient, margin):
-    mask = jnp.asarray(MASKS[1])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_gradient(rng, check_gradient, margin, groups):
+    mask = jnp.asarray(rng.uniform(size=(7, groups)) < 0.7, float)
     check_gradient(
         lambda x: batch_hard_triplet(x, jnp.asarray(LABELS), margin=margin, mask=mask),
         rng.normal(size=(7, 3)),

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from pgfl_jax.models.bnneck import BNNeck
 
@@ -17,6 +18,31 @@ def _variables(channels, rng):
     }
 
 
+def test_a_mask_weighs_each_group_of_channels():
+    """By loops in float64: the statistics, the output and the running averages."""
+    rng = np.random.default_rng(4)
+    variables = _variables(6, rng)
+    x = rng.normal(3, 2, (5, 6)).astype(np.float32)
+    mask = np.array([[1, 0, 0.5], [0.25, 0, 1], [1, 0, 0], [0, 0, 1], [1, 0, 1]], np.float32)
+    y, updates = BNNeck().apply(
+        variables, jnp.asarray(x), jnp.asarray(mask), train=True, mutable=["batch_stats"]
+    )
+    for channel in range(6):
+        weights = mask[:, channel // 2].astype(np.float64)
+        stats = {name: float(value[channel]) for name, value in variables["batch_stats"].items()}
+        new = {name: float(value[channel]) for name, value in updates["batch_stats"].items()}
+        if channel // 2 == 1:  # nobody shows this group
+            assert new == stats and not np.any(y[:, channel])
+            continue
+        mean = (weights * x[:, channel]).sum() / weights.sum()
+        var = (weights * (x[:, channel] - mean) ** 2).sum() / weights.sum()
+        scale = float(variables["params"]["scale"][channel])
+        expected = weights * (x[:, channel] - mean) / np.sqrt(var + EPSILON) * scale
+        np.testing.assert_allclose(y[:, channel], expected, rtol=2e-5, atol=1e-5)
+        for name, value in (("mean", mean), ("var", var)):
+            assert new[name] == pytest.approx(0.9 * stats[name] + 0.1 * value, rel=1e-5)
+
+
 def test_masked_rows_leave_the_statistics():
     rng = np.random.default_rng(0)
     variables = _variables(5, rng)
@@ -30,7 +56,8 @@ def test_masked_rows_leave_the_statistics():
     kept = x[mask > 0].astype(np.float64)
     mean, var = kept.mean(0), kept.var(0)
     scale = np.asarray(variables["params"]["scale"])
-    np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + EPSILON) * scale, rtol=2e-5, atol=1e-5)
+    expected = mask[:, None] * (x - mean) / np.sqrt(var + EPSILON) * scale
+    np.testing.assert_allclose(y, expected, rtol=2e-5, atol=1e-5)
     for name, new in (("mean", mean), ("var", var)):
         old = np.asarray(variables["batch_stats"][name])
         np.testing.assert_allclose(updates["batch_stats"][name], 0.9 * old + 0.1 * new, rtol=1e-5)

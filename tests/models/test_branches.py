@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from pgfl_jax.models.branches import (
+    AveragePooling,
     GeneralizedMeanPooling,
-    average_pooling,
-    foreground_pooling,
+    PredictedPooling,
     part_pooling,
     pose_mask,
 )
@@ -17,14 +17,13 @@ def batch():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(3, 4, 2, 6))
     part_maps = rng.uniform(size=(3, 4, 2, 3))
-    visibility = rng.uniform(size=(3, 3))
-    return [x.astype(np.float32) for x in (features, part_maps, visibility)]
+    return [x.astype(np.float32) for x in (features, part_maps)]
 
 
-def test_foreground_pooling_is_a_weighted_mean_over_cells(batch):
-    features, part_maps, _ = batch
+def test_one_map_pools_all_channels(batch):
+    features, part_maps = batch
     foreground = part_maps.max(-1)
-    pooled = foreground_pooling(jnp.asarray(features), jnp.asarray(foreground))
+    pooled = part_pooling(jnp.asarray(features), jnp.asarray(foreground)[..., None])
     for i in range(3):
         total, weight = np.zeros(6), 0.0
         for row in range(4):
@@ -35,20 +34,37 @@ def test_foreground_pooling_is_a_weighted_mean_over_cells(batch):
 
 
 def test_part_pooling_binds_each_channel_group_to_its_part(batch):
-    features, part_maps, visibility = batch
+    features, part_maps = batch
     pooled = part_pooling(*map(jnp.asarray, batch))
     for i in range(3):
         for channel in range(6):
             part = channel // 2
             weights = part_maps[i, :, :, part]
             mean = (weights * features[i, :, :, channel]).sum() / weights.sum()
-            assert pooled[i, channel] == pytest.approx(visibility[i, part] * mean, rel=1e-4)
+            assert pooled[i, channel] == pytest.approx(mean, rel=1e-4)
+
+
+@pytest.mark.parametrize("maps", [1, 3])
+def test_predicted_maps_pool_as_those_of_a_pose_do(batch, maps):
+    features, _ = batch
+    rng = np.random.default_rng(1)
+    kernel, bias = rng.normal(size=(6, maps)), rng.normal(size=maps)
+    params = {"maps": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}}
+    pooled = PredictedPooling(maps).apply({"params": params}, jnp.asarray(features))
+    for i in range(3):
+        logits = features[i].reshape(8, 6) @ kernel + bias
+        predicted = 1 / (1 + np.exp(-logits))
+        np.testing.assert_allclose(pooled.map_logits[i].reshape(8, maps), logits, rtol=1e-4)
+        np.testing.assert_allclose(pooled.seen[i], predicted.max(0), rtol=1e-5)
+        for channel in range(6):
+            weights = predicted[:, channel * maps // 6]
+            mean = (weights * features[i].reshape(8, 6)[:, channel]).sum() / weights.sum()
+            assert pooled.embedding[i, channel] == pytest.approx(mean, rel=1e-4, abs=1e-6)
 
 
 def test_empty_maps_pool_to_zero(batch):
     features = jnp.asarray(batch[0])
-    assert not np.any(foreground_pooling(features, jnp.zeros((3, 4, 2))))
-    assert not np.any(part_pooling(features, jnp.zeros((3, 4, 2, 3)), jnp.zeros((3, 3))))
+    assert not np.any(part_pooling(features, jnp.zeros((3, 4, 2, 3))))
 
 
 def test_generalized_mean_with_power_one_is_the_mean(batch):
@@ -56,8 +72,9 @@ def test_generalized_mean_with_power_one_is_the_mean(batch):
     for power in (1.0, 3.0):
         pooled = GeneralizedMeanPooling().apply({"params": {"power": jnp.array(power)}}, features)
         expected = np.mean(np.asarray(features, np.float64) ** power, (1, 2)) ** (1 / power)
-        np.testing.assert_allclose(pooled, expected, rtol=1e-5)
-    np.testing.assert_allclose(average_pooling(features), np.mean(features, (1, 2)), rtol=1e-6)
+        np.testing.assert_allclose(pooled.embedding, expected, rtol=1e-5)
+    average = AveragePooling().apply({}, features)
+    np.testing.assert_allclose(average.embedding, np.mean(features, (1, 2)), rtol=1e-6)
 
 
 def test_a_pose_counts_when_it_shows_one_part():
@@ -67,13 +84,15 @@ def test_a_pose_counts_when_it_shows_one_part():
 
 
 def test_pooled_features_are_float32_on_matrix_units_too(batch):
-    """The default precision of a product is bfloat16 on TPUs and TF32 on GPUs."""
-    features, maps, visibility = batch
-    pooled = {
-        "foreground": jax.jit(foreground_pooling).lower(features, maps.max(-1)),
-        "parts": jax.jit(part_pooling).lower(features, maps, visibility),
-    }
-    for name, lowered in pooled.items():
-        products = [line for line in lowered.as_text().splitlines() if "dot_general" in line]
-        assert products, name
-        assert all("precision = [HIGHEST, HIGHEST]" in line for line in products), products
+    """The default precision of a product of matrices is bfloat16 on TPUs and TF32 on GPUs."""
+    pooled = jax.jit(part_pooling).lower(*map(jnp.asarray, batch)).as_text()
+    assert "multiply" in pooled and "dot_general" not in pooled
+    head = PredictedPooling(3)
+    features = jnp.asarray(batch[0])
+    params = head.init(jax.random.key(0), features)
+    (product,) = [
+        line
+        for line in jax.jit(head.apply).lower(params, features).as_text().splitlines()
+        if "dot_general" in line
+    ]
+    assert "precision = [HIGHEST, HIGHEST]" in product

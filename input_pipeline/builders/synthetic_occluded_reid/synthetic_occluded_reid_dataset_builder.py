@@ -56,6 +56,11 @@ class Builder(BeamOption, tfds.core.GeneratorBasedBuilder):
         SyntheticConfig(name="tiny", preset="tiny", description="For tests: 24 people, 64x32."),
         SyntheticConfig(name="demo", preset="demo", description="228 people, 128x64."),
         SyntheticConfig(
+            name="demo_validation",
+            preset="demo_validation",
+            description="100 more people as queries and gallery, for choices.",
+        ),
+        SyntheticConfig(
             name="benchmark", preset="benchmark", description="Occluded-Duke's size, 256x128."
         ),
         SyntheticConfig(
@@ -97,13 +102,14 @@ class Builder(BeamOption, tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # everything is drawn here
         preset = self.builder_config.resolved()
+        splits = SPLITS if preset.train_images else SPLITS[1:]
         if self.beam_wanted:
             render = functools.partial(_keyed_example, preset)
             return {
-                split: self.examples(split, plan_split(preset, split), render) for split in SPLITS
+                split: self.examples(split, plan_split(preset, split), render) for split in splits
             }
         renderer = Renderer(preset)
-        return {split: self._generate_examples(renderer, split) for split in SPLITS}
+        return {split: self._generate_examples(renderer, split) for split in splits}
 
     def _generate_examples(self, renderer: Renderer, split: str) -> Iterator[Example]:
         total = len(plan_split(self.builder_config.resolved(), split))
