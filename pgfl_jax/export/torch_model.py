@@ -282,12 +282,13 @@ class MainBranch(nn.Module):
         self.dtype = dtype
         self.trunk = BACKBONES[backbone]()
         channels = self.trunk.channels
-        self.main_pooling = {
+        poolings: dict[str, Callable[[], nn.Module]] = {
             "gap": AveragePooling,
             "gem": GeneralizedMeanPooling,
             "foreground": functools.partial(PredictedPooling, channels, 1),
             "parts": functools.partial(PredictedPooling, channels, NUM_PARTS),
-        }[pooling]()
+        }
+        self.main_pooling = poolings[pooling]()
         self.main_neck = BNNeck(channels)
 
     def features(self, images: Tensor) -> Tensor:

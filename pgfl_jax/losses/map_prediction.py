@@ -1,6 +1,6 @@
 """Prediction of the pose's maps (docs/method.md, loss 7).
 
-With the predicted p̂ = σ(logit) and the pose's map p, a cell costs the cross-entropy
+With the predicted p̂ = sigmoid(logit) and the pose's map p, a cell costs the cross-entropy
 -p·log p̂ - (1 - p)·log(1 - p̂).
 """
 

@@ -15,8 +15,8 @@ from pgfl_jax.losses.cross_branch import interaction
 from pgfl_jax.losses.feature_kd import feature_distillation
 from pgfl_jax.losses.identity import identity_loss
 from pgfl_jax.losses.logit_kd import logit_distillation
-from pgfl_jax.losses.semantic import channel_group_semantic
 from pgfl_jax.losses.map_prediction import map_prediction
+from pgfl_jax.losses.semantic import channel_group_semantic
 from pgfl_jax.losses.triplet import batch_hard_triplet
 from pgfl_jax.models.branches import pose_mask
 from pgfl_jax.models.outputs import BranchOutputs, PGFLOutputs

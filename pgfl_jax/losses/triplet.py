@@ -41,7 +41,7 @@ def mine_hardest(
     anchors: Float[Array, "batch channels"],
     candidates: Float[Array, "batch channels"],
     labels: Int[Array, " batch"],
-    mask: Float[Array, "batch *groups"] | None = None,
+    mask: Float[Array, "batch ..."] | None = None,
 ) -> HardestPairs:
     """Finds the hardest positive and negative of each anchor over the whole global batch.
 
@@ -80,7 +80,7 @@ def batch_hard_triplet(
     labels: Int[Array, " batch"],
     *,
     margin: float | None,
-    mask: Float[Array, "batch *groups"] | None = None,
+    mask: Float[Array, "batch ..."] | None = None,
 ) -> Float[Array, ""]:
     """Mean batch-hard triplet loss within one set of embeddings.
 
@@ -112,7 +112,7 @@ def cross_triplet(
     labels: Int[Array, " batch"],
     *,
     margin: float | None,
-    mask: Float[Array, "batch *groups"] | None = None,
+    mask: Float[Array, "batch ..."] | None = None,
 ) -> Float[Array, ""]:
     """Batch-hard triplet loss with positives and negatives from another set of features.
 
@@ -148,7 +148,7 @@ def cross_triplet(
 
 
 def _presence(
-    features: Float[Array, "batch channels"], mask: Float[Array, "batch *groups"] | None
+    features: Float[Array, "batch channels"], mask: Float[Array, "batch ..."] | None
 ) -> Float[Array, "batch groups"]:
     """1 for the groups of channels that an image has, else 0; one group unless the mask has G."""
     if mask is None:

@@ -30,7 +30,7 @@ class BNNeck(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch channels"],
-        mask: Float[Array, "batch *groups"] | None = None,
+        mask: Float[Array, "batch ..."] | None = None,
         *,
         train: bool,
     ) -> Float[Array, "batch channels"]:

@@ -79,7 +79,7 @@ def part_pooling(
 class PredictedPooling(nn.Module):
     """MB's pooling by maps that it predicts from its own features: SAB without a pose.
 
-    A 1×1 convolution gives the maps p̂_g = σ(w_g·F + b_g), each of which averages its group of
+    A 1×1 convolution gives the maps p̂_g = sigmoid(w_g·F + b_g). Each averages its group of
     channels. max p̂_g is the part's visibility.
 
     Attributes:

@@ -25,7 +25,6 @@ from pgfl_jax.export import torch_model
 from pgfl_jax.losses import mine_hardest
 from pgfl_jax.models.backbones.resnet import BasicBlock, Bottleneck
 from pgfl_jax.models.batch_norm import BatchNorm
-from pgfl_jax.models.branches import pose_mask
 from pgfl_jax.network_input import network_input
 from pgfl_jax.pretrained import to_state_dict, torch_name
 from pgfl_jax.train_state import Average, TrainState

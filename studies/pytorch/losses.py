@@ -25,7 +25,7 @@ EPSILON = 1e-6
 Scalar = Float[Tensor, ""]
 Labels = Int64[Tensor, " batch"]
 Mask = Float[Tensor, " batch"]
-Groups = Float[Tensor, "batch *groups"]
+Groups = Float[Tensor, "batch ..."]
 Vectors = Float[Tensor, "batch channels"]
 Logits = Float[Tensor, "batch identities"]
 
