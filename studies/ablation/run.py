@@ -1,0 +1,141 @@
+"""Trains the cells of a grid with several seeds, and collects their scores.
+
+    python -m studies.ablation.run --grid=core --seeds=5 --out=runs/study --hours=3
+
+Each cell and seed is a run of ``main.py`` in a folder of its own, ``OUT/CELL/seed0``. The same
+command goes on where an earlier one stopped. After every run ``OUT/GRID.json`` holds all scores,
+with each run's options, commit and time, and ``OUT/GRID.md`` the table. All cells get one seed
+before any gets the next, so that a study cut short is complete for the seeds it has.
+"""
+
+import itertools
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from absl import flags
+
+from pgfl_jax.command_flags import define_path
+from pgfl_jax.command_line import run as run_command_line
+from pgfl_jax.command_line import writable_folder
+from pgfl_jax.errors import UserError
+from pgfl_jax.report.writers import duration, replace_text, write_json
+from studies.ablation.cells import GRIDS, Grid
+from studies.ablation.collect import collect, marker, table
+
+FLAGS = flags.FLAGS
+Job = tuple[str, int]  # cell and seed
+
+
+def define_flags() -> None:
+    """Define the command-line flags."""
+    flags.DEFINE_enum("grid", None, list(GRIDS), "What to compare (studies/ablation/cells.py).")
+    flags.DEFINE_integer("seeds", None, "Number of seeds; default: the grid's.", lower_bound=1)
+    flags.DEFINE_float("hours", None, "No run starts that would probably end later than this.")
+    flags.DEFINE_integer("jobs", 1, "Runs at a time, which share the devices.", lower_bound=1)
+    define_path("out", "runs/study", "Folder of the runs.")
+    define_path("data_dir", "data", "Folder of prepared data sets.")
+
+
+def train(job: Job, grid: Grid, out: Path, data_dir: Path) -> float:
+    """Train one cell with one seed; returns the seconds that it took.
+
+    Raises:
+        UserError: the run failed; its output is in ``log.txt`` beside it.
+    """
+    cell, seed = job
+    workdir = _workdir(out, job)
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    command = [
+        *(sys.executable, "main.py", f"--config=configs/study.py:{cell}", f"--workdir={workdir}"),
+        *(f"--config.seed={seed}", f"--config.data.data_dir={data_dir}"),
+        f"--config.eval.datasets={grid.datasets!r}",
+    ]
+    started = time.monotonic()
+    log = workdir.with_suffix(".log")
+    with log.open("a", encoding="utf-8") as output:
+        status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
+    if status:
+        raise UserError(f"{cell}, seed {seed}: ended with status {status}; see {log}")
+    seconds = time.monotonic() - started
+    write_json(marker(workdir), {"seconds": round(seconds, 1)})
+    return seconds
+
+
+def _workdir(out: Path, job: Job) -> Path:
+    return out / job[0] / f"seed{job[1]}"
+
+
+def affordable(jobs: Sequence[Job], seconds: Mapping[str, list[float]], left: float) -> list[Job]:
+    """The first jobs that probably end in time.
+
+    A cell takes as long as its longest run so far; one that never ran, as long as the longest of
+    all runs.
+
+    Args:
+        jobs: in their order.
+        seconds: what each cell's runs took.
+        left: seconds until the end.
+
+    >>> affordable([("a", 0), ("b", 0), ("a", 1)], {"a": [50.0, 60.0]}, 130.0)
+    [('a', 0), ('b', 0)]
+    """
+    longest = max(itertools.chain(*seconds.values()), default=0.0)
+    costs = itertools.accumulate(max(seconds.get(cell, [longest])) for cell, _ in jobs)
+    return [job for job, until in zip(jobs, costs, strict=True) if until <= left]
+
+
+def run_grid(
+    name: str, seeds: int, out: Path, data_dir: Path, *, hours: float | None, jobs: int
+) -> None:
+    """Train what is missing of a grid, within the time, and write scores after every run."""
+    grid, started = GRIDS[name], time.monotonic()
+    wanted = [(cell, seed) for seed in range(seeds) for cell in grid.cells]
+    missing = [job for job in wanted if not marker(_workdir(out, job)).exists()]
+    seconds: dict[str, list[float]] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        while missing:
+            left = float("inf") if hours is None else hours * 3600 - (time.monotonic() - started)
+            batch = affordable(missing, seconds, left * jobs)[:jobs]
+            if not batch:
+                print(f"out of time: {len(missing)} runs left; the same command goes on")
+                break
+            taken = pool.map(lambda job: train(job, grid, out, data_dir), batch)
+            for job, spent in zip(batch, taken, strict=True):
+                seconds.setdefault(job[0], []).append(spent)
+                missing.remove(job)
+            mean = statistics.mean(itertools.chain(*seconds.values()))
+            done = f"[{len(wanted) - len(missing)}/{len(wanted)}]"
+            names = ", ".join(f"{cell} seed {seed}" for cell, seed in batch)
+            rest = duration(mean * len(missing) / jobs)
+            print(f"{done} {names} | about {rest} left", flush=True)
+            write(name, seeds, out)
+    write(name, seeds, out)
+
+
+def write(name: str, seeds: int, out: Path) -> None:
+    """Write ``GRID.json`` and ``GRID.md`` of the finished runs."""
+    runs = collect(out, GRIDS[name].cells, seeds)
+    write_json(out / f"{name}.json", runs)
+    replace_text(out / f"{name}.md", table(runs, GRIDS[name].cells))
+
+
+def main(argv: list[str]) -> None:
+    """Run the grid that the flags name, and print its table."""
+    del argv
+    if not Path("main.py").is_file():
+        raise UserError("run the study in the folder of main.py")
+    out = writable_folder(Path(FLAGS.out), "--out")
+    seeds = FLAGS.seeds or GRIDS[FLAGS.grid].seeds
+    hours, data_dir = FLAGS.hours, Path(FLAGS.data_dir)
+    run_grid(FLAGS.grid, seeds, out, data_dir, hours=hours, jobs=FLAGS.jobs)
+    print((out / f"{FLAGS.grid}.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_command_line(main, required=["grid"], interrupted="interrupted; the same command goes on")

@@ -1,0 +1,113 @@
+"""The study's runner: what it trains, in which order, when it stops, and its table."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from configs import study
+from pgfl_jax.config import parse_config
+from pgfl_jax.errors import UserError
+from studies.ablation import run as runner
+from studies.ablation.cells import CELLS, GRIDS
+from studies.ablation.collect import collect, paired_difference, spread, table
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_cell_is_a_configuration(cell):
+    config = parse_config(study.get_config(cell))
+    options = config.flat_options()
+    assert all(options[name] == value for name, value in CELLS[cell].changes.items())
+
+
+def test_grids_name_cells_and_an_unknown_one_is_refused():
+    assert all(set(grid.cells) <= set(CELLS) for grid in GRIDS.values())
+    with pytest.raises(ValueError, match=r"no cell 'lots'; there are tiny, tiny_alone"):
+        study.get_config("lots")
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Replaces training: writes what a run leaves behind, and lists what was trained.
+
+    A run takes 2 seconds of a clock that only it moves.
+    """
+    order = []
+    monkeypatch.setattr(runner.time, "monotonic", lambda: 2.0 * len(order))
+
+    def train(job, grid, out, data_dir):
+        cell, seed = job
+        order.append(job)
+        workdir = out / cell / f"seed{seed}"
+        (workdir / "results").mkdir(parents=True)
+        (workdir / "manifest.json").write_text(json.dumps({"commit": "abc"}))
+        for protocol, base in (("occluded", 0.25), ("holistic", 0.5)):
+            value = base + 0.125 * (cell == "tiny") + 0.0625 * seed * (cell == "tiny")
+            result = {
+                "protocol": f"some-set.{protocol}",
+                "embedding": "main",
+                "parameters": "trained",
+                "mAP": value,
+                "cmc": {"1": value + 0.0625},
+            }
+            (workdir / "results" / f"{protocol}.json").write_text(json.dumps(result))
+        workdir.with_suffix(".json").write_text(json.dumps({"seconds": 2.0}))
+        return 2.0
+
+    monkeypatch.setattr(runner, "train", train)
+    return order
+
+
+def _run(tmp_path, seeds, hours=None):
+    runner.run_grid("smoke", seeds, tmp_path, tmp_path / "data", hours=hours, jobs=1)
+
+
+def test_every_cell_gets_a_seed_before_any_gets_the_next(tmp_path, trained, capsys):
+    _run(tmp_path, 2)
+    expected = [("tiny_alone", 0), ("tiny", 0), ("tiny_alone", 1), ("tiny", 1)]
+    assert trained == expected
+    assert "[4/4] tiny seed 1 | about 0:00 left" in capsys.readouterr().out
+    _run(tmp_path, 3)  # goes on
+    assert trained == [*expected, ("tiny_alone", 2), ("tiny", 2)]
+
+
+def test_a_run_that_would_end_too_late_does_not_start(tmp_path, trained, capsys):
+    _run(tmp_path, 2, hours=5.0 / 3600)
+    assert trained == [("tiny_alone", 0), ("tiny", 0)]
+    assert "out of time: 2 runs left; the same command goes on" in capsys.readouterr().out
+    jobs = [("a", 0), ("b", 0), ("a", 1)]
+    assert runner.affordable(jobs, {"a": [5.0], "b": [20.0]}, 24.0) == jobs[:1]
+    assert runner.affordable(jobs, {"b": [20.0]}, 45.0) == jobs[:2]
+    assert runner.affordable(jobs, {}, 0.0) == jobs
+
+
+def test_the_table_by_hand(tmp_path, trained):
+    _run(tmp_path, 3)
+    runs = json.loads((tmp_path / "smoke.json").read_text())
+    assert runs == collect(tmp_path, GRIDS["smoke"].cells, 3)
+    assert [(run["cell"], run["seed"]) for run in runs[:2]] == [
+        ("tiny_alone", 0),
+        ("tiny_alone", 1),
+    ]
+    assert runs[-1]["commit"] == "abc" and runs[-1]["seconds"] == 2.0
+    # Differences of 0.125, 0.1875 and 0.25.
+    half = scipy.stats.t.ppf(0.975, 2) * np.std([12.5, 18.75, 25.0], ddof=1) / np.sqrt(3)
+    difference = f"+18.8 ({18.75 - half:+.1f} to {18.75 + half:+.1f})"
+    text = (tmp_path / "smoke.md").read_text()
+    assert text == table(runs, GRIDS["smoke"].cells)
+    assert text.splitlines()[2:] == [
+        "| tiny_alone | 3 | 25.0 ± 0.0 | 31.2 ± 0.0 | 50.0 ± 0.0 | 56.2 ± 0.0 |  |",
+        f"| tiny | 3 | 43.8 ± 6.2 | 50.0 ± 6.2 | 68.8 ± 6.2 | 75.0 ± 6.2 | {difference} |",
+    ]
+    assert spread([0.5]) == "50.0" and paired_difference({0: 0.5}, {1: 0.5}) == ""
+    assert paired_difference({0: 0.5}, {0: 0.25}) == "+25.0"
+
+
+def test_a_failed_run_ends_the_study_and_names_its_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner.sys, "executable", "/bin/false")
+    with pytest.raises(
+        UserError, match=r"tiny_alone, seed 0: ended with status 1; see .*seed0.log"
+    ):
+        _run(tmp_path, 1)
+    assert not (tmp_path / "tiny_alone" / "seed0.json").exists()
