@@ -129,7 +129,7 @@ def flax_step(
         for name, value in _named_outputs(outputs).items()
     }
     return Step(
-        {"features": outputs.features} | named,
+        named,
         _without_last_norms(layers),
         triplets,
         terms,
@@ -180,13 +180,13 @@ def _mined(outputs: Any, visibility: Any) -> Iterator[tuple[str, Any, Any, Any]]
 
 def _named_outputs(outputs: Any) -> dict[str, Any]:
     """The outputs of all branches, of either framework, by name."""
-    named = {}
+    named = {"features": outputs.features}
     for name in ("main", "foreground", "parts"):
         branch = getattr(outputs, name)
         if branch is not None:
             named |= {f"{name}_{field}": getattr(branch, field) for field in branch._fields}
     if outputs.map_logits is not None:
-        named["map_logits"] = outputs.map_logits
+        named["predicted_maps"] = outputs.map_logits
     if outputs.cross_logits is not None:
         named |= {f"cross_{i}_logits": value for i, value in enumerate(outputs.cross_logits)}
     return named
@@ -233,8 +233,10 @@ def twin_step(
         pair = torch.stack([positive, negative], 1)
         triplets[name] = torch.where(valid[:, None], pair, -1).numpy()
     return Step(
-        {"features": _channels_last(outputs.features)}
-        | {name: value.detach().numpy() for name, value in _named_outputs(outputs).items()},
+        {
+            name: _channels_last(value) if value.ndim == 4 else value.detach().numpy()
+            for name, value in _named_outputs(outputs).items()
+        },
         _without_last_norms(layers),
         triplets,
         {name: value.numpy() for name, value in terms.items()},
