@@ -241,16 +241,21 @@ class PredictedPooling(nn.Module):
     Args:
         channels: of the features.
         maps: their number; one per part, or 1 for the foreground.
+        dtype: precision of the 3x3 convolution; None means the precision of the parameters.
     """
 
-    def __init__(self, channels: int, maps: int):
-        """A 1x1 convolution predicts the maps."""
+    def __init__(self, channels: int, maps: int, dtype: torch.dtype | None):
+        """A 3x3 and a 1x1 convolution predict the maps."""
         super().__init__()
-        self.maps = nn.Conv2d(channels, maps, 1)
+        self.dtype = dtype
+        self.hidden = nn.Conv2d(channels, 64, 3, padding=1)
+        self.maps = nn.Conv2d(64, maps, 1)
 
     def forward(self, features: Tensor) -> Pooled:
         """Pool (N, C, h, w) to (N, C)."""
-        logits = self.maps(features)
+        with torch.autocast(features.device.type, self.dtype, enabled=self.dtype is not None):
+            around = self.hidden(features).relu()
+        logits = self.maps(around.to(features.dtype))
         maps = logits.sigmoid()
         return Pooled(part_pooling(features, maps), maps.amax((2, 3)), logits)
 
@@ -285,8 +290,8 @@ class MainBranch(nn.Module):
         poolings: dict[str, Callable[[], nn.Module]] = {
             "gap": AveragePooling,
             "gem": GeneralizedMeanPooling,
-            "foreground": functools.partial(PredictedPooling, channels, 1),
-            "parts": functools.partial(PredictedPooling, channels, NUM_PARTS),
+            "foreground": functools.partial(PredictedPooling, channels, 1, dtype),
+            "parts": functools.partial(PredictedPooling, channels, NUM_PARTS, dtype),
         }
         self.main_pooling = poolings[pooling]()
         self.main_neck = BNNeck(channels)

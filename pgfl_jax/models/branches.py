@@ -8,6 +8,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 NUM_PARTS = 8
@@ -79,24 +80,29 @@ def part_pooling(
 class PredictedPooling(nn.Module):
     """MB's pooling by maps that it predicts from its own features: SAB without a pose.
 
-    A 1×1 convolution gives the maps p̂_g = sigmoid(w_g·F + b_g). Each averages its group of
-    channels. max p̂_g is the part's visibility.
+    A 3×3 convolution with ReLU to h (B, h, w, 64), which sees what is beside a cell, and a 1×1
+    convolution give the maps p̂_g = sigmoid(w_g·h + b_g). Each averages its group of channels.
+    max p̂_g is the part's visibility. w and b start at 0, so the pooling starts as a plain mean.
 
     Attributes:
         maps: their number, one for each part. With 1 it is the foreground's and pools all channels.
+        dtype: of the 3×3 convolution; None: the parameters' dtype.
     """
 
     maps: int
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, features: Float[Array, "batch height width channels"]) -> Pooled:
         """Pool (B, h, w, C) to (B, C)."""
+        fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        around = nn.Conv(64, (3, 3), kernel_init=fan_out, dtype=self.dtype, name="hidden")
         predict = nn.Dense(
             self.maps,
             kernel_init=nn.initializers.zeros,
             precision=jax.lax.Precision.HIGHEST,
             name="maps",
         )
-        logits = predict(features)
+        logits = predict(nn.relu(around(features)))
         maps = nn.sigmoid(logits)
         return Pooled(part_pooling(features, maps), jnp.max(maps, axis=(1, 2)), logits)

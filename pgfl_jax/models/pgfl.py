@@ -56,8 +56,8 @@ class PGFL(nn.Module):
         self.main_pooling = {
             "gap": AveragePooling(),
             "gem": GeneralizedMeanPooling(),
-            "foreground": PredictedPooling(1),
-            "parts": PredictedPooling(NUM_PARTS),
+            "foreground": PredictedPooling(1, self.dtype),
+            "parts": PredictedPooling(NUM_PARTS, self.dtype),
         }[self.pooling]
         self.main_neck, self.foreground_neck, self.parts_neck = BNNeck(), BNNeck(), BNNeck()
         self.main_classifier = self._classifier()

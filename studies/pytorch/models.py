@@ -148,8 +148,8 @@ def pose_mask(visibility: Float[Tensor, "batch parts"]) -> Mask:
 def initialise(model: PGFL) -> None:
     """Draw weights from the Flax network's distributions, which are not PyTorch's defaults.
 
-    Convolutions: N(0, 2 / fan-out), but 0 where they predict maps; classifiers: N(0, 0.001²);
-    normalisation layers keep 1 and 0.
+    Convolutions: N(0, 2 / fan-out), but 0 in the layer that predicts maps, and biases 0;
+    classifiers: N(0, 0.001²); normalisation layers keep 1 and 0.
     The fan-out of a k x k convolution is k²·outputs. The patch stem, which is a matrix product in
     Flax, has a fan-out of its outputs alone.
     """
@@ -160,6 +160,6 @@ def initialise(model: PGFL) -> None:
             nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
         elif isinstance(module, Classifier):
             nn.init.normal_(module.weight, std=0.001)
-    if isinstance(model.main_pooling, PredictedPooling):
-        nn.init.zeros_(model.main_pooling.maps.weight)
-        nn.init.zeros_(model.main_pooling.maps.bias)
+    if isinstance(pooling := model.main_pooling, PredictedPooling):
+        for start in (pooling.hidden.bias, pooling.maps.weight, pooling.maps.bias):
+            nn.init.zeros_(start)

@@ -48,18 +48,37 @@ def test_part_pooling_binds_each_channel_group_to_its_part(batch):
 def test_predicted_maps_pool_as_those_of_a_pose_do(batch, maps):
     features, _ = batch
     rng = np.random.default_rng(1)
-    kernel, bias = rng.normal(size=(6, maps)), rng.normal(size=maps)
-    params = {"maps": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}}
+    kernels = {
+        "hidden": rng.normal(size=(3, 3, 6, 64)) / 8,
+        "maps": rng.normal(size=(64, maps)) / 8,
+    }
+    biases = {"hidden": rng.normal(size=64), "maps": rng.normal(size=maps)}
+    params = {
+        name: {"kernel": jnp.asarray(kernels[name]), "bias": jnp.asarray(biases[name])}
+        for name in kernels
+    }
     pooled = PredictedPooling(maps).apply({"params": params}, jnp.asarray(features))
+    padded = np.pad(features, ((0, 0), (1, 1), (1, 1), (0, 0)))
     for i in range(3):
-        logits = features[i].reshape(8, 6) @ kernel + bias
+        logits = np.empty((4, 2, maps))
+        for row, column in np.ndindex(4, 2):
+            window = padded[i, row : row + 3, column : column + 3]
+            hidden = np.tensordot(window, kernels["hidden"], 3) + biases["hidden"]
+            logits[row, column] = np.maximum(hidden, 0) @ kernels["maps"] + biases["maps"]
+        np.testing.assert_allclose(pooled.map_logits[i], logits, rtol=1e-4, atol=1e-4)
         predicted = 1 / (1 + np.exp(-logits))
-        np.testing.assert_allclose(pooled.map_logits[i].reshape(8, maps), logits, rtol=1e-4)
-        np.testing.assert_allclose(pooled.seen[i], predicted.max(0), rtol=1e-5)
+        np.testing.assert_allclose(pooled.seen[i], predicted.max((0, 1)), rtol=1e-4)
         for channel in range(6):
-            weights = predicted[:, channel * maps // 6]
-            mean = (weights * features[i].reshape(8, 6)[:, channel]).sum() / weights.sum()
-            assert pooled.embedding[i, channel] == pytest.approx(mean, rel=1e-4, abs=1e-6)
+            weights = predicted[:, :, channel * maps // 6]
+            mean = (weights * features[i, :, :, channel]).sum() / weights.sum()
+            assert pooled.embedding[i, channel] == pytest.approx(mean, rel=1e-3, abs=1e-5)
+
+
+def test_predicted_pooling_starts_as_a_mean(batch):
+    features = jnp.asarray(batch[0])
+    pooled, _ = PredictedPooling(3).init_with_output(jax.random.key(0), features)
+    np.testing.assert_allclose(pooled.embedding, np.mean(features, (1, 2)), rtol=1e-4, atol=1e-6)
+    assert np.all(np.asarray(pooled.seen) == 0.5)
 
 
 def test_empty_maps_pool_to_zero(batch):
