@@ -94,25 +94,6 @@ class Catalog:
         """(N,) bool: whether viewers turn or mirror an image (EXIF); every file is read once."""
         return np.array([exif_orientation(image) > 1 for image in self.images], bool)
 
-    def shuffle_poses(self, seed: int) -> "Catalog":
-        """The control experiment: every image gets the pose of another image.
-
-        Args:
-            seed: of the permutation; with two images or more, none keeps its own pose.
-
-        Returns:
-            A catalog with the poses permuted, each stretched to its new image's size.
-        """
-        cycle = np.random.default_rng(seed).permutation(len(self))
-        source = np.empty_like(cycle)
-        source[cycle] = np.roll(cycle, 1)
-        keypoints = self.keypoints[source].copy()
-        scale = (self.image_sizes / self.image_sizes[source])[:, None, ::-1]  # (N, 1, 2): x, y
-        keypoints[..., :2] = (keypoints[..., :2] + 0.5) * scale - 0.5
-        keypoints[~self.keypoints[source, :, 2].any(axis=1)] = 0.0
-        part_maps = None if self.part_maps is None else self.part_maps[source]
-        return self.replace_poses(keypoints, part_maps)
-
     def select(
         self, indices: Int[np.ndarray, " chosen"] | Bool[np.ndarray, " images"]
     ) -> "Catalog":

@@ -24,6 +24,7 @@ from input_pipeline.pipeline import (
     evaluation_batches,
     train_batches,
 )
+from input_pipeline.pose_controls import training_poses
 from input_pipeline.poses.cache import PoseCache, join_poses, read_poses
 from input_pipeline.validation import (
     Findings,
@@ -84,7 +85,7 @@ def training_data(config: Config) -> TrainingData:
     builder = open_builder(config, config.data.dataset)
     poses = read_pose_files(config)
     catalog = open_catalog(builder, "train", poses, memory_gib=config.data.memory_gib)
-    source, threshold = config.data.pose.source, config.data.pose.threshold
+    threshold = config.data.pose.threshold
     label = f"{builder.info.full_name} train"
     findings = check_training(label, catalog)
     findings.add(check_repeats(label, catalog))
@@ -94,10 +95,8 @@ def training_data(config: Config) -> TrainingData:
     if config.data.dataset not in evaluated_sets(config):  # else the evaluation warns
         findings.warnings += preparation_warnings(config, builder)
     _report(findings)
-    if source == "shuffled":
-        catalog = catalog.shuffle_poses(config.seed)
-    elif source == "none":
-        catalog = catalog.without_poses()
+    poses_at = training_poses(catalog, config)
+    catalog = poses_at(0)
 
     def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
         return train_batches(
@@ -109,6 +108,7 @@ def training_data(config: Config) -> TrainingData:
             parts=config.train.accumulation,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            poses_at=poses_at,
         )
 
     return TrainingData(

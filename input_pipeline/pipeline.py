@@ -69,6 +69,7 @@ def train_batches(
     parts: int = 1,
     process_index: int = 0,
     process_count: int = 1,
+    poses_at: Callable[[int], Catalog] | None = None,
 ) -> Batches:
     """Endless augmented PxK batches; batch ``step`` is a pure function of ``(seed, step)``.
 
@@ -86,6 +87,7 @@ def train_batches(
         parts: number of consecutive parts into which the batch is cut before it is sliced.
         process_index: which slice, 0 … process_count - 1.
         process_count: number of slices.
+        poses_at: the same images with the poses of a step; None: always those of ``catalog``.
 
     Returns:
         Iterator of dicts: ``images`` (b, H, W, 3) uint8, ``erased`` (b, 4) int32 top, left, bottom,
@@ -114,7 +116,8 @@ def train_batches(
             whole = geometry.draw(seed, step, config)
             part = geometry.Geometry(*(values[mine] for values in whole))
             labels = catalog.labels[indices[mine]].astype(np.int32)
-            yield {**_rows(catalog, indices[mine], part, pad, config), "labels": labels}
+            posed = catalog if poses_at is None else poses_at(step)
+            yield {**_rows(posed, indices[mine], part, pad, config), "labels": labels}
 
     pad, extra = config.augment.pad, {"labels": tf.int32}
     dataset = _dataset(rows, catalog, extra, len(mine), pad, config, map_shape)

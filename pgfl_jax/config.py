@@ -75,8 +75,12 @@ _Steps = Annotated[
 class PoseConfig:
     """How keypoints become part maps."""
 
-    # annotated · shuffled (each image gets another's pose, a control) · none
-    source: Literal["annotated", "shuffled", "none"] = "annotated"
+    # annotated · none; and controls for comparison: shuffled (each image gets another's pose) ·
+    # redrawn (others each epoch) · same_person (that of another image of the person) · average (all
+    # get the mean maps) · everywhere (all maps are 1)
+    source: Literal[
+        "annotated", "none", "shuffled", "redrawn", "same_person", "average", "everywhere"
+    ] = "annotated"
     # Files of input_pipeline.poses (docs/poses.md). Their poses replace the data set's own, matched
     # by the images' content.
     files: tuple[FilePath, ...] = ()

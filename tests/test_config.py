@@ -34,7 +34,7 @@ def test_a_map_cell_is_the_backbones_stride():
         ),
         ("data.identities_per_batch", 1, "at least 2"),
         ("data.images_per_identity", 1, "at least 2"),
-        ("data.pose.source", "estimated", "'estimated' is not one of annotated, shuffled, none"),
+        ("data.pose.source", "estimated", "'estimated' is not one of annotated, none, shuffled"),
         ("data.augment.erasing_area", (0.4, 0.02), "0 < low <= high < 1"),
         ("data.mean", (0.5, 0.5), "config.data.mean: expected 3 values"),
         (

@@ -227,33 +227,6 @@ def made(count=7):
     )
 
 
-def relative(catalog):
-    """Poses as fractions of their image."""
-    position = (catalog.keypoints[..., :2] + 0.5) / catalog.image_sizes[:, None, ::-1]
-    return np.concatenate([position, catalog.keypoints[..., 2:]], axis=2)
-
-
-def test_shuffled_poses_go_to_other_images_at_their_scale():
-    catalog = made()
-    shuffled = catalog.shuffle_poses(seed=4)
-    assert shuffled.images is catalog.images and shuffled.keypoints.dtype == np.float32
-    # Each pose occurs once, and never at its old image. Image 2 has no pose to move.
-    before, after = relative(catalog), relative(shuffled)
-    posed = [i for i in range(7) if i != 2]
-    found = [[i for i in range(7) if np.allclose(after[i], before[j], atol=1e-5)] for j in posed]
-    assert all(len(places) == 1 for places in found)
-    assert all(places != [j] for places, j in zip(found, posed, strict=True))
-    assert len({places[0] for places in found}) == 6
-    missing = ~shuffled.keypoints.any(axis=(1, 2))
-    assert missing.sum() == 1 and not missing[2]
-
-
-def test_shuffling_is_a_function_of_its_seed():
-    first, again, other = (made().shuffle_poses(seed).keypoints for seed in (1, 1, 2))
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).any()
-
-
 def cache_of(catalog, rows, **changes):
     """A pose cache for some images, in another order."""
     rows = np.array(rows)
@@ -339,7 +312,7 @@ def test_selected_images_keep_their_columns(catalog):
     assert list(chosen.image_sha256) == [catalog.image_sha256[i] for i in (2, 0)]
 
 
-def test_part_maps_of_a_cache_join_too_and_follow_a_shuffle():
+def test_part_maps_of_a_cache_join_too():
     catalog = with_content(made())
     maps = np.random.default_rng(0).integers(1, 256, (2, 6, 3, 8)).astype(np.uint8)
     cache = cache_of(catalog, [2, 5], keypoints=np.zeros((2, 17, 3), np.float32), part_maps=maps)
@@ -347,9 +320,6 @@ def test_part_maps_of_a_cache_join_too_and_follow_a_shuffle():
     np.testing.assert_array_equal(joined.part_maps[[2, 5]], maps)
     assert not joined.part_maps[[0, 1, 3, 4, 6]].any() and joined.has_pose.all()
     assert not joined.keypoints[[2, 5]].any()  # one kind of pose for an image
-    shuffled = joined.shuffle_poses(seed=1)
-    moved = [np.flatnonzero((shuffled.part_maps == one).all(axis=(1, 2, 3)))[0] for one in maps]
-    assert moved != [2, 5] and shuffled.has_pose.all()
     assert joined.without_poses().part_maps is None
     other = cache_of(catalog, [1], part_maps=np.ones((1, 5, 3, 8), np.uint8))
     with pytest.raises(DataError, match=r"config.data.pose.files: part maps on different grids"):
