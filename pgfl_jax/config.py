@@ -104,6 +104,9 @@ class AugmentConfig:
     erasing: Fraction = 0.5
     erasing_area: _AreaRange = (0.02, 0.4)
     erasing_aspect: PositiveFraction = 0.3
+    # What the erased rectangle shows: mean (of the data) · image (what the next person of the batch
+    # has there, like an obstacle)
+    erasing_fill: Literal["mean", "image"] = "mean"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,14 +17,17 @@ from pgfl_jax.preprocessing import normalise
 def network_input(
     batch: Mapping[str, Any], data: DataConfig
 ) -> Float[Array, "batch height width 3"]:
-    """The images of a batch: (x / 255 − mean) / std per channel; 0, the mean, where erased.
+    """The images of a batch: (x / 255 − mean) / std per channel, with erased rectangles.
 
-    So a batch takes a quarter of the memory until it is used.
+    Such a rectangle is 0, the mean, or shows what an image of the next identity has there: row i of
+    a batch of P·K is filled from row i + K, and the last identity from the first.
+
+    Normalised here, a batch takes a quarter of the memory until it is used.
 
     Args:
         batch: ``images`` (B, H, W, 3) uint8 and, if any of them have one, ``erased`` (B, 4) int32:
             top, left, bottom, right of a rectangle. Floating-point images are returned unchanged.
-        data: mean and standard deviation.
+        data: mean, standard deviation, what erasing fills in, and K.
     """
     images = batch["images"]
     if images.dtype != np.uint8:
@@ -36,4 +39,7 @@ def network_input(
     rows, columns = (jnp.arange(size, dtype=jnp.int32)[None] for size in images.shape[1:3])
     in_rows, in_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
     erased = in_rows[:, :, None, None] & in_columns[:, None, :, None]
-    return jnp.where(erased, jnp.zeros((), values.dtype), values)
+    fill = jnp.zeros((), values.dtype)
+    if data.augment.erasing_fill == "image":
+        fill = jnp.roll(values, -data.images_per_identity, axis=0)
+    return jnp.where(erased, fill, values)

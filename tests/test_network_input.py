@@ -26,6 +26,23 @@ def test_bytes_are_normalised_per_channel_and_erased_to_zero():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_a_rectangle_shows_the_next_identity():
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (6, 4, 3, 3)).astype(np.uint8)  # three identities, two images
+    erased = np.array([[0, 0, 4, 1], [1, 1, 3, 3], *[[0, 0, 0, 0]] * 3, [3, 0, 4, 3]], np.int32)
+    data = dataclasses.replace(
+        DATA,
+        images_per_identity=2,
+        augment=dataclasses.replace(DATA.augment, erasing_fill="image"),
+    )
+    expected = images.copy()
+    expected[0, :, 0] = images[2, :, 0]
+    expected[1, 1:3, 1:3] = images[3, 1:3, 1:3]
+    expected[5, 3] = images[1, 3]
+    found = network_input({"images": images, "erased": erased}, data)
+    np.testing.assert_array_equal(found, network_input({"images": expected}, data))
+
+
 def test_floats_are_taken_as_they_are():
     images = np.random.default_rng(0).normal(size=(2, 4, 3, 3)).astype(np.float32)
     np.testing.assert_array_equal(network_input({"images": images}, DATA), images)
