@@ -153,7 +153,7 @@ class ModelConfig:
     pretrained: FilePath = ""
     # Pooling of the main branch: gap · gem · by maps that it predicts from its own features, of the
     # foreground or of each part (docs/method.md, "Branches").
-    pooling: Literal["gap", "gem", "foreground", "parts"] = "gap"
+    pooling: Literal["gap", "gem", "foreground", "parts"] = "parts"
     # False: the baseline, the main branch alone in training too.
     pose_branches: bool = True
     # Precision of convolutions and matrix products. Parameters, statistics, pooled features and
@@ -174,13 +174,13 @@ class LossConfig:
     triplet: NonNegativeFloat = 1.0
     alignment: NonNegativeFloat = 0.3
     semantic: NonNegativeFloat = 0.3
-    feature_kd: NonNegativeFloat = 3.0
+    feature_kd: NonNegativeFloat = 6.0
     logit_kd: NonNegativeFloat = 0.0
     interaction: NonNegativeFloat = 0.0
     # Of the maps that the main branch predicts, where its pooling does.
     maps: NonNegativeFloat = 3.0
     # Which branches the main branch learns from: both · foreground · parts
-    teachers: Literal["both", "foreground", "parts"] = "both"
+    teachers: Literal["both", "foreground", "parts"] = "parts"
     # Label smoothing of the identity losses.
     smoothing: FractionBelowOne = 0.1
     # Margin of the triplet losses, and whether the soft margin, log(1 + exp(dp - dn)), replaces it.
@@ -386,18 +386,22 @@ def parse_config(values: Any) -> Config:
     return config
 
 
+# What versions did that lacked an option, where the default is something else.
+_BEFORE = {"loss.teachers": "both"}
+
+
 def stored_config(options: Any) -> Config:
     """The configuration of a run, from the dotted names and values of its ``config.json``.
 
-    An option that the run's version did not have takes its default, which reproduces what that
-    version did (CONTRIBUTING.md).
+    An option that the run's version did not have takes the value that reproduces what that version
+    did: its default, or what ``_BEFORE`` has for it (CONTRIBUTING.md).
 
     Raises:
         ConfigError: an option that this version does not have, or a value that it refuses.
     """
     if not isinstance(options, Mapping):
         raise ConfigError(f"config: expected a group of options, got {options!r}")
-    config = parse_config(nest(options))
+    config = parse_config(nest(_BEFORE | dict(options)))
     data = dataclasses.replace(config.data, dataset=current_dataset_name(config.data.dataset))
     datasets = tuple(map(current_dataset_name, config.eval.datasets))
     return dataclasses.replace(
@@ -489,6 +493,11 @@ def oddities(config: Config) -> list[str]:
         found.append(
             f"config.loss.kd_ramp = {loss.kd_ramp:g}: distillation would reach its weight at epoch "
             f"{end:g}, after the last one (config.train.epochs = {epochs:g})"
+        )
+    if config.model.pooling in ("foreground", "parts") and not config.trains_with_poses:
+        found.append(
+            f"config.model.pooling = {config.model.pooling!r}: without poses nothing teaches the "
+            "main branch the maps that it pools with; a baseline pools by 'gap'"
         )
     late = [f"{time:g}" for time in optim.milestones if time >= epochs]
     if optim.schedule == "step" and late:

@@ -115,6 +115,7 @@ def test_options_must_exist_and_have_their_type():
 
 def test_distillation_that_does_not_exist_may_start_late():
     values = default.get_config()
+    values.model.pooling = "gap"
     values.loss.kd_start, values.loss.feature_kd = 120.0, 0.0
     assert oddities(parse_config(values)) == []
     values.loss.feature_kd, values.data.pose.source = 3.0, "none"
@@ -133,6 +134,11 @@ def test_what_training_never_reaches_is_a_warning():
         "(config.train.epochs = 69.5), so the learning rate does not fall there",
     ]
     values.optim.schedule, values.model.pose_branches = "cosine", False
+    assert oddities(parse_config(values)) == [
+        "config.model.pooling = 'parts': without poses nothing teaches the main branch the maps "
+        "that it pools with; a baseline pools by 'gap'"
+    ]
+    values.model.pooling = "gap"
     assert oddities(parse_config(values)) == []
 
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("small_network")
 IDENTITIES = 6
 POSE_TERMS = {"id_foreground", "id_parts", "triplet_foreground", "triplet_parts", "alignment",
               "semantic", "kd_feature_foreground", "kd_feature_parts", "kd_logit_foreground",
-              "kd_logit_parts", "interaction"}  # fmt: skip
+              "kd_logit_parts", "interaction", "maps"}  # fmt: skip
 
 
 def _batch(config, seed=0):
@@ -36,6 +36,7 @@ def every_loss(tiny_config):
             "loss.logit_kd": 1.0,
             "loss.interaction": 0.5,
             "loss.interaction_variant": "cross_triplet",
+            "loss.teachers": "both",
         }
     )
 
@@ -127,14 +128,13 @@ def test_the_warm_up_holds_the_distillation_back(tiny_config):
     config = tiny_config(**{"loss.kd_start": 1.0, "loss.kd_ramp": 2.0})
     experiment, batch = _run(config), {k: jnp.asarray(v) for k, v in _batch(config).items()}
     state = experiment.init_state(make_mesh(jax.devices()[:1]))
-    kd = ("kd_feature_foreground", "kd_feature_parts")
     weighted = []
     for epoch in (0, 1, 2, 3, 9):  # 64 images in batches of 16: 4 steps are an epoch
         at = state.replace(step=jnp.asarray(4 * epoch))
         terms = jax.jit(lambda s, b: loss_and_gradients(experiment, s, b)[2])(at, batch)
         others = config.loss.alignment * terms["alignment"]
-        others += config.loss.semantic * terms["semantic"]
+        others += config.loss.semantic * terms["semantic"] + config.loss.maps * terms["maps"]
         others += sum(v for name, v in terms.items() if name.startswith(("id_", "triplet_")))
         rest = float(terms["total"]) - float(others)
-        weighted.append(rest / float(config.loss.feature_kd * sum(terms[name] for name in kd)))
+        weighted.append(rest / float(config.loss.feature_kd * terms["kd_feature_parts"]))
     np.testing.assert_allclose(weighted, [0, 0, 0.5, 1, 1], atol=1e-5)

@@ -37,18 +37,95 @@ class Grid:
     seeds: int = 1
 
 
-ALONE = {"model.pose_branches": False}
-PARTS = {"model.pooling": "parts", "loss.teachers": "parts", "loss.feature_kd": 6.0}
+ALONE = {"model.pose_branches": False, "model.pooling": "gap"}
+# The form that the abstract describes: the main branch pools by a plain mean, both teach it.
+PAPER = {"model.pooling": "gap", "loss.teachers": "both", "loss.feature_kd": 3.0}
+TEACHERS = {"eval.embeddings": ("main", "foreground", "parts")}
+OCCLUDERS = {"data.augment.erasing_fill": "image"}
+LONGER = {"train.epochs": 48.0}
+
+
+def _control(source: str) -> dict[str, Any]:
+    return {"data.pose.source": source}
+
 
 CELLS: Mapping[str, Cell] = MappingProxyType(
     {
+        "full": Cell("the defaults: predicted part maps, taught by the parts branch", TEACHERS),
+        "paper": Cell("pooling by a plain mean, taught by both branches", PAPER | TEACHERS),
+        "paper_sab": Cell(
+            "the same, taught by the parts branch alone",
+            PAPER | TEACHERS | {"loss.teachers": "parts", "loss.feature_kd": 6.0},
+        ),
+        "alone": Cell("the main branch alone, without poses", ALONE),
+        "alone_longer": Cell("the same, twice as long", ALONE | LONGER),
+        "alone_occluders": Cell("the same, obstacles pasted", ALONE | OCCLUDERS),
+        "alone_occluders_longer": Cell(
+            "obstacles pasted, twice as long", ALONE | OCCLUDERS | LONGER
+        ),
+        "alone_slower": Cell(
+            "two thirds of the learning rate", ALONE | {"optim.learning_rate": 1e-3}
+        ),
+        "alone_faster": Cell("twice the learning rate", ALONE | {"optim.learning_rate": 3e-3}),
+        "alone_attention": Cell(
+            "the main branch alone, pooling by maps without a teacher",
+            {"model.pose_branches": False},
+        ),
+        "everywhere": Cell("control: all maps are 1", _control("everywhere")),
+        "average": Cell("control: the average pose for all", _control("average")),
+        "shuffled": Cell("control: poses of other images", _control("shuffled")),
+        "redrawn": Cell("control: poses of other images, others each epoch", _control("redrawn")),
+        "same_person": Cell(
+            "control: poses of other images of the person", _control("same_person")
+        ),
+        "both": Cell("taught by both branches", {"loss.teachers": "both", "loss.feature_kd": 3.0}),
+        "foreground_map": Cell(
+            "one predicted map, the foreground's", {"model.pooling": "foreground"}
+        ),
+        "no_distillation": Cell("predicted maps alone", {"loss.feature_kd": 0.0}),
+        "no_maps": Cell("maps that nobody supervises", {"loss.maps": 0.0}),
+        "no_alignment": Cell("without foreground alignment", {"loss.alignment": 0.0}),
+        "no_semantic": Cell("without the channel-group loss", {"loss.semantic": 0.0}),
+        "occluders": Cell("obstacles pasted", OCCLUDERS),
+        "logits": Cell("logits distilled, too", {"loss.logit_kd": 1.0}),
+        "cross_classifier": Cell(
+            "interaction: the teachers' classifiers classify the main branch",
+            {"loss.interaction_variant": "cross_classifier", "loss.interaction": 1.0},
+        ),
+        "cross_triplet": Cell(
+            "interaction: triplets across branches",
+            {"loss.interaction_variant": "cross_triplet", "loss.interaction": 1.0},
+        ),
+        "shared_classifier": Cell(
+            "interaction: one classifier", {"loss.interaction_variant": "shared_classifier"}
+        ),
+        "noisy": Cell(
+            "an estimator's poses", {"data.dataset": "synthetic_occluded_reid/demo_noisy"}
+        ),
         "tiny": Cell("the tiny configuration", base="synthetic_tiny"),
         "tiny_alone": Cell("the same without poses", ALONE, base="synthetic_tiny"),
     }
 )
 
+CONTROLS = "everywhere", "average", "shuffled", "redrawn", "same_person"
+BASELINES = (
+    *("alone", "alone_longer", "alone_occluders", "alone_occluders_longer"),
+    *("alone_slower", "alone_faster", "alone_attention"),
+)
+TERMS = (
+    *("both", "foreground_map", "no_distillation", "no_maps", "no_alignment", "no_semantic"),
+    *("occluders", "logits", "cross_classifier", "cross_triplet", "shared_classifier"),
+)
+TEST = ("synthetic_occluded_reid/demo",)
+
 GRIDS: Mapping[str, Grid] = MappingProxyType(
     {
+        "baselines": Grid(BASELINES, seeds=3),
+        "terms": Grid(("full", *TERMS)),
+        "forms": Grid(("paper", "paper_sab", "full"), seeds=3),
+        "poses": Grid(("full", "noisy"), seeds=3),
+        # Read once, when all choices are made.
+        "core": Grid(("full", "paper", "alone", *CONTROLS), datasets=TEST, seeds=5),
         "smoke": Grid(("tiny_alone", "tiny"), datasets=("synthetic_occluded_reid/tiny",)),
     }
 )

@@ -33,6 +33,7 @@ ALL_ON = {
     "loss.logit_kd": 1.0,
     "loss.interaction": 0.5,
     "loss.interaction_variant": "cross_classifier",
+    "loss.teachers": "both",
     "data.height": 32,
     "data.width": 16,
     "data.identities_per_batch": 4,

@@ -62,6 +62,7 @@ ALL_ON = {
     "loss.interaction": 0.5,
     "loss.interaction_variant": "cross_classifier",
     "loss.kd_ramp": 1.7,
+    "loss.teachers": "both",
     "optim.name": "adam",
     "optim.learning_rate": 3.5e-4,
     "optim.schedule": "step",
@@ -91,8 +92,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "loss.alignment_variant": "cosine",
         "model.pooling": "gem",
     },
-    "predicted part maps, distilled from the parts branch": {
-        "model.pooling": "parts",
+    "pooling by a plain mean, distilled from the parts branch": {
+        "model.pooling": "gap",
         "loss.teachers": "parts",
     },
     "predicted foreground, distilled from the foreground branch": {
@@ -106,6 +107,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "main branch alone": {
         "model.pose_branches": False,
+        "model.pooling": "gap",
         "loss.interaction_variant": "off",
         "loss.interaction": 0.0,
     },

@@ -27,6 +27,7 @@ WEIGHTS = LossConfig(
     interaction_variant="cross_triplet",
     kd_start=10.0,
     kd_ramp=4.0,
+    teachers="both",
 )
 MAIN = {"id_main", "triplet_main"}
 POSE = {

@@ -49,25 +49,36 @@ def _forward(model, variables, *inputs, train=True):
     return model.apply(variables, *inputs, train=train, mutable=["batch_stats"])
 
 
-def test_every_branch_is_neck_and_classifier_of_its_pooling(initialised):
-    model, variables = initialised()
+def _mean_by_parts(features, maps):
+    groups = features.reshape(6, 8, 4, maps.shape[-1], -1)
+    sums = np.einsum("bhwgc,bhwg->bgc", groups, maps) / maps.sum((1, 2))[:, :, None]
+    return sums.reshape(6, 192)
+
+
+@pytest.mark.parametrize("pooling", ["gap", "foreground", "parts"])
+def test_every_branch_is_neck_and_classifier_of_its_pooling(initialised, pooling):
+    model, variables = initialised(pooling=pooling)
     images, maps, visibility = _inputs()
+    visibility = visibility.at[0, 2].set(0.0).at[1:3, 5].set(0.0)  # hidden parts
     outputs, _ = _forward(model, variables, images, maps, visibility)
-    features = np.asarray(outputs.features, np.float64)
-    maps, visibility = np.asarray(maps, np.float64), np.asarray(visibility, np.float64)
-    foreground = maps.max(-1)
-    groups = features.reshape(6, 8, 4, PARTS, 24)
-    part_sums = np.einsum("bhwgc,bhwg->bgc", groups, maps) / maps.sum((1, 2))[:, :, None]
-    pooled = {
-        "main": features.mean((1, 2)),
-        "foreground": np.einsum("bhwc,bhw->bc", features, foreground)
-        / foreground.sum((1, 2))[:, None],
-        "parts": (part_sums * visibility[:, :, None]).reshape(6, 192),
+    features, maps = np.asarray(outputs.features, np.float64), np.asarray(maps, np.float64)
+    everything = np.ones((6, 1))
+    visible = (np.asarray(visibility) > 0).astype(float)
+    pooled = {  # and the weights of the channel groups
+        "main": (features.mean((1, 2)), everything),
+        "foreground": (_mean_by_parts(features, maps.max(-1, keepdims=True)), everything),
+        "parts": (_mean_by_parts(features, maps), visible),
     }
-    for name, embedding in pooled.items():
+    if pooling != "gap":
+        predicted = 1 / (1 + np.exp(-np.asarray(outputs.map_logits, np.float64)))
+        pooled["main"] = _mean_by_parts(features, predicted), predicted.max((1, 2))
+    for name, (embedding, groups) in pooled.items():
         branch = getattr(outputs, name)
         scale = np.asarray(variables["params"][f"{name}_neck"]["scale"])
-        neck = (embedding - embedding.mean(0)) / np.sqrt(embedding.var(0) + 1e-5) * scale
+        weights = np.repeat(groups, 192 // groups.shape[1], axis=1)
+        mean = (weights * embedding).sum(0) / weights.sum(0)
+        variance = (weights * (embedding - mean) ** 2).sum(0) / weights.sum(0)
+        neck = weights * (embedding - mean) / np.sqrt(variance + 1e-5) * scale
         kernel = _kernel(variables, name)
         np.testing.assert_allclose(branch.embedding, embedding, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(branch.neck, neck, rtol=1e-2, atol=1e-2)

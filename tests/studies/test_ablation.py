@@ -23,7 +23,7 @@ def test_a_cell_is_a_configuration(cell):
 
 def test_grids_name_cells_and_an_unknown_one_is_refused():
     assert all(set(grid.cells) <= set(CELLS) for grid in GRIDS.values())
-    with pytest.raises(ValueError, match=r"no cell 'lots'; there are tiny, tiny_alone"):
+    with pytest.raises(ValueError, match=r"no cell 'lots'; there are full, paper, "):
         study.get_config("lots")
 
 
