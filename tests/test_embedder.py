@@ -24,7 +24,7 @@ from pgfl_jax.experiment import Experiment
 from pgfl_jax.preprocessing import PictureError
 from pgfl_jax.report.writers import write_json
 from pgfl_jax.retrieval.embeddings import embed_split, make_embed
-from tests.runs import GOLDEN_RUN
+from tests.runs import GOLDEN_OPTIONS, GOLDEN_RUN
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def rows(embedder, pictures):
 
 
 def test_it_gives_the_pipelines_embeddings(embedder, tiny_config, tmp_path):
-    config = tiny_config()
+    config = tiny_config(**GOLDEN_OPTIONS)
     mesh = make_mesh(jax.devices()[:1])
     experiment = Experiment.create(config, num_identities=16, num_images=128)
     target = experiment.abstract_state(), experiment.state_shardings(mesh)

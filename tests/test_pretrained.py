@@ -722,7 +722,8 @@ def test_a_sharded_state_and_its_average_start_from_the_file(tmp_path, tiny_conf
 @pytest.mark.usefixtures("small_network")
 def test_a_run_needs_the_file_only_to_start(tiny_config, tmp_path, capsys):
     devices = jax.devices()[:1]
-    drawn = Experiment.create(tiny_config(seed=1), num_identities=16, num_images=128)
+    config = tiny_config(seed=1, **{"model.pooling": "gap"})
+    drawn = Experiment.create(config, num_identities=16, num_images=128)
     start = jax.device_get(drawn.init_state(make_mesh(devices)))
     path, workdir = tmp_path / "net.safetensors", tmp_path / "run"
     variables = {"params": start.params, "batch_stats": start.batch_stats}
@@ -731,6 +732,7 @@ def test_a_run_needs_the_file_only_to_start(tiny_config, tmp_path, capsys):
         **{
             "model.pretrained": str(path),
             "model.pose_branches": False,
+            "model.pooling": "gap",
             "train.epochs": 0.125,  # one step
             "optim.warmup_epochs": 0.0,
         }

@@ -31,7 +31,7 @@ from pgfl_jax.report.writers import write_json
 from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
 from pgfl_jax.retrieval.protocols import EvaluationData
 from pgfl_jax.train import train
-from tests.runs import GOLDEN_RUN, results
+from tests.runs import GOLDEN_OPTIONS, GOLDEN_RUN, results
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_it_is_evaluated_by_its_folder_alone(run, tiny_data_dir, capsys):
 
 
 def test_a_checkpoint_is_evaluated_by_its_number(run, tiny_config, capsys):
-    config = tiny_config(**{"eval.checkpoint": "30"})
+    config = tiny_config(**GOLDEN_OPTIONS, **{"eval.checkpoint": "30"})
     evaluate_checkpoint(config, run, evaluation_data(config))
     for path in (GOLDEN_RUN / "results").iterdir():
         values = json.loads(path.read_text())
@@ -81,13 +81,13 @@ def test_a_checkpoint_is_evaluated_by_its_number(run, tiny_config, capsys):
     shown = describe_run(run)
     assert shown.count("\nscores at step 30\n") == 1
     assert shown.count("\nscores at step 30, chosen by its number\n") == 1
-    config = tiny_config(**{"eval.checkpoint": "20"})
+    config = tiny_config(**GOLDEN_OPTIONS, **{"eval.checkpoint": "20"})
     with pytest.raises(CheckpointError, match=r"checkpoints: no checkpoint 20; there are \[30\]"):
         evaluate_checkpoint(config, run, evaluation_data(config))
 
 
 def test_it_is_resumed_to_the_same_end(run, tiny_config):
-    config = tiny_config()
+    config = tiny_config(**GOLDEN_OPTIONS)
     state = train(
         config, run, training_data(config), evaluation_data(config), devices=jax.devices()[:1]
     )
