@@ -467,6 +467,7 @@ def test_half_precision_becomes_single(suffix, tmp_path):
     [
         ("resnet8", {"pooling": "gem"}, np.float32),
         ("resnet8", {"pooling": "gem"}, np.float64),
+        ("resnet8", {"pooling": "parts"}, np.float32),
         ("resnet18", {"interaction": "shared_classifier"}, np.float32),
         ("resnet50_ibn_a", {}, np.float32),
     ],
@@ -476,6 +477,12 @@ def test_the_whole_network_goes_to_pytorch_and_back(backbone, options, dtype):
     state_dict = to_state_dict(variables, 10)
     assert state_dict["main_classifier.weight"].shape == (10, BACKBONES[backbone].channels)
     assert state_dict["trunk.bn1.num_batches_tracked"].dtype == np.int64
+    if options.get("pooling") == "parts":
+        kernel = variables["params"]["main_pooling"]["maps"]["kernel"]
+        np.testing.assert_array_equal(
+            state_dict["main_pooling.maps.weight"], kernel.T[:, :, None, None]
+        )
+        assert state_dict["main_pooling.maps.bias"].shape == (8,)
     back, report = from_state_dict(state_dict, abstract(backbone, **options), 10)
     assert report.missing == report.left_over == {}
     assert_equal(flatten_dict(back, sep="/"), flatten_dict(variables, sep="/"))

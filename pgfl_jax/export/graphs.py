@@ -12,15 +12,16 @@ from flax.traverse_util import flatten_dict
 
 from pgfl_jax.embedder import Embedder
 from pgfl_jax.experiment import NUM_PARTS, Experiment
-from pgfl_jax.export.contract import CONTRACTS, embed_function, named_variables
+from pgfl_jax.export.contract import CONTRACTS, batch_of, embed_function, named_variables
 from pgfl_jax.export.onnx_file import Graph
 
 _PARTS = ("trunk", "main_pooling", "main_neck")
+# In a program's text, the size of the pictures' batch is unknown, which `?` says. So a product
+# whose right side has a `?` is one of two activations.
 _PRODUCT = re.compile(
     r"stablehlo\.(?:convolution|dot_general)\b.*: "
-    r"\(tensor<[^>]*>, tensor<([^>]*)>\) -> tensor<([^>]*)>"
+    r"\(tensor<[^>]*>, tensor<([^>?]*)>\) -> tensor<([^>]*)>"
 )
-# The size of the pictures' batch is unknown, which `?` says.
 _ARGUMENT = re.compile(r"%arg\d+: tensor<([^>?]*)xf32>")
 _CONSTANT = re.compile(r"stablehlo\.constant dense<.*> : tensor<([^>]*)xf32>")
 
@@ -34,10 +35,9 @@ def main_branch(embedder: Embedder) -> Graph:
     strangers = [name for name in variables if name.split("/")[1] not in _PARTS]
     if strangers:
         raise ValueError(f"not the main branch's: {strangers}")
-    data, contract = embedder.config.data, CONTRACTS["uint8_nhwc"]
-    picture = jax.ShapeDtypeStruct((1, data.height, data.width, 3), jnp.uint8)
+    contract = CONTRACTS["uint8_nhwc"]
     shapes = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in variables.items()}
-    jaxpr = jax.make_jaxpr(embed_function(embedder, contract))(shapes, picture)
+    jaxpr = jax.make_jaxpr(embed_function(embedder, contract))(shapes, batch_of(embedder, contract))
     return _sizes(variables, multiply_adds(jaxpr.jaxpr), ("images",))
 
 
@@ -72,22 +72,24 @@ def _sizes(variables: Any, products: int, inputs: tuple[str, ...]) -> Graph:
 
 
 def multiply_adds(jaxpr: Any) -> int:
-    """Multiplications of the convolutions and products of a jaxpr, inner ones included.
+    """Multiplications of a jaxpr's convolutions and products with weights, inner ones included.
 
-    Of what differs from platform to platform, the default counts.
+    They are those of one picture where the size of the batch is a symbol. A product of two
+    activations, whose right side has that symbol too, does not count. Of what differs from platform
+    to platform, the default counts.
     """
     total = 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
-        if name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            channels = kernel[params["dimension_numbers"].rhs_spec[0]]
-            total += math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // channels
-        elif name == "dot_general":
-            ((contracted, _), _) = params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            summed = math.prod(left[axis] for axis in contracted)
-            total += math.prod(equation.outvars[0].aval.shape) * summed
+        if name in ("conv_general_dilated", "dot_general"):
+            weights, numbers = equation.invars[1].aval.shape, params["dimension_numbers"]
+            if name == "dot_general":
+                summed = math.prod(weights[axis] for axis in numbers[0][1])
+            else:
+                summed = math.prod(weights) // weights[numbers.rhs_spec[0]]
+            if all(isinstance(length, int) for length in weights):
+                results = equation.outvars[0].aval.shape
+                total += summed * math.prod(n for n in results if isinstance(n, int))
         platforms = params.get("branches_platforms")
         inside = [params["branches"][platforms.index(None)]] if platforms else [*params.values()]
         total += sum(multiply_adds(inner) for inner in _inner(inside))

@@ -32,13 +32,17 @@ from pgfl_jax.export.waiting import (
     ExportError,
     Linear,
     Patches,
+    Repeated,
     Shape,
     Skipping,
     Tensor,
     Value,
+    broadcast,
     fold,
+    repeated,
     taken_in,
     transposed,
+    with_new_axes,
 )
 
 OPSET = 18
@@ -134,7 +138,7 @@ class _Graph:
                 return Constant(array, array.shape)
             return known[atom]
 
-        for equation in jaxpr.eqns:
+        for equation in _needed(jaxpr):
             results = self._equation(equation, [read(atom) for atom in equation.invars])
             known |= dict(zip(equation.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
@@ -176,7 +180,7 @@ class _Graph:
         if name in _BINARY:
             array = _BINARY[name][1](*(value.array for value in inputs))
             return Constant(np.asarray(array, equation.outvars[0].aval.dtype), shape)
-        whole = [np.broadcast_to(value.array, value.shape) for value in inputs]
+        whole = [value.whole for value in inputs]
         return Constant(np.asarray(equation.primitive.bind(*whole, **params)), shape)
 
     # What waits, and how it gets its node.
@@ -191,19 +195,28 @@ class _Graph:
             self._made[id(value)] = value, self._make(value)
         return self._made[id(value)][1]
 
-    def _make(self, value: Skipping | Affine | Patches | Linear) -> Tensor:
+    def _make(self, value: Repeated | Skipping | Affine | Patches | Linear) -> Tensor:
         if isinstance(value, Linear):
             return self._make_linear(value)
+        if isinstance(value, Repeated):
+            return self._make_repeated(value)
         if isinstance(value, Affine):
             return self._make_affine(value)
         return self._make_patches(value) if isinstance(value, Patches) else self._make_slice(value)
+
+    def _make_repeated(self, value: Repeated) -> Tensor:
+        if not all(isinstance(number, int) for number in value.times):
+            raise ExportError("ONNX: a result that is repeated for each picture")
+        name = self._node("Tile", [value.tensor.name, self._integers(value.times)])
+        return Tensor(name, value.shape, value.tensor.order)
 
     def _make_affine(self, affine: Affine) -> Tensor:
         tensor, shape = affine.tensor, affine.shape
         for operation, values, nothing in (("Mul", affine.scale, 1), ("Add", affine.shift, 0)):
             if (values != nothing).any():
                 each = values.astype(np.float32).reshape((1,) * (len(shape) - 1) + (-1,))
-                tensor = self._elementwise(operation, [tensor, Constant(each, shape)], shape)
+                given = [tensor, Constant(each, shape)]
+                tensor = self.tensor(self._elementwise(operation, given, shape))
         return tensor
 
     def _make_patches(self, patches: Patches) -> Tensor:
@@ -265,24 +278,24 @@ class _Graph:
 
     def _elementwise(
         self, operation: str, values: Sequence[Value], shape: Shape, **attributes: Any
-    ) -> Tensor:
+    ) -> Tensor | Repeated:
         """A node whose inputs are stored alike and broadcast against each other."""
-        tensors = {
-            i: self.tensor(value)
-            for i, value in enumerate(values)
-            if not isinstance(value, Constant)
-        }
-        order = next(iter(tensors.values())).order
+        inputs = [value.array if isinstance(value, Constant) else self._once(value)
+                  for value in values]  # fmt: skip
+        order = next(value.order for value in inputs if isinstance(value, Tensor))
         names = []
-        for i, value in enumerate(values):
-            if isinstance(value, Constant):
-                array = value.array
-                if array.ndim:
-                    array = np.transpose(array, order)
-                names.append(self._constant(array))
+        for value in inputs:
+            if isinstance(value, Tensor):
+                names.append(self.contiguous(value, order).name)
             else:
-                names.append(self.contiguous(tensors[i], order).name)
-        return Tensor(self._node(operation, names, **attributes), shape, order)
+                names.append(self._constant(np.transpose(value, order) if value.ndim else value))
+        lengths = broadcast([value.shape for value in inputs if value.shape])
+        name = self._node(operation, names, **attributes)
+        return repeated(Tensor(name, lengths, order), shape)
+
+    def _once(self, value: Value) -> Tensor:
+        """The tensor of a value, in which repeated axes may have length 1."""
+        return value.tensor if isinstance(value, Repeated) else self.tensor(value)
 
     def _cut(
         self,
@@ -308,7 +321,7 @@ class _Graph:
         numbers = params["dimension_numbers"]
         if not isinstance(kernel, Constant) or set(params["lhs_dilation"]) != {1}:
             raise ExportError("ONNX: only convolutions with constant kernels are translated")
-        weights = np.transpose(kernel.array, numbers.rhs_spec).astype(np.float64)
+        weights = np.transpose(kernel.whole, numbers.rhs_spec).astype(np.float64)
         bias = np.zeros(len(weights))
         # Padding adds zeros to what is shifted.
         plain = params["feature_group_count"] == 1 and not np.any(params["padding"])
@@ -329,11 +342,11 @@ class _Graph:
     ) -> Value:
         ((left_axes, right_axes), batch_axes) = params["dimension_numbers"]
         rank = len(left.shape)
-        if not isinstance(right, Constant) or right.array.ndim != 2 or any(batch_axes):
+        if not isinstance(right, Constant) or len(right.shape) != 2 or any(batch_axes):
             raise ExportError("ONNX: only products with a constant matrix are translated")
         if tuple(left_axes) != (rank - 1,) or rank not in (2, 4):
             raise ExportError("ONNX: only products over the last axis are translated")
-        weights = np.moveaxis(right.array, right_axes[0], 1).astype(np.float64)
+        weights = np.moveaxis(right.whole, right_axes[0], 1).astype(np.float64)
         bias = np.zeros(len(weights))
         if rank == 2:
             tensor = self.contiguous(self.tensor(left))
@@ -385,25 +398,28 @@ class _Graph:
             tensor = self.contiguous(tensor, [axis for new in order for axis in joined[new]])
         else:
             tensor, order = self.contiguous(tensor), tuple(range(len(shape)))
-        lengths = [_length(shape[axis]) for axis in order]
+        before = [tensor.shape[axis] for axis in tensor.order]
+        lengths = _lengths(before, [shape[axis] for axis in order])
         name = self._node("Reshape", [tensor.name, self._integers(lengths)])
         return Tensor(name, shape, order)
 
     def _broadcast_in_dim(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Value:
-        """New axes have length 1; the operations that follow broadcast them."""
-        axes = params["broadcast_dimensions"]
-        order = CHANNELS_SECOND if len(shape) == 4 else tuple(range(len(shape)))
-        kept = [axes.index(axis) for axis in order if axis in axes]
-        name = self.contiguous(self.tensor(operand), kept).name
+        tensor, axes = self._once(operand), params["broadcast_dimensions"]
+        order = with_new_axes(tensor.order, axes, len(shape))
+        if len(shape) == 4:
+            order = CHANNELS_SECOND
+        name = self.contiguous(tensor, [axes.index(axis) for axis in order if axis in axes]).name
         if new := [place for place, axis in enumerate(order) if axis not in axes]:
             name = self._node("Unsqueeze", [name, self._integers(new)])
-        return Tensor(name, shape, order)
+        lengths = dict(zip(axes, tensor.shape, strict=True))
+        once = tuple(lengths.get(axis, 1) for axis in range(len(shape)))
+        return repeated(Tensor(name, once, order), shape)
 
     def _transpose(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Value:
         moves = tuple(params["permutation"])
         if isinstance(operand, Patches) and not operand.moved and moves == (0, 1, 3, 2, 4, 5):
             return dataclasses.replace(operand, shape=shape, moved=True)
-        return transposed(self.tensor(operand), moves)
+        return repeated(transposed(self._once(operand), moves), shape)
 
     def _reduce(self, operation: str, axes: Sequence[int], shape: Shape, operand: Value) -> Tensor:
         tensor = self.tensor(operand)
@@ -437,17 +453,17 @@ class _Graph:
 
     def _convert_element_type(
         self, params: Mapping[str, Any], shape: Shape, operand: Value
-    ) -> Tensor:
+    ) -> Value:
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(params["new_dtype"]))
         return self._elementwise("Cast", [operand], shape, to=kind)
 
-    def _rsqrt(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Tensor:
+    def _rsqrt(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Value:
         return self._elementwise("Reciprocal", [self._elementwise("Sqrt", [operand], shape)], shape)
 
-    def _square(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Tensor:
+    def _square(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Value:
         return self._elementwise("Mul", [operand, operand], shape)
 
-    def _integer_pow(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Tensor:
+    def _integer_pow(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Value:
         if params["y"] == 2:
             return self._square(params, shape, operand)
         exponent = np.float32(params["y"])
@@ -467,9 +483,23 @@ def _pads(padding: Sequence[tuple[int, int]]) -> list[int]:
     return [*before, *after]
 
 
-def _length(length: Any) -> int:
-    """For Reshape: 0 keeps the batch."""
-    return length if isinstance(length, int) else 0
+def _lengths(before: Sequence[Any], after: Sequence[Any]) -> list[int]:
+    """For Reshape: 0 keeps the batch where it is, and -1 is computed from all others."""
+    return [
+        length if isinstance(length, int) else 0 if old == length else -1
+        for old, length in itertools.zip_longest(before[: len(after)], after)
+    ]
+
+
+def _needed(jaxpr: Any) -> list[Any]:
+    """The equations on which a jaxpr's results depend."""
+    wanted = {atom for atom in jaxpr.outvars if not isinstance(atom, core.Literal)}
+    equations = []
+    for equation in reversed(jaxpr.eqns):
+        if wanted.intersection(equation.outvars):
+            wanted |= {atom for atom in equation.invars if not isinstance(atom, core.Literal)}
+            equations.append(equation)
+    return equations[::-1]
 
 
 def _groups(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:

@@ -15,9 +15,10 @@ _PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 IN_FLOAT32 = (
     "MUL", "SUB", "DIV", "POW", "SQRT", "RSQRT", "EXP", "LOG", "MAXIMUM", "MINIMUM", "SUM", "MEAN",
-    "REDUCE_MAX", "L2_NORMALIZATION", "SQUARED_DIFFERENCE",
+    "REDUCE_MAX", "LOGISTIC", "L2_NORMALIZATION", "SQUARED_DIFFERENCE",
 )  # fmt: skip
-"""Arithmetic that stays in float32: of the pixels, and from the pooling to the unit length. The
+"""Arithmetic that stays in float32: of the pixels, and from the pooling to the unit length. Only
+the convolution of a pooling that predicts its maps is in int8, as those of the trunk are. The
 coordinates of a long unit vector are far below the steps of an int8 tensor."""
 
 

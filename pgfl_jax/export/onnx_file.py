@@ -15,13 +15,17 @@ Field = tuple[int, int | memoryview]
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """The size of a graph.
+    """The size of a graph, counted alike in every format.
+
+    What counts are convolutions and matrix products with weights, that is, with the same numbers
+    for every picture. Elementwise products and sums do not count, nor does a product of two
+    activations, which formats write in different ways.
 
     Attributes:
         inputs: names of what must be given to it, its parameters left out.
         kernels: numbers in the weights of its convolutions and products.
         others: all other float parameters and constants: biases, scales, statistics.
-        multiply_adds: of its convolutions and products for one picture.
+        multiply_adds: of its convolutions and products with weights, for one picture.
         operations: how many of each kind; empty where nobody asks.
     """
 

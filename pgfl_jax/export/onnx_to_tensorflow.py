@@ -23,7 +23,7 @@ CHANNELS_LAST = (0, 2, 3, 1)
 NO_PADS = (0, 0, 0, 0)
 
 _ELEMENTWISE = {
-    "Add": "add", "Sub": "subtract", "Mul": "multiply", "Div": "divide", "Pow": "pow",
+    "Sub": "subtract", "Mul": "multiply", "Div": "divide", "Pow": "pow",
     "Max": "maximum", "Min": "minimum", "Relu": "nn.relu", "Sqrt": "sqrt", "Exp": "exp",
     "Log": "math.log", "Tanh": "tanh", "Sigmoid": "sigmoid", "Erf": "math.erf",
     "Neg": "negative", "Abs": "abs", "Reciprocal": "math.reciprocal",
@@ -108,6 +108,15 @@ class _Operations:
 
         return _Tensor(attrgetter(name)(self._tf)(*map(stored, inputs)), order)
 
+    def _Add(self, attributes: Attributes, left: _Value, right: _Value) -> _Tensor:
+        # LiteRT's int8 models add tensors in int8, but subtract in float32. A constant is added
+        # where they must be exact, as to a divisor.
+        if isinstance(right, np.ndarray):
+            return self._elementwise("subtract", [left, -right])
+        if isinstance(left, np.ndarray):
+            return self._elementwise("subtract", [right, -left])
+        return self._elementwise("add", [left, right])
+
     def _padded(self, tensor: _Tensor, attributes: Attributes, mode: str) -> Any:
         """With channels last, and rows and columns added as the attribute ``pads`` says."""
         images = self.ordered(tensor, CHANNELS_LAST)
@@ -137,6 +146,9 @@ class _Operations:
         rank = len(tensor.order) + len(axes)
         shape = [1 if axis in axes else next(lengths) or -1 for axis in range(rank)]
         return _Tensor(self._tf.reshape(self.ordered(tensor), shape), tuple(range(rank)))
+
+    def _Tile(self, attributes: Attributes, tensor: _Tensor, times: np.ndarray) -> _Tensor:
+        return _Tensor(self._tf.tile(tensor.stored, times[list(tensor.order)]), tensor.order)
 
     def _Conv(
         self,

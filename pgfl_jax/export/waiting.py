@@ -1,7 +1,7 @@
 """What the converter of a jaxpr knows of each value: a constant, a tensor, or what still waits.
 
-A scale or shift of channels, a slice that skips rows, pixels in patches, a convolution: none has a
-node of its own while it may still become part of another.
+A scale or shift of channels, a slice that skips rows, pixels in patches, a convolution, axes that
+are repeated: none has a node of its own while it may still become part of another.
 """
 
 import dataclasses
@@ -26,6 +26,11 @@ class Constant:
     array: np.ndarray
     shape: Shape
 
+    @property
+    def whole(self) -> np.ndarray:
+        """The array with all its axes of full length."""
+        return np.broadcast_to(self.array, self.shape)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tensor:
@@ -44,6 +49,26 @@ class Tensor:
     def stored(self, axis: int) -> int:
         """Where an axis of the function is stored."""
         return self.order.index(axis)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Repeated:
+    """A tensor whose axes of length 1 stand for longer ones of ``shape``.
+
+    Elementwise operations take the tensor as it is, since ONNX broadcasts. What moves or sums
+    elements needs all of them.
+    """
+
+    tensor: Tensor
+    shape: Shape
+
+    @property
+    def times(self) -> list[Any]:
+        """How often each stored axis of the tensor is repeated."""
+        return [
+            1 if self.tensor.shape[axis] == self.shape[axis] else self.shape[axis]
+            for axis in self.tensor.order
+        ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,7 +148,35 @@ class Linear:
         return dataclasses.replace(self, bias=self.bias + shift)
 
 
-Value = Constant | Tensor | Skipping | Affine | Patches | Linear
+Value = Constant | Tensor | Repeated | Skipping | Affine | Patches | Linear
+
+
+def repeated(tensor: Tensor, shape: Shape) -> Tensor | Repeated:
+    """The tensor as one of a shape, of which it may have axes of length 1 only."""
+    return tensor if tensor.shape == shape else Repeated(tensor, shape)
+
+
+def broadcast(shapes: Sequence[Shape]) -> Shape:
+    """The shape of an elementwise operation's result, of inputs of one rank."""
+    return tuple(next((n for n in lengths if n != 1), 1) for lengths in zip(*shapes, strict=True))
+
+
+def with_new_axes(order: Sequence[int], axes: Sequence[int], rank: int) -> tuple[int, ...]:
+    """A storage order with new axes, each of which is stored right after the axis before it.
+
+    Args:
+        order: of the old axes.
+        axes: the number that each old axis gets.
+        rank: of the result.
+
+    >>> with_new_axes((0, 3, 1, 2), (0, 1, 2, 3), 5)  # channels are still together
+    (0, 3, 4, 1, 2)
+    """
+    result = [axes[axis] for axis in order]
+    for axis in range(rank):
+        if axis not in result:
+            result.insert(result.index(axis - 1) + 1 if axis else 0, axis)
+    return tuple(result)
 
 
 def fold(name: str, value: Value, constant: Constant, *, swapped: bool) -> Affine | Linear | None:

@@ -38,6 +38,7 @@ def batch(shape, dtype):
     ("backbone", "pooling", "convolutions"),
     [
         ("resnet8", "gem", 9), ("four_blocks", "gap", 17), ("four_blocks_ibn_a", "gap", 17),
+        ("resnet8", "parts", 10), ("resnet8", "foreground", 10),
         pytest.param("resnet50", "gap", 53, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
@@ -55,8 +56,10 @@ def test_networks_give_the_same_embeddings_at_any_batch(backbone, pooling, convo
     # Channels move to the second axis once, at the input.
     assert counts["Transpose"] == 1 and counts["BatchNormalization"] == 0
     if not backbone.endswith("ibn_a"):  # their instance normalisation cannot go into the weights
-        # The BNNeck, the unit length, and the pixels where padding follows.
-        assert counts["Mul"] == 2 + (backbone != "resnet8")
+        # The BNNeck, the unit length, and the pixels where padding follows; the features and the
+        # BNNeck's outputs by the maps.
+        predicted = 2 * (pooling in ("parts", "foreground"))
+        assert counts["Mul"] == 2 + (backbone != "resnet8") + predicted
         assert counts["Sub"] == 1 and counts["Sqrt"] == 1
 
 
@@ -144,6 +147,13 @@ FUNCTIONS = {
     "largest": lambda x: conv(x).max((1, 2)),
     "functions": lambda x: jnp.tanh(x) + jnp.exp(-jnp.abs(x)) - jax.nn.sigmoid(jnp.sqrt(x * x)),
     "join": lambda x: jnp.concatenate([conv(x), x], axis=3),
+    "groups of channels": lambda x: conv(x) * jnp.repeat(x[..., :2], 3, axis=3),
+    "repeated and summed": lambda x: jnp.broadcast_to(means(x), x.shape).sum((1, 2)),
+    "repeated and joined": lambda x: jnp.concatenate([x, jnp.broadcast_to(means(x), x.shape)], 3),
+    "repeated and convolved": lambda x: conv(jnp.broadcast_to(means(x) + 1, x.shape)),
+    "one constant for all weights": lambda x: x @ jnp.full((4, 5), 0.5),
+    "rows as one batch": lambda x: (x.reshape(-1, 4) @ MATRIX).reshape(x.shape[0], -1),
+    "what nobody needs": lambda x: (jnp.cumsum(x, axis=1), x * 2)[1],
 }  # fmt: skip
 
 
@@ -158,12 +168,62 @@ def test_single_operations(name):
     np.testing.assert_allclose(run(model, images), expected, rtol=2e-5, atol=2e-5)
 
 
+def random_function(seed):
+    """A chain of random operations that change shape or layout, and mix in earlier results."""
+    rng = np.random.default_rng(seed)
+
+    def step(x):
+        rank, axis = x.ndim, int(rng.integers(1, x.ndim))
+        moves = 0, *(int(a) for a in 1 + rng.permutation(rank - 1))
+        joined = (*x.shape[:axis], -1, *x.shape[axis + 2 :])
+        twice = (*x.shape[:axis], 2, *x.shape[axis:])
+        changes = [
+            lambda: jnp.transpose(x, moves),
+            lambda: jnp.repeat(x, 2, axis),
+            lambda: x - x.max(axis, keepdims=True),
+            lambda: jnp.broadcast_to(x.sum(axis, keepdims=True), x.shape),
+            lambda: jnp.broadcast_to(jnp.expand_dims(x, axis), twice) if rank < 5 else x,
+            lambda: x.sum(axis) if rank > 3 else x,
+            lambda: x.reshape(joined) if axis + 1 < rank and rank > 3 else x,
+            lambda: jnp.concatenate([x, jnp.tanh(x)], axis),
+        ]
+        return changes[rng.integers(len(changes))]()
+
+    def function(images):
+        x = images
+        for _ in range(8):
+            y = step(x)
+            x = y + jnp.tanh(x) if y.shape == x.shape else y
+        return x
+
+    return function
+
+
+# Each seed has another chain, of another first shape.
+@pytest.mark.parametrize("seed", range(24))
+def test_random_shapes_and_layouts(seed):
+    shape = tuple(int(n) for n in np.random.default_rng(seed).integers(1, 5, 3))
+    images = np.random.default_rng(seed).normal(size=(3, *shape)).astype(np.float32)
+
+    def function(x):  # with the same draws each time it is traced
+        return flat(random_function(seed))(x)
+
+    model = convert(function, batch(shape, np.float32))
+    with jax.enable_x64(True):
+        expected = np.asarray(function(images.astype(np.float64)))
+    np.testing.assert_allclose(run(model, images), expected, rtol=2e-5, atol=2e-5)
+
+
 def test_scales_and_shifts_go_into_the_weights():
     model = convert(flat(lambda x: (conv(x) - WIDER) * WIDER + 2), batch((6, 8, 4), np.float32))
     assert operations(model) == {"Transpose": 2, "Conv": 1, "Reshape": 1, "Identity": 1}
 
 
 def test_what_cannot_be_translated_is_named():
+    with pytest.raises(ExportError, match="repeated for each picture"):
+        convert(
+            lambda x: jnp.broadcast_to(x.max(0, keepdims=True), x.shape), batch((4,), "float32")
+        )
     with pytest.raises(ExportError, match="operation cumsum has no translation"):
         convert(flat(lambda x: jnp.cumsum(x, axis=1)), batch((6, 8, 4), np.float32))
     with pytest.raises(ExportError, match="only products with a constant matrix"):

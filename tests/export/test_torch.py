@@ -17,6 +17,7 @@ import safetensors.numpy
 from pgfl_jax.errors import UserError
 from pgfl_jax.export import export_torch
 from pgfl_jax.export.contract import CONTRACTS, embed_function, named_variables
+from pgfl_jax.export.graphs import main_branch
 from pgfl_jax.export.onnx_file import Graph
 from pgfl_jax.export.running import embed_with
 from pgfl_jax.export.torch import read_program, write_torch
@@ -61,7 +62,7 @@ def assert_same(found, wanted, difference=1e-6):
     ("backbone", "pooling", "name", "largest"),
     [
         ("resnet8", "gem", "uint8_nhwc", 32),
-        ("resnet8", "gap", "float255_nchw", 7),
+        ("resnet8", "parts", "float255_nchw", 7),
         # With the blocks of that above and of the next test.
         pytest.param("resnet18", "gap", "float255_nchw", 32, marks=pytest.mark.slow),
         pytest.param("resnet34", "gem", "uint8_nhwc", 32, marks=pytest.mark.slow),
@@ -74,8 +75,10 @@ def test_both_programs_give_jaxs_embeddings(backbone, pooling, name, largest, tm
     embedder = random_embedder(backbone, pooling)
     write_torch(embedder, CONTRACTS[name], tmp_path)
     rows = arranged(pictures(largest), name)
-    wanted = expected(embedder, name, rows)
+    wanted, main = expected(embedder, name, rows), main_branch(embedder)
     for runtime in FILES:
+        graph = read_program(tmp_path / FILES[runtime])
+        assert (graph.kernels, graph.multiply_adds) == (main.kernels, main.multiply_adds)
         embed = load(runtime, tmp_path)
         for count in (size for size in BATCHES if size <= largest):
             assert_same(embed(rows[:count]), wanted[:count])
@@ -85,7 +88,7 @@ def test_both_programs_give_jaxs_embeddings(backbone, pooling, name, largest, tm
 @pytest.mark.usefixtures("all_optimizations")
 def test_bottlenecks_with_instance_normalisation(tmp_path):
     """In this process, since the artifact's own source does not know this network."""
-    embedder = random_embedder("four_blocks_ibn_a", "gem")
+    embedder = random_embedder("four_blocks_ibn_a", "foreground")
     twin = functools.partial(torch_model.ResNet, torch_model.Bottleneck, *FOUR_BLOCKS, ibn_stages=3)
     with mock.patch.object(torch_model, "BACKBONES", {"four_blocks_ibn_a": twin}):
         write_torch(embedder, CONTRACTS["normalised_nchw"], tmp_path)
@@ -168,11 +171,16 @@ def torchvision_names(sizes, convolutions):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "sizes", "convolutions", "count"),
-    [("resnet18", (2, 2, 2, 2), 2, 120), ("resnet50", (3, 4, 6, 3), 3, 318)],
+    ("backbone", "sizes", "convolutions", "count", "pooling", "parameters"),
+    [
+        ("resnet18", (2, 2, 2, 2), 2, 120, "parts", {"maps.weight", "maps.bias"}),
+        ("resnet50", (3, 4, 6, 3), 3, 318, "gem", {"power"}),
+    ],
 )
-def test_the_weights_have_torchvisions_names(backbone, sizes, convolutions, count, tmp_path):
-    embedder = random_embedder(backbone, "gem")
+def test_the_weights_have_torchvisions_names(
+    backbone, sizes, convolutions, count, pooling, parameters, tmp_path
+):
+    embedder = random_embedder(backbone, pooling)
     # The program, which takes most of the time, has no names.
     with mock.patch("pgfl_jax.export.torch.trace"), mock.patch("torch.export.save"):
         write_torch(embedder, CONTRACTS["uint8_nhwc"], tmp_path)
@@ -180,7 +188,9 @@ def test_the_weights_have_torchvisions_names(backbone, sizes, convolutions, coun
     trunk = torchvision_names(sizes, convolutions)
     assert len(trunk) == count  # 122 and 320 arrays, less fc.weight and fc.bias
     neck = {f"main_neck.{part}" for part in ("weight", "running_mean", "running_var")}
-    assert weights.keys() == {*trunk, *neck, "main_pooling.power"}
+    assert weights.keys() == {
+        *trunk, *neck, *(f"main_pooling.{name}" for name in parameters)
+    }  # fmt: skip
     # They are what a new run can start from, with neck and pooling.
     blank = jax.tree.map(np.zeros_like, embedder.variables)
     variables, report = load_backbone(tmp_path / "model.safetensors", blank)

@@ -109,8 +109,9 @@ def test_an_image_without_a_pose_does_not_touch_the_others(initialised):
     jax.tree.map(np.testing.assert_array_equal, stats_a, stats_b)
 
 
-def test_the_test_time_function_has_no_pose_branch(initialised):
-    model, variables = initialised()
+@pytest.mark.parametrize(("pooling", "of_its_maps"), [("gap", 0), ("parts", (192 + 1) * PARTS)])
+def test_the_test_time_function_has_no_pose_branch(pooling, of_its_maps, initialised):
+    model, variables = initialised(pooling=pooling)
     images, maps, visibility = _inputs()
     main = main_branch(variables)
     count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree["params"]))  # noqa: E731
@@ -118,6 +119,9 @@ def test_the_test_time_function_has_no_pose_branch(initialised):
     assert heads == {"main_classifier", "foreground_neck", "foreground_classifier", "parts_neck",
                      "parts_classifier"}  # fmt: skip
     assert count(variables) - count(main) == 2 * 192 + 3 * 192 * COLUMNS
+    assert sum(leaf.size for leaf in jax.tree.leaves(main["params"].get("main_pooling"))) == (
+        of_its_maps
+    )
 
     outputs = model.apply(main, images, train=False)
     full = model.apply(variables, images, maps, visibility, train=False)

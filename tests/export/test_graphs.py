@@ -1,0 +1,73 @@
+"""What counts as the main branch's weights and multiply-adds is the same in every format."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tensorflow as tf
+
+from pgfl_jax.export.contract import CONTRACTS, batch_of
+from pgfl_jax.export.formats import FORMATS
+from pgfl_jax.export.graphs import _read_text, main_branch, multiply_adds
+from pgfl_jax.export.probe import probe_pictures
+from tests.export.test_quantise import worst_cosine
+from tests.networks import random_embedder
+from tests.runs import one_block
+
+# By hand: patches of 4x4 pixels to 16 channels on 16x8 cells, of which the block makes 8x4.
+KERNELS = 48 * 16 + 9 * 16 * 16 + 9 * 16 * 16 + 16 * 16
+MULTIPLY_ADDS = 16 * 8 * 48 * 16 + 8 * 4 * (2 * 9 * 16 * 16 + 16 * 16)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return probe_pictures(64, 32)
+
+
+@pytest.mark.parametrize(("pooling", "maps"), [("foreground", 1), ("parts", 8)])
+@pytest.mark.parametrize("name", ["onnx", "stablehlo", "saved_model", "litert"])
+def test_predicted_maps(name, pooling, maps, pictures, tmp_path):
+    """PyTorch's files are in test_torch.py."""
+    with one_block():
+        embedder = random_embedder("resnet8", pooling)
+        expected, main = embedder(pictures), main_branch(embedder)
+        wanted, contract = FORMATS[name], CONTRACTS["uint8_nhwc"]
+        wanted.write(embedder, contract, tmp_path)
+        if quantise := wanted.quantise:
+            quantise(embedder, contract, tmp_path, probe_pictures(64, 32, seed=1))
+    assert main.inputs == ("images",)
+    assert main.kernels == KERNELS + 16 * maps
+    assert main.multiply_adds == MULTIPLY_ADDS + 8 * 4 * 16 * maps
+    least = {"float32": 0.999999, "float16": 0.99999, "bfloat16": 0.9999, "int8": 0.99}
+    for model in (*wanted.models, *wanted.quantised):
+        graph = wanted.graph(tmp_path / model.file)
+        for number in ("inputs", "kernels", "multiply_adds"):
+            assert getattr(graph, number) == getattr(main, number), (model.file, number)
+        rows = embed_here(model, tmp_path, pictures)
+        assert worst_cosine(rows, expected) >= least[model.precision], model.file
+
+
+def embed_here(model, folder, pictures):
+    """The embeddings by a model's first runtime, in this process."""
+    path = str(folder / model.file)
+    if model.runtimes[0] == "tensorflow":  # its program would hide JAX from this process
+        serve = tf.saved_model.load(path).signatures["serving_default"]
+        return serve(images=tf.constant(pictures))["embeddings"].numpy()
+    runtime = importlib.import_module(f"pgfl_jax.export.runtimes.run_{model.runtimes[0]}")
+    return runtime.load(path)(pictures)
+
+
+def test_a_product_of_two_activations_does_not_count():
+    weights = jnp.ones((3, 5))
+
+    def function(images):
+        rows = images.reshape(images.shape[0], -1, 3) @ weights
+        return rows @ jnp.swapaxes(rows, 1, 2)
+
+    images = batch_of(random_embedder("resnet8", "gap"), CONTRACTS["normalised_nchw"])
+    count = 64 * 32 * 3 * 5
+    assert multiply_adds(jax.make_jaxpr(function)(images).jaxpr) == count
+    text = jax.export.export(jax.jit(function))(images).mlir_module()
+    graph = _read_text(text, ("images",))
+    assert (graph.kernels, graph.multiply_adds) == (weights.size, count)
