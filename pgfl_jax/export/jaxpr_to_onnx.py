@@ -215,7 +215,7 @@ class _Graph:
         for operation, values, nothing in (("Mul", affine.scale, 1), ("Add", affine.shift, 0)):
             if (values != nothing).any():
                 each = values.astype(np.float32).reshape((1,) * (len(shape) - 1) + (-1,))
-                given = [tensor, Constant(each, shape)]
+                given: list[Value] = [tensor, Constant(each, shape)]
                 tensor = self.tensor(self._elementwise(operation, given, shape))
         return tensor
 

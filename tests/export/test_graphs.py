@@ -12,7 +12,7 @@ from pgfl_jax.export.formats import FORMATS
 from pgfl_jax.export.graphs import _read_text, main_branch, multiply_adds
 from pgfl_jax.export.probe import probe_pictures
 from tests.export.test_quantise import worst_cosine
-from tests.networks import random_embedder
+from tests.networks import golden, random_embedder
 from tests.runs import one_block
 
 # By hand: patches of 4x4 pixels to 16 channels on 16x8 cells, of which the block makes 8x4.
@@ -29,6 +29,7 @@ def pictures():
 @pytest.mark.parametrize("name", ["onnx", "stablehlo", "saved_model", "litert"])
 def test_predicted_maps(name, pooling, maps, pictures, tmp_path):
     """PyTorch's files are in test_torch.py."""
+    golden()  # is of the whole ResNet-8
     with one_block():
         embedder = random_embedder("resnet8", pooling)
         expected, main = embedder(pictures), main_branch(embedder)
