@@ -253,9 +253,12 @@ class PredictedPooling(nn.Module):
 
     def forward(self, features: Tensor) -> Pooled:
         """Pool (N, C, h, w) to (N, C)."""
-        with torch.autocast(features.device.type, self.dtype, enabled=self.dtype is not None):
-            around = self.hidden(features).relu()
-        logits = self.maps(around.to(features.dtype))
+        if self.dtype is None:
+            around = self.hidden(features)
+        else:
+            with torch.autocast(features.device.type, self.dtype):
+                around = self.hidden(features)
+        logits = self.maps(around.relu().to(features.dtype))
         maps = logits.sigmoid()
         return Pooled(part_pooling(features, maps), maps.amax((2, 3)), logits)
 

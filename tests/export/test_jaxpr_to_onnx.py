@@ -38,7 +38,7 @@ def batch(shape, dtype):
     ("backbone", "pooling", "convolutions"),
     [
         ("resnet8", "gem", 9), ("four_blocks", "gap", 17), ("four_blocks_ibn_a", "gap", 17),
-        ("resnet8", "parts", 10), ("resnet8", "foreground", 10),
+        ("resnet8", "parts", 11), ("resnet8", "foreground", 11),
         pytest.param("resnet50", "gap", 53, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
@@ -147,7 +147,9 @@ FUNCTIONS = {
     "largest": lambda x: conv(x).max((1, 2)),
     "functions": lambda x: jnp.tanh(x) + jnp.exp(-jnp.abs(x)) - jax.nn.sigmoid(jnp.sqrt(x * x)),
     "join": lambda x: jnp.concatenate([conv(x), x], axis=3),
-    "groups of channels": lambda x: conv(x) * jnp.repeat(jax.lax.slice_in_dim(x, 0, 2, axis=3), 3, 3),
+    "groups of channels": lambda x: (
+        conv(x) * jnp.repeat(jax.lax.slice_in_dim(x, 0, 2, axis=3), 3, 3)
+    ),
     "repeated and summed": lambda x: jnp.broadcast_to(means(x), x.shape).sum((1, 2)),
     "repeated and joined": lambda x: jnp.concatenate([x, jnp.broadcast_to(means(x), x.shape)], 3),
     "repeated and convolved": lambda x: conv(jnp.broadcast_to(means(x) + 1, x.shape)),

@@ -170,10 +170,13 @@ def torchvision_names(sizes, convolutions):
     return names
 
 
+HEAD = {f"{layer}.{part}" for layer in ("hidden", "maps") for part in ("weight", "bias")}
+
+
 @pytest.mark.parametrize(
     ("backbone", "sizes", "convolutions", "count", "pooling", "parameters"),
     [
-        ("resnet18", (2, 2, 2, 2), 2, 120, "parts", {"maps.weight", "maps.bias"}),
+        ("resnet18", (2, 2, 2, 2), 2, 120, "parts", HEAD),
         ("resnet50", (3, 4, 6, 3), 3, 318, "gem", {"power"}),
     ],
 )
