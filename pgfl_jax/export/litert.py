@@ -18,7 +18,7 @@ IN_FLOAT32 = (
     "REDUCE_MAX", "LOGISTIC", "L2_NORMALIZATION", "SQUARED_DIFFERENCE",
 )  # fmt: skip
 """Arithmetic that stays in float32: of the pixels, and from the pooling to the unit length. Only
-the convolution of a pooling that predicts its maps is in int8, as those of the trunk are. The
+the convolutions that predict a pooling's maps are in int8, as those of the trunk are. The
 coordinates of a long unit vector are far below the steps of an int8 tensor."""
 
 

@@ -1,7 +1,8 @@
 """ONNX graphs of less precision, made from a float32 one: int8 and float16.
 
-The trunk is quantised. The normalisation of the pixels, and what comes after the feature map
-(pooling, BNNeck, unit length), stay in float32: they take no time, and the coordinates of a long
+The trunk is quantised, with the 3x3 convolution of a pooling that predicts its maps. The
+normalisation of the pixels, and what comes after the last of these convolutions (maps, pooling,
+BNNeck, unit length), stay in float32: they take no time, and the coordinates of a long
 unit vector are far below the steps of an int8 tensor.
 """
 
@@ -15,21 +16,19 @@ TRUNK = ("Conv", "Gemm", "Relu", "Add", "MaxPool", "Concat")
 
 
 def trunk_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The nodes from the first convolution or product to the feature map.
+    """The nodes from the first convolution or product to the last one's activation.
 
-    The feature map is the last result of such a node from which all that follows is computed. A
-    pooling that predicts its maps has a convolution of its own, past which the features go too.
+    A last convolution without such an activation gives a pooling its maps and is left out, as JAX
+    computes it in float32 even where the trunk is in bfloat16.
     """
     nodes = list(model.graph.node)
-    last_use = {name: place for place, node in enumerate(nodes) for name in node.input}
-    start = next(place for place, node in enumerate(nodes) if node.op_type in ("Conv", "Gemm"))
-    waiting: set[str] = set()  # what was computed and is still needed
-    end = start
-    for place, node in enumerate(nodes):
-        waiting = {name for name in waiting if last_use[name] > place} | {*node.output}
-        if len(waiting) == 1 and node.op_type in TRUNK:
-            end = place
-    return [node for node in nodes[start : end + 1] if node.op_type in TRUNK]
+    places = [place for place, node in enumerate(nodes) if node.op_type in ("Conv", "Gemm")]
+    last = places[-1]
+    if nodes[last + 1].op_type not in TRUNK:
+        last -= 1
+    while nodes[last + 1].op_type in TRUNK and last + 1 not in places:
+        last += 1
+    return [node for node in nodes[places[0] : last + 1] if node.op_type in TRUNK]
 
 
 def quantise_onnx(source: Path, target: Path, rows: np.ndarray) -> None:
