@@ -41,6 +41,10 @@ class Network(nn.Module):
         if not isinstance(twin.main_pooling, torch_model.PredictedPooling):
             twin.main_neck = nn.BatchNorm1d(twin.trunk.channels)
             twin.main_neck.bias.requires_grad_(False)
+        for module in twin.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                # Nothing reads the count, and each would be a kernel of its own on a GPU.
+                module.num_batches_tracked = None
 
     def pooled(self, images: Tensor) -> tuple[Tensor, torch_model.Pooled]:
         """The feature map of (B, 3, H, W), pooled for the main branch, too."""

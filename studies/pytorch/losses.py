@@ -59,7 +59,8 @@ class HardestPairs(NamedTuple):
 
 def common_groups(labels: Labels, mask: Groups | None) -> Float[Tensor, "batch batch groups"]:
     """1 for the groups of channels that both images of a pair have; one group without a mask."""
-    present = torch.ones(len(labels), 1) if mask is None else mask.reshape(len(labels), -1)
+    everyone = torch.ones(len(labels), device=labels.device) if mask is None else mask
+    present = everyone.reshape(len(labels), -1)
     return ((present[:, None] > 0) & (present[None] > 0)).to(torch.float64)
 
 
@@ -112,7 +113,8 @@ def triplet_loss(
     of them has; a pair is compared in those that both have.
     """
     pairs = mine_hardest(anchors, candidates, labels, mask)
-    common, rows = common_groups(labels, mask).to(anchors), torch.arange(len(labels))
+    common = common_groups(labels, mask).to(anchors)
+    rows = torch.arange(len(labels), device=labels.device)
     far, near = (
         _distance(anchors - candidates[others], common[rows, others])
         for others in (pairs.positive, pairs.negative)
@@ -201,7 +203,7 @@ def interaction_loss(
             for branch in (outputs.foreground, outputs.parts)
         )
     else:
-        return torch.zeros(())
+        return torch.zeros((), device=labels.device)
     return (first + second) / 2
 
 
