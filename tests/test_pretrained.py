@@ -478,10 +478,11 @@ def test_the_whole_network_goes_to_pytorch_and_back(backbone, options, dtype):
     assert state_dict["main_classifier.weight"].shape == (10, BACKBONES[backbone].channels)
     assert state_dict["trunk.bn1.num_batches_tracked"].dtype == np.int64
     if options.get("pooling") == "parts":
-        kernel = variables["params"]["main_pooling"]["maps"]["kernel"]
-        np.testing.assert_array_equal(
-            state_dict["main_pooling.maps.weight"], kernel.T[:, :, None, None]
-        )
+        maps, hidden = (variables["params"]["main_pooling"][name] for name in ("maps", "hidden"))
+        kernels = {"maps": maps["kernel"][None, None], "hidden": hidden["kernel"]}
+        for name, kernel in kernels.items():
+            stored = state_dict[f"main_pooling.{name}.weight"]
+            np.testing.assert_array_equal(stored, np.einsum("hwio->oihw", kernel))
         assert state_dict["main_pooling.maps.bias"].shape == (8,)
     back, report = from_state_dict(state_dict, abstract(backbone, **options), 10)
     assert report.missing == report.left_over == {}

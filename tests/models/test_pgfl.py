@@ -109,7 +109,9 @@ def test_an_image_without_a_pose_does_not_touch_the_others(initialised):
     jax.tree.map(np.testing.assert_array_equal, stats_a, stats_b)
 
 
-@pytest.mark.parametrize(("pooling", "of_its_maps"), [("gap", 0), ("parts", (192 + 1) * PARTS)])
+@pytest.mark.parametrize(
+    ("pooling", "of_its_maps"), [("gap", 0), ("parts", (9 * 192 + 1) * 64 + 65 * PARTS)]
+)
 def test_the_test_time_function_has_no_pose_branch(pooling, of_its_maps, initialised):
     model, variables = initialised(pooling=pooling)
     images, maps, visibility = _inputs()
