@@ -4,8 +4,9 @@
 
 Run it on a GPU or TPU. DIR holds the data as published (docs/datasets.md). To train with poses, add
 ``--config.data.pose.files="('poses.npz',)"`` (docs/poses.md). Without poses, only the main branch
-is trained, which is the baseline. ``--config.data.dataset=msmt17/v2`` takes the later release,
-without faces. docs/results.md lists published scores; we have measured none yet.
+is trained; with ``--config.model.pooling=gap`` it is the baseline.
+``--config.data.dataset=msmt17/v2`` takes the later release, without faces. docs/results.md lists
+published scores; we have measured none yet.
 """
 
 from ml_collections import ConfigDict

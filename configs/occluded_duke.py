@@ -4,8 +4,8 @@
 
 Run it on a GPU or TPU. DIR holds the data as published (docs/datasets.md). To train with poses, add
 ``--config.data.pose.files="('poses.npz',)"`` (docs/poses.md). Without poses, only the main branch
-is trained, which is the baseline. docs/results.md lists published scores; we have measured none
-yet.
+is trained; with ``--config.model.pooling=gap`` it is the baseline. docs/results.md lists published
+scores; we have measured none yet.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@
 
 Run it on a GPU or TPU. DIR holds the data as published (docs/datasets.md). To train with poses, add
 ``--config.data.pose.files="('poses.npz',)"`` (docs/poses.md). Without poses, only the main branch
-is trained, which is the baseline.
+is trained; with ``--config.model.pooling=gap`` it is the baseline.
 
 A run of configs/market1501.py can be scored on this set with
 ``--mode=evaluate --config.eval.datasets="('partial_reid',)"``.

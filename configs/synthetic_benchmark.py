@@ -3,7 +3,7 @@
     python main.py --config=configs/synthetic_benchmark.py --workdir=runs/benchmark
 
 Run it on a GPU or TPU. The data set is rendered once, in about 10 minutes on two cores.
-``--config.model.pose_branches=False`` is the baseline with the main branch only.
+``--config.model.pose_branches=False --config.model.pooling=gap`` is the baseline, without poses.
 ``--config.data.pose.source=shuffled`` is a control: it shows whether each image needs its own pose.
 """
 

@@ -1,7 +1,7 @@
 """The demo: a small PGFL-KD on the small synthetic set, made for two CPU cores.
 
 Run ``make demo``, or ``python main.py --config=configs/synthetic_demo.py --workdir=runs/demo``. It
-takes 5 to 10 minutes. Its scores are in docs/results.md.
+takes about 5 minutes when the cores are idle. Its scores are in docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -11,6 +11,7 @@ from jaxtyping import Int, Shaped, UInt8
 
 from input_pipeline import geometry, pose_maps
 from input_pipeline.catalog import Catalog
+from input_pipeline.errors import DataError
 from input_pipeline.keypoints import NUM_PARTS
 from pgfl_jax.config import Config
 
@@ -89,6 +90,9 @@ def average_maps(catalog: Catalog, config: Config) -> UInt8[np.ndarray, "rows co
     """The mean part maps of the images with a pose, each part scaled to a highest value of 255.
 
     They are drawn from keypoints, without augmentation, at the resolution of the feature map.
+
+    Raises:
+        DataError: no image has keypoints that are drawn.
     """
     data = config.data
     shape, pose = (data.height, data.width), data.pose
@@ -110,6 +114,11 @@ def average_maps(catalog: Catalog, config: Config) -> UInt8[np.ndarray, "rows co
         )
         total += maps.numpy().sum(axis=0)
     highest = total.max(axis=(0, 1))
+    if not highest.any():
+        raise DataError(
+            "config.data.pose.source = 'average': no image has keypoints to average that reach "
+            "config.data.pose.threshold"
+        )
     return np.round(255 * total / np.where(highest > 0, highest, 1)).astype(np.uint8)
 
 

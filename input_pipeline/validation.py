@@ -118,7 +118,8 @@ def check_poses(
     return Findings(
         warnings=[
             f"{name}: no image has a pose, so the main branch alone is trained; give "
-            "config.data.pose.files (docs/poses.md), or set config.model.pose_branches=False"
+            "config.data.pose.files (docs/poses.md), or for the baseline set "
+            "config.model.pose_branches=False and config.model.pooling=gap"
         ]
     )
 

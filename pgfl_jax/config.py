@@ -77,7 +77,7 @@ class PoseConfig:
 
     # annotated · none; and controls for comparison: shuffled (each image gets another's pose) ·
     # redrawn (others each epoch) · same_person (that of another image of the person) · average (all
-    # get the mean maps) · everywhere (all maps are 1)
+    # get the mean maps) · everywhere (all maps are 1, but in the padding and where erased)
     source: Literal[
         "annotated", "none", "shuffled", "redrawn", "same_person", "average", "everywhere"
     ] = "annotated"
@@ -177,7 +177,7 @@ class LossConfig:
     feature_kd: NonNegativeFloat = 6.0
     logit_kd: NonNegativeFloat = 0.0
     interaction: NonNegativeFloat = 0.0
-    # Of the maps that the main branch predicts, where its pooling does.
+    # Prediction of the maps, where the main branch's pooling predicts any.
     maps: NonNegativeFloat = 3.0
     # Which branches the main branch learns from: both · foreground · parts
     teachers: Literal["both", "foreground", "parts"] = "parts"
@@ -386,7 +386,7 @@ def parse_config(values: Any) -> Config:
     return config
 
 
-# What versions did that lacked an option, where the default is something else.
+# Values that reproduce older versions, for options whose default differs.
 _BEFORE = {"loss.teachers": "both"}
 
 
@@ -418,6 +418,8 @@ def current_dataset_name(stored: str) -> str:
     return re.sub(r"(^| )manifest/", r"\1table/", stored)
 
 
+# Poolings by maps that the main branch predicts.
+PREDICTED = ("foreground", "parts")
 # A condition on several options, the option that its error names, and what that error says.
 _Relation = tuple[bool, str, str]
 
@@ -446,6 +448,7 @@ def _loss_checks(config: Config) -> Iterator[_Relation]:
     weights = [loss.identity, loss.triplet]
     if config.trains_with_poses:
         weights += [loss.alignment, loss.semantic, loss.feature_kd, loss.logit_kd, loss.interaction]
+        weights += [loss.maps] * (config.model.pooling in PREDICTED)
     message = "no loss has a weight above 0, so nothing would be trained"
     yield any(weights), "loss.identity", message
     weighted = variant in ("cross_classifier", "cross_triplet")
@@ -494,7 +497,7 @@ def oddities(config: Config) -> list[str]:
             f"config.loss.kd_ramp = {loss.kd_ramp:g}: distillation would reach its weight at epoch "
             f"{end:g}, after the last one (config.train.epochs = {epochs:g})"
         )
-    if config.model.pooling in ("foreground", "parts") and not config.trains_with_poses:
+    if config.model.pooling in PREDICTED and not config.trains_with_poses:
         found.append(
             f"config.model.pooling = {config.model.pooling!r}: without poses nothing teaches the "
             "main branch the maps that it pools with; a baseline pools by 'gap'"

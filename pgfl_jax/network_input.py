@@ -22,7 +22,7 @@ def network_input(
     Such a rectangle is 0, the mean, or shows what an image of the next identity has there: row i of
     a batch of P·K is filled from row i + K, and the last identity from the first.
 
-    Normalised here, a batch takes a quarter of the memory until it is used.
+    Until then a batch stays uint8, a quarter of its size in float32.
 
     Args:
         batch: ``images`` (B, H, W, 3) uint8 and, if any of them have one, ``erased`` (B, 4) int32:

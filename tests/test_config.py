@@ -151,7 +151,7 @@ def test_a_loss_must_have_a_weight(pose_branches, source):
     values.loss.update(identity=0.0, triplet=0.0)
     if pose_branches and source == "annotated":
         parse_config(values)  # the other losses train
-        values.loss.update(alignment=0.0, semantic=0.0, feature_kd=0.0)
+        values.loss.update(alignment=0.0, semantic=0.0, feature_kd=0.0, maps=0.0)
     with pytest.raises(ConfigError) as error:
         parse_config(values)
     assert str(error.value) == (

@@ -68,7 +68,8 @@ def total_loss(
         The total, and every term by name, unweighted and unscaled: ``id_main``,
         ``id_foreground``, ``id_parts``, ``triplet_main``, ``triplet_foreground``,
         ``triplet_parts``, ``alignment``, ``semantic``, ``kd_feature_foreground``,
-        ``kd_feature_parts``, ``kd_logit_foreground``, ``kd_logit_parts``, ``interaction``; and
+        ``kd_feature_parts``, ``kd_logit_foreground``, ``kd_logit_parts``, ``interaction``,
+        ``maps``; and
         ``total``, the weighted sum.
 
     Raises:

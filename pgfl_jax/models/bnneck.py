@@ -7,13 +7,13 @@ from jaxtyping import Array, Float
 
 
 class BNNeck(nn.Module):
-    """BatchNorm over what a mask leaves of the batch, with a scale and no bias.
+    """BatchNorm weighted by a mask, with a scale and no bias.
 
-    For each channel, with weights w of the rows in [0, 1], μ = Σ w x / Σ w and
-    σ² = Σ w (x − μ)² / Σ w. The output is w · (x − μ) / √(σ² + ε) · scale, so what is masked leaves
-    as 0, the mean of what is not. The running averages, r ← m r + (1 − m) s, use the biased
-    variance. Those of a channel do not change when all its rows are masked. Under ``jit`` the batch
-    is the global one, so the statistics do not depend on the number of devices.
+    For each channel, with weights w of the rows in [0, 1], μ = Σ w x / Σ w and σ² = Σ w (x − μ)² /
+    Σ w. The output is w · (x − μ) / √(σ² + ε) · scale, so masked values become 0, the mean of the
+    others. The running averages, r ← m r + (1 − m) s, use the biased variance. Those of a channel
+    do not change when all its rows are masked. Under ``jit`` the batch is the global one, so the
+    statistics do not depend on the number of devices.
 
     Attributes:
         momentum: m, in [0, 1].

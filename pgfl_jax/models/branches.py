@@ -25,12 +25,12 @@ def pose_mask(visibility: Float[Array, "batch parts"]) -> Float[Array, " batch"]
 
 
 class Pooled(NamedTuple):
-    """What MB's pooling makes of a feature map.
+    """The output of MB's pooling.
 
     Attributes:
         embedding: (B, C).
-        seen: (B, P) in [0, 1], how much is to be seen of the person or of each part, which weighs
-            P equal groups of channels; None unless the pooling predicts it.
+        seen: (B, P) in [0, 1], predicted visibility of the person or of each part; it weights P
+            equal groups of channels. None unless the pooling predicts maps.
         map_logits: (B, h, w, P) logits of the predicted maps, likewise.
     """
 
@@ -80,12 +80,12 @@ def part_pooling(
 class PredictedPooling(nn.Module):
     """MB's pooling by maps that it predicts from its own features: SAB without a pose.
 
-    A 3×3 convolution with ReLU to h (B, h, w, 64), which sees what is beside a cell, and a 1×1
+    A 3×3 convolution with ReLU to h (B, h, w, 64), which sees the neighbouring cells, and a 1×1
     convolution give the maps p̂_g = sigmoid(w_g·h + b_g). Each averages its group of channels.
     max p̂_g is the part's visibility. w and b start at 0, so the pooling starts as a plain mean.
 
     Attributes:
-        maps: their number, one for each part. With 1 it is the foreground's and pools all channels.
+        maps: number of maps, one per part. With 1 it is the foreground's and pools all channels.
         dtype: of the 3×3 convolution; None: the parameters' dtype.
     """
 

@@ -36,8 +36,8 @@ class PGFL(nn.Module):
         interaction: how the branches train one another; ``shared_classifier`` gives all branches
             MB's classifier, ``cross_classifier`` adds MB's logits from the teachers' classifiers;
             the other variants change no module.
-        dtype: of the computation in trunk and classifiers; None: the parameters' dtype. Pooling,
-            BNNecks and logits are at least float32.
+        dtype: of the computation in trunk and classifiers, and in the 3×3 convolution that predicts
+            maps; None: the parameters' dtype. Pooling, BNNecks and logits are at least float32.
         remat: what the backward pass recomputes: a name in
             :data:`pgfl_jax.models.backbones.REMAT_POLICIES`, or ``none``.
     """

@@ -27,7 +27,7 @@ from pgfl_jax.retrieval.metrics import (
 
 def rank_blocks(query: Rows, gallery: Rows, top: int, mesh: Mesh) -> Iterator[Ranking]:
     """The ``top`` nearest gallery items of each query, a block of queries at a time."""
-    run = _over_queries(functools.partial(_nearest, top=top), mesh)
+    run = _over_queries(_nearest, mesh, top=top)
     everything = _everywhere(gallery, mesh)
     for rows, size in _blocks(query, gallery, mesh):
         found = run(everything, _split(query[rows], size, mesh))
@@ -90,12 +90,15 @@ def _match_ranks(
     return jax.lax.map(count, matches.T).T
 
 
-def _over_queries(function: Callable, mesh: Mesh) -> Callable:
+# Cached, since a new jit would compile at every evaluation.
+@functools.lru_cache
+def _over_queries(function: Callable, mesh: Mesh, **options: int) -> Callable:
     """Compile ``function(gallery, *blocks)``: each device does its rows, every process gets all."""
 
     def run(gallery: Array, *parts: Array) -> Array | tuple[Array, ...]:
         specs = (PartitionSpec(), *(PartitionSpec(AXES) for _ in parts))
-        split = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(AXES))
+        of_rows = functools.partial(function, **options)
+        split = jax.shard_map(of_rows, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(AXES))
         return split(gallery, *parts)
 
     return jax.jit(run, out_shardings=replicated(mesh))

@@ -9,11 +9,16 @@ from typing import Any
 
 import scipy.stats
 
-from studies.ablation.cells import CELLS
+from studies.ablation.cells import Grid
 
 PROTOCOLS = "occluded", "holistic"
 EMBEDDINGS = "main", "foreground", "parts"
 Run = Mapping[str, Any]
+
+
+def folder(out: Path, grid: Grid) -> Path:
+    """Where the runs are that were scored on a grid's data sets."""
+    return out / "+".join(name.rpartition("/")[2] for name in grid.datasets)
 
 
 def marker(workdir: Path) -> Path:
@@ -21,8 +26,13 @@ def marker(workdir: Path) -> Path:
     return workdir.with_suffix(".json")
 
 
-def collect(out: Path, cells: Iterable[str], seeds: int) -> list[Run]:
+def collect(runs_folder: Path, cells: Iterable[str], seeds: int) -> list[Run]:
     """What is known of every finished run, ordered by cell and seed.
+
+    Args:
+        runs_folder: from :func:`folder`.
+        cells: their names.
+        seeds: 0 to ``seeds`` - 1.
 
     Returns:
         For each run: ``cell``, ``seed``, ``about``, the ``changes`` of its options, ``commit``,
@@ -32,7 +42,7 @@ def collect(out: Path, cells: Iterable[str], seeds: int) -> list[Run]:
     runs = []
     for cell in cells:
         for seed in range(seeds):
-            workdir = out / cell / f"seed{seed}"
+            workdir = runs_folder / cell / f"seed{seed}"
             if marker(workdir).exists():
                 runs.append(_read(workdir, cell, seed))
     return runs
@@ -43,6 +53,8 @@ def _read(workdir: Path, cell: str, seed: int) -> Run:
     scores: dict[str, dict[str, dict[str, float]]] = {}
     for path in sorted(workdir.glob("results/*.json")):
         result = json.loads(path.read_text())
+        if result["rerank"]:
+            continue
         protocol = result["protocol"].rpartition(".")[2]
         label = result["embedding"] + (".average" * (result["parameters"] == "average"))
         scores.setdefault(protocol, {})[label] = {
@@ -52,10 +64,8 @@ def _read(workdir: Path, cell: str, seed: int) -> Run:
     return {
         "cell": cell,
         "seed": seed,
-        "about": CELLS[cell].about,
-        "changes": dict(CELLS[cell].changes),
         "commit": manifest["commit"],
-        "seconds": json.loads(marker(workdir).read_text())["seconds"],
+        **json.loads(marker(workdir).read_text()),
         "scores": scores,
     }
 

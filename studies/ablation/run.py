@@ -2,10 +2,11 @@
 
     python -m studies.ablation.run --grid=core --seeds=5 --out=runs/study --hours=3
 
-Each cell and seed is a run of ``main.py`` in a folder of its own, ``OUT/CELL/seed0``. The same
-command goes on where an earlier one stopped. After every run ``OUT/GRID.json`` holds all scores,
-with each run's options, commit and time, and ``OUT/GRID.md`` the table. All cells get one seed
-before any gets the next, so that a study cut short is complete for the seeds it has.
+Each cell and seed is a run of ``main.py`` in a folder of its own, ``OUT/demo/CELL/seed0``, below
+the name of the data set that is scored. The same command goes on where an earlier one stopped.
+After every run ``OUT/GRID.json`` holds all scores, with each run's options, commit and time, and
+``OUT/GRID.md`` the table. All cells get one seed before any gets the next, so that a study cut
+short is complete for the seeds it has.
 """
 
 import itertools
@@ -24,8 +25,8 @@ from pgfl_jax.command_line import run as run_command_line
 from pgfl_jax.command_line import writable_folder
 from pgfl_jax.errors import UserError
 from pgfl_jax.report.writers import duration, replace_text, write_json
-from studies.ablation.cells import GRIDS, Grid
-from studies.ablation.collect import collect, marker, table
+from studies.ablation.cells import CELLS, GRIDS, Grid
+from studies.ablation.collect import collect, folder, marker, table
 
 FLAGS = flags.FLAGS
 Job = tuple[str, int]  # cell and seed
@@ -45,10 +46,10 @@ def train(job: Job, grid: Grid, out: Path, data_dir: Path) -> float:
     """Train one cell with one seed; returns the seconds that it took.
 
     Raises:
-        UserError: the run failed; its output is in ``log.txt`` beside it.
+        UserError: the run failed; its output is in ``seed0.log`` beside it.
     """
     cell, seed = job
-    workdir = _workdir(out, job)
+    workdir = folder(out, grid) / cell / f"seed{seed}"
     workdir.parent.mkdir(parents=True, exist_ok=True)
     command = [
         *(sys.executable, "main.py", f"--config=configs/study.py:{cell}", f"--workdir={workdir}"),
@@ -62,31 +63,27 @@ def train(job: Job, grid: Grid, out: Path, data_dir: Path) -> float:
     if status:
         raise UserError(f"{cell}, seed {seed}: ended with status {status}; see {log}")
     seconds = time.monotonic() - started
-    write_json(marker(workdir), {"seconds": round(seconds, 1)})
+    what = {"about": CELLS[cell].about, "changes": dict(CELLS[cell].changes)}
+    write_json(marker(workdir), {"seconds": round(seconds, 1), **what})
     return seconds
 
 
-def _workdir(out: Path, job: Job) -> Path:
-    return out / job[0] / f"seed{job[1]}"
-
-
 def affordable(jobs: Sequence[Job], seconds: Mapping[str, list[float]], left: float) -> list[Job]:
-    """The first jobs that probably end in time.
+    """The jobs that probably end in time if they start now, side by side.
 
     A cell takes as long as its longest run so far; one that never ran, as long as the longest of
     all runs.
 
     Args:
-        jobs: in their order.
+        jobs: what would start.
         seconds: what each cell's runs took.
         left: seconds until the end.
 
-    >>> affordable([("a", 0), ("b", 0), ("a", 1)], {"a": [50.0, 60.0]}, 130.0)
-    [('a', 0), ('b', 0)]
+    >>> affordable([("a", 0), ("b", 0)], {"a": [50.0, 60.0], "b": [90.0]}, 80.0)
+    [('a', 0)]
     """
     longest = max(itertools.chain(*seconds.values()), default=0.0)
-    costs = itertools.accumulate(max(seconds.get(cell, [longest])) for cell, _ in jobs)
-    return [job for job, until in zip(jobs, costs, strict=True) if until <= left]
+    return [job for job in jobs if max(seconds.get(job[0], [longest])) <= left]
 
 
 def run_grid(
@@ -95,12 +92,16 @@ def run_grid(
     """Train what is missing of a grid, within the time, and write scores after every run."""
     grid, started = GRIDS[name], time.monotonic()
     wanted = [(cell, seed) for seed in range(seeds) for cell in grid.cells]
-    missing = [job for job in wanted if not marker(_workdir(out, job)).exists()]
+    done = collect(folder(out, grid), grid.cells, seeds)
     seconds: dict[str, list[float]] = {}
+    for run in done:
+        seconds.setdefault(run["cell"], []).append(run["seconds"])
+    finished = {(run["cell"], run["seed"]) for run in done}
+    missing = [job for job in wanted if job not in finished]
     with ThreadPoolExecutor(jobs) as pool:
         while missing:
             left = float("inf") if hours is None else hours * 3600 - (time.monotonic() - started)
-            batch = affordable(missing, seconds, left * jobs)[:jobs]
+            batch = affordable(missing[:jobs], seconds, left)
             if not batch:
                 print(f"out of time: {len(missing)} runs left; the same command goes on")
                 break
@@ -109,17 +110,17 @@ def run_grid(
                 seconds.setdefault(job[0], []).append(spent)
                 missing.remove(job)
             mean = statistics.mean(itertools.chain(*seconds.values()))
-            done = f"[{len(wanted) - len(missing)}/{len(wanted)}]"
+            count = f"[{len(wanted) - len(missing)}/{len(wanted)}]"
             names = ", ".join(f"{cell} seed {seed}" for cell, seed in batch)
             rest = duration(mean * len(missing) / jobs)
-            print(f"{done} {names} | about {rest} left", flush=True)
+            print(f"{count} {names} | about {rest} left", flush=True)
             write(name, seeds, out)
     write(name, seeds, out)
 
 
 def write(name: str, seeds: int, out: Path) -> None:
     """Write ``GRID.json`` and ``GRID.md`` of the finished runs."""
-    runs = collect(out, GRIDS[name].cells, seeds)
+    runs = collect(folder(out, GRIDS[name]), GRIDS[name].cells, seeds)
     write_json(out / f"{name}.json", runs)
     replace_text(out / f"{name}.md", table(runs, GRIDS[name].cells))
 

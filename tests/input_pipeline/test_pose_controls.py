@@ -8,6 +8,7 @@ import pytest
 
 from input_pipeline import pose_maps
 from input_pipeline.catalog import Catalog
+from input_pipeline.errors import DataError
 from input_pipeline.pipeline import train_batches
 from input_pipeline.pose_controls import average_maps, shuffled, training_poses
 from pgfl_jax.config import parse_config
@@ -127,6 +128,11 @@ def test_the_average_pose_by_hand(catalog):
     np.testing.assert_array_equal(posed.part_maps, np.broadcast_to(found, posed.part_maps.shape))
 
 
+def test_without_keypoints_there_is_no_average(catalog):
+    with pytest.raises(DataError, match="no image has keypoints to average"):
+        training_poses(catalog.without_poses(), config("average"))
+
+
 @pytest.mark.parametrize(("source", "expected"), [("everywhere", 1.0), ("none", 0.0)])
 def test_batches_with_a_constant_pose(catalog, source, expected):
     wanted = config(source)
@@ -157,6 +163,7 @@ def test_batches_take_the_poses_of_their_step(catalog):
         assert (rows != same).any() or step == 0
         drawn = {int(row): one for row, one in zip(same, expected, strict=True)}
         common = [i for i, row in enumerate(rows) if int(row) in drawn]
+        assert common
         for i in common:
             np.testing.assert_array_equal(found[i], drawn[int(rows[i])])
         assert (found != maps(own, step)[1]).any()

@@ -1,5 +1,6 @@
 """The study's runner: what it trains, in which order, when it stops, and its table."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ from pgfl_jax.config import parse_config
 from pgfl_jax.errors import UserError
 from studies.ablation import run as runner
 from studies.ablation.cells import CELLS, GRIDS
-from studies.ablation.collect import collect, paired_difference, spread, table
+from studies.ablation.collect import collect, folder, paired_difference, spread, table
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -39,7 +40,7 @@ def trained(tmp_path, monkeypatch):
     def train(job, grid, out, data_dir):
         cell, seed = job
         order.append(job)
-        workdir = out / cell / f"seed{seed}"
+        workdir = folder(out, grid) / cell / f"seed{seed}"
         (workdir / "results").mkdir(parents=True)
         (workdir / "manifest.json").write_text(json.dumps({"commit": "abc"}))
         for protocol, base in (("occluded", 0.25), ("holistic", 0.5)):
@@ -48,11 +49,14 @@ def trained(tmp_path, monkeypatch):
                 "protocol": f"some-set.{protocol}",
                 "embedding": "main",
                 "parameters": "trained",
+                "rerank": False,
                 "mAP": value,
                 "cmc": {"1": value + 0.0625},
             }
             (workdir / "results" / f"{protocol}.json").write_text(json.dumps(result))
-        workdir.with_suffix(".json").write_text(json.dumps({"seconds": 2.0}))
+        workdir.with_suffix(".json").write_text(
+            json.dumps({"seconds": 2.0, "changes": {"seed": seed}})
+        )
         return 2.0
 
     monkeypatch.setattr(runner, "train", train)
@@ -76,16 +80,28 @@ def test_a_run_that_would_end_too_late_does_not_start(tmp_path, trained, capsys)
     _run(tmp_path, 2, hours=5.0 / 3600)
     assert trained == [("tiny_alone", 0), ("tiny", 0)]
     assert "out of time: 2 runs left; the same command goes on" in capsys.readouterr().out
-    jobs = [("a", 0), ("b", 0), ("a", 1)]
-    assert runner.affordable(jobs, {"a": [5.0], "b": [20.0]}, 24.0) == jobs[:1]
-    assert runner.affordable(jobs, {"b": [20.0]}, 45.0) == jobs[:2]
+    _run(tmp_path, 2, hours=1.0 / 3600)  # it knows what the finished runs took
+    assert len(trained) == 2
+    jobs = [("a", 0), ("b", 0)]
+    assert runner.affordable(jobs, {"a": [5.0], "b": [9.0, 20.0]}, 19.0) == jobs[:1]
+    assert runner.affordable(jobs, {"b": [20.0]}, 20.0) == jobs
+    assert runner.affordable(jobs, {"b": [20.0]}, 19.0) == []
     assert runner.affordable(jobs, {}, 0.0) == jobs
+
+
+def test_what_was_scored_on_another_set_is_trained_again(tmp_path, trained, monkeypatch):
+    _run(tmp_path, 1)
+    other = dataclasses.replace(GRIDS["smoke"], datasets=("synthetic_occluded_reid/demo",))
+    monkeypatch.setattr(runner, "GRIDS", {"smoke": other})
+    _run(tmp_path, 1)
+    assert trained == [("tiny_alone", 0), ("tiny", 0)] * 2
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["demo", "tiny"]
 
 
 def test_the_table_by_hand(tmp_path, trained):
     _run(tmp_path, 3)
     runs = json.loads((tmp_path / "smoke.json").read_text())
-    assert runs == collect(tmp_path, GRIDS["smoke"].cells, 3)
+    assert runs == collect(tmp_path / "tiny", GRIDS["smoke"].cells, 3)
     assert [(run["cell"], run["seed"]) for run in runs[:2]] == [
         ("tiny_alone", 0),
         ("tiny_alone", 1),
@@ -110,4 +126,4 @@ def test_a_failed_run_ends_the_study_and_names_its_log(tmp_path, monkeypatch):
         UserError, match=r"tiny_alone, seed 0: ended with status 1; see .*seed0.log"
     ):
         _run(tmp_path, 1)
-    assert not (tmp_path / "tiny_alone" / "seed0.json").exists()
+    assert not (tmp_path / "tiny" / "tiny_alone" / "seed0.json").exists()
