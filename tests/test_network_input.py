@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from configs import default
 from pgfl_jax.config import parse_config
+from pgfl_jax.distributed.sharding import make_mesh, shard_batch
 from pgfl_jax.network_input import network_input
 
 DATA = dataclasses.replace(
@@ -39,8 +41,12 @@ def test_a_rectangle_shows_the_next_identity():
     expected[0, :, 0] = images[2, :, 0]
     expected[1, 1:3, 1:3] = images[3, 1:3, 1:3]
     expected[5, 3] = images[1, 3]
-    found = network_input({"images": images, "erased": erased}, data)
-    np.testing.assert_array_equal(found, network_input({"images": expected}, data))
+    wanted = network_input({"images": expected}, data)
+    batch = {"images": images, "erased": erased}
+    np.testing.assert_array_equal(network_input(batch, data), wanted)
+    # The next identity may be on another device.
+    spread = shard_batch(batch, make_mesh(jax.devices()[:3]))
+    np.testing.assert_array_equal(network_input(spread, data), wanted)
 
 
 def test_floats_are_taken_as_they_are():

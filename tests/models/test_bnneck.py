@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from pgfl_jax.models.bnneck import BNNeck
 
@@ -41,6 +42,21 @@ def test_a_mask_weighs_each_group_of_channels():
         np.testing.assert_allclose(y[:, channel], expected, rtol=2e-5, atol=1e-5)
         for name, value in (("mean", mean), ("var", var)):
             assert new[name] == pytest.approx(0.9 * stats[name] + 0.1 * value, rel=1e-5)
+
+
+def test_gradients_of_values_and_weights():
+    """The weights are predicted, so they have gradients, too."""
+    rng = np.random.default_rng(5)
+    with jax.enable_x64(True):
+        x, mask = jnp.asarray(rng.normal(size=(5, 4))), jnp.asarray(rng.uniform(0.2, 1, (5, 2)))
+        variables = jax.tree.map(lambda leaf: leaf.astype(x.dtype), _variables(4, rng))
+
+        def output(x, mask):
+            # check_grads moves the inputs as NumPy arrays.
+            inputs = jnp.asarray(x), jnp.asarray(mask)
+            return BNNeck().apply(variables, *inputs, train=True, mutable=["batch_stats"])[0]
+
+        check_grads(output, (x, mask), order=1, modes=["rev"], rtol=1e-6, atol=1e-6)
 
 
 def test_masked_rows_leave_the_statistics():
