@@ -87,12 +87,28 @@ def test_splits_have_the_promised_sizes(preset):
     assert len(splits["query"]) == preset.query_images
     assert len(splits["query_holistic"]) == preset.query_holistic_images
     assert len(splits["gallery"]) == preset.gallery_images
-    assert len(persons["train"]) == preset.train_identities
+    assert len(persons["train"]) == (preset.train_identities if preset.train_images else 0)
     assert len(persons["query"]) == preset.test_identities
     assert len(persons["gallery"]) == preset.gallery_identities
     assert not persons["train"] & (persons["query"] | persons["gallery"])
     assert persons["query"] <= persons["gallery"]
     assert persons["query_holistic"] <= persons["query"]
+
+
+def test_the_validation_set_shares_cameras_with_the_demo_but_no_person_or_scene():
+    demo, validation = PRESETS["demo"], PRESETS["demo_validation"]
+    shots = {
+        preset: [shot for name in plan.SPLITS for shot in plan.plan_split(preset, name)]
+        for preset in (demo, validation)
+    }
+    assert (demo.seed, demo.scene, demo.cameras) == (
+        validation.seed,
+        validation.scene,
+        validation.cameras,
+    )
+    for key in ("person", "index"):  # the index decides the scene
+        first, second = ({getattr(shot, key) for shot in shots[one]} for one in shots)
+        assert not first & second
 
 
 def test_benchmark_is_as_large_as_occluded_duke():
@@ -120,9 +136,9 @@ def test_cameras_and_occlusions_are_as_planned(preset):
         shots = plan.plan_split(preset, split)
         occluded = sum(shot.occluded for shot in shots)
         assert occluded == round(expected * len(shots))
-        assert {shot.camera for shot in shots} == set(range(6))
+        assert {shot.camera for shot in shots} == (set(range(6)) if shots else set())
     cameras = collections.defaultdict(set)
-    for shot in plan.plan_split(preset, "train"):
+    for shot in plan.plan_split(preset, "train" if preset.train_images else "gallery"):
         cameras[shot.person].add(shot.camera)
     assert {len(seen) for seen in cameras.values()} == {4}
 

@@ -86,7 +86,7 @@ def test_configs_name_known_presets(tmp_path):
     ("name", "message"),
     [
         ("synthetic", r"unknown data set 'synthetic'; available: .*synthetic_occluded_reid"),
-        ("synthetic_occluded_reid/huge", r"has no config 'huge'; available: tiny, demo, benchmark"),
+        ("synthetic_occluded_reid/huge", r"has no config 'huge'; available: tiny, demo, demo_val"),
     ],
 )
 def test_unknown_names_are_one_line(name, message, tmp_path):

@@ -26,6 +26,7 @@ OPTIONS = {
     "train.epochs": 3.75,
     "train.checkpoint_every": 5,
     "model.pose_branches": False,
+    "model.pooling": "gap",
 }
 
 
