@@ -105,7 +105,9 @@ def test_the_running_variance_is_biased():
 
 def test_initial_weights_are_drawn_from_the_same_distributions():
     experiment = Experiment.create(
-        parity.make_config("data", **SMALL), num_identities=64, num_images=64
+        parity.make_config("data", **SMALL, **{"model.pooling": "parts"}),
+        num_identities=64,
+        num_images=64,
     )
     variables = experiment.init_state(make_mesh(jax.devices()[:1]))
     variables = {"params": variables.params, "batch_stats": variables.batch_stats}
