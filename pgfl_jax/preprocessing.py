@@ -132,8 +132,6 @@ def read_pixels(file: str | os.PathLike | io.BytesIO) -> UInt8[np.ndarray, "heig
         Exception: one of ``UNREADABLE``.
     """
     with Image.open(file) as image:
-        if image.format == "TIFF":  # the only format that Pillow turns by its orientation
-            image.getexif()[ExifTags.Base.Orientation] = 1
         if is_unmarked_cmyk(image):
             raise PictureError(UNMARKED_CMYK)
         return _rgb(image)
@@ -149,6 +147,8 @@ def is_unmarked_cmyk(image: Image.Image) -> bool:
 
 def _rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     """The pixels of a Pillow picture of any mode, as :func:`decode` gives them."""
+    if image.format == "TIFF":  # the only format that Pillow turns by its orientation when it reads
+        image.getexif()[ExifTags.Base.Orientation] = 1
     if image.mode.startswith(("I", "F")):  # more than 8 bits, which Pillow would clip
         grey = _upper_8_bits(np.asarray(image), deep=image.mode != "I")
         # Pillow inverts a TIFF in which 0 is white, except if it has 16 bits.

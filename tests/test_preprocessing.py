@@ -70,6 +70,16 @@ def test_the_training_pipeline_agrees_to_one_grey_level(name, tmp_path):
     assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
+@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_an_orientation_turns_neither_a_file_nor_pillow_s_picture_of_it(suffix):
+    content = encoded(scene(30, 20), suffix, exif=turned())
+    pixels = preprocessing.read_pixels(io.BytesIO(content))
+    assert pixels.shape == (30, 20, 3)
+    np.testing.assert_array_equal(
+        preprocessing.from_pillow(Image.open(io.BytesIO(content))), pixels
+    )
+
+
 @pytest.mark.parametrize("shape", [(40, 20), (301, 157), (64, 200)])
 def test_resizing_is_a_triangle_filter_that_widens_when_a_side_shrinks(shape):
     image = scene(*shape)

@@ -1,23 +1,52 @@
-"""Distances and labels as arrays; what cannot be ranked is refused."""
+"""Embeddings, distances and labels as arrays; what cannot be ranked is refused."""
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 
 
-def as_distances(values: npt.ArrayLike) -> Shaped[np.ndarray, "..."]:
-    """Distances as an array of real numbers.
+def as_reals(name: str, values: npt.ArrayLike) -> Shaped[np.ndarray, "..."]:
+    """An array of real numbers.
+
+    Args:
+        name: for the messages.
+        values: distances or embeddings.
 
     Raises:
         ValueError: they are complex, text or objects, or some of them are masked.
 
-    >>> as_distances([[1, 2]]).shape
+    >>> as_reals("distances", [[1, 2]]).shape
     (1, 2)
     """
-    table = _unmasked("distances", values)
+    table = _unmasked(name, values)
     if not np.can_cast(table.dtype, np.float64, "same_kind"):  # True for bfloat16, too
-        raise ValueError(f"distances are {table.dtype}; expected an array of real numbers")
+        raise ValueError(f"{name} are {table.dtype}; expected an array of real numbers")
     return table
+
+
+def as_rows(
+    query: npt.ArrayLike, gallery: npt.ArrayLike
+) -> tuple[Float[np.ndarray, "queries channels"], Float[np.ndarray, "gallery channels"]]:
+    """Embeddings of one type, float32 at least, and one length.
+
+    Raises:
+        ValueError: they are not tables of equally long rows of real numbers.
+
+    >>> [rows.dtype.name for rows in as_rows([[1, 2]], np.zeros((0, 2), np.float16))]
+    ['float64', 'float64']
+    """
+    names = "query", "gallery"
+    sides = [as_reals(name, rows) for name, rows in zip(names, (query, gallery), strict=True)]
+    dtype = np.result_type(*sides, np.float32)
+    for name, rows in zip(names, sides, strict=True):
+        if rows.ndim != 2:
+            raise ValueError(f"{name} has shape {rows.shape}; expected (rows, channels)")
+    first, second = (rows.astype(dtype, copy=False) for rows in sides)
+    if first.shape[1] != second.shape[1]:
+        raise ValueError(
+            f"query and gallery have rows of {first.shape[1]} and {second.shape[1]} numbers"
+        )
+    return first, second
 
 
 def as_labels(name: str, values: npt.ArrayLike) -> Shaped[np.ndarray, "..."]:

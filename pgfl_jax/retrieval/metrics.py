@@ -16,7 +16,7 @@ import numpy.typing as npt
 from jaxtyping import Bool, Float, Int, Shaped
 
 from pgfl_jax.retrieval.blocks import in_threads
-from pgfl_jax.retrieval.inputs import as_distances, as_labels
+from pgfl_jax.retrieval.inputs import as_labels, as_reals
 
 BLOCK_ELEMENTS = 2**19
 """Distances that a thread takes at a time, and values per block of bootstrap resamples."""
@@ -92,7 +92,7 @@ def evaluate_retrieval(
     Re-identification: A Benchmark", ICCV 2015 (CMC, mAP, junk); M. Ye et al., "Deep Learning for
     Person Re-identification", TPAMI 2021 (mINP).
     """
-    table = as_distances(distances)
+    table = as_reals("distances", distances)
     labels = Labels(query_ids, gallery_ids, query_cameras, gallery_cameras)
     _check_shapes(table, labels)
     return evaluate_blocks([table], labels, max_rank=max_rank)

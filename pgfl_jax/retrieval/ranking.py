@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from pgfl_jax.retrieval.blocks import Block, Ranking, Rows, in_threads, row_blocks
+from pgfl_jax.retrieval.inputs import as_rows
 from pgfl_jax.retrieval.metrics import Labels, RetrievalMetrics, evaluate_blocks
 from pgfl_jax.retrieval.protocols import EvaluationError, Images, Protocol
 from pgfl_jax.retrieval.sharded import evaluate_embeddings, rank_blocks
@@ -41,11 +42,8 @@ def rank(
     """
     if top < 1:
         raise ValueError(f"top is {top}; it must be at least 1")
-    rows = unit_rows("query", query), unit_rows("gallery", gallery)
-    if rows[0].shape[1] != rows[1].shape[1]:
-        raise ValueError(
-            f"query and gallery have rows of {rows[0].shape[1]} and {rows[1].shape[1]} numbers"
-        )
+    first, second = as_rows(query, gallery)
+    rows = unit_rows("query", first), unit_rows("gallery", second)
     top = min(top, len(rows[1]))
     if mesh is not None:
         parts = rank_blocks(*rows, top, mesh)
@@ -56,21 +54,17 @@ def rank(
     return Ranking(np.concatenate(indices), np.concatenate(distances))
 
 
-def unit_rows(name: str, rows: npt.ArrayLike) -> Rows:
-    """Rows scaled to unit length, in float32 at least; unchanged if they are to 1e-5.
+def unit_rows(name: str, rows: Rows) -> Rows:
+    """Rows scaled to unit length; unchanged if they have it to 1e-5.
 
     Raises:
         ValueError: a row is zero or not finite; says which.
     """
-    array = np.asarray(rows)
-    array = array.astype(np.result_type(array, np.float32), copy=False)
-    if array.ndim != 2:
-        raise ValueError(f"{name} has shape {array.shape}; expected (rows, channels)")
-    length = np.sqrt(np.einsum("nd,nd->n", array, array))[:, None]
+    length = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
     broken = np.flatnonzero(~((length > 0) & (length < np.inf)))  # NaN, too
     if broken.size:
         raise ValueError(f"row {broken[0]} of {name} is zero or not finite, so it has no direction")
-    return array if (np.abs(length - 1) < 1e-5).all() else array / length
+    return rows if (np.abs(length - 1) < 1e-5).all() else rows / length
 
 
 def cosine_distances(

@@ -36,6 +36,7 @@ from pgfl_jax.errors import UserError
 from pgfl_jax.report.writers import duration
 from pgfl_jax.retrieval import blocks
 from pgfl_jax.retrieval.blocks import Block, Rows, in_threads, row_blocks
+from pgfl_jax.retrieval.inputs import as_rows
 from pgfl_jax.retrieval.metrics import RetrievalMetrics, evaluate_blocks
 from pgfl_jax.retrieval.protocols import Images, Protocol
 from pgfl_jax.retrieval.ranking import naming, nearest, protocol_labels
@@ -209,19 +210,13 @@ def check_memory(
 
 
 def _images(query: npt.ArrayLike, gallery: npt.ArrayLike) -> _Images:
-    sides = {"query": np.asarray(query), "gallery": np.asarray(gallery)}
-    dtype = np.result_type(*sides.values(), np.float32)
-    for name, rows in sides.items():
-        if rows.ndim != 2 or not rows.size:
+    first, second = as_rows(query, gallery)
+    squares = []
+    for name, rows in (("query", first), ("gallery", second)):
+        if not rows.size:
             raise ValueError(f"{name} has shape {rows.shape}; expected (rows, channels)")
-    first, second = (rows.astype(dtype, copy=False) for rows in sides.values())
-    if first.shape[1] != second.shape[1]:
-        raise ValueError(
-            f"query and gallery have rows of {first.shape[1]} and {second.shape[1]} numbers"
-        )
-    squares = [np.einsum("nd,nd->n", rows, rows) for rows in (first, second)]
-    for name, lengths in zip(sides, squares, strict=True):
-        if (broken := np.flatnonzero(~np.isfinite(lengths))).size:
+        squares.append(np.einsum("nd,nd->n", rows, rows))
+        if (broken := np.flatnonzero(~np.isfinite(squares[-1]))).size:
             raise ValueError(f"row {broken[0]} of {name} is not finite")
     return _Images(first, second, np.concatenate(squares))
 

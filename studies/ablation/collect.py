@@ -9,6 +9,11 @@ from typing import Any
 
 import scipy.stats
 
+from configs import study
+from pgfl_jax.config import parse_config, stored_config
+from pgfl_jax.errors import UserError
+from pgfl_jax.experiment import Experiment
+from pgfl_jax.report.manifest import FREE_OPTIONS, read_config, read_run
 from studies.ablation.cells import Grid
 
 PROTOCOLS = "occluded", "holistic"
@@ -22,38 +27,68 @@ def folder(out: Path, grid: Grid) -> Path:
 
 
 def marker(workdir: Path) -> Path:
-    """The file beside a run that says that it has ended, and in how many seconds."""
+    """The file beside a run that holds what is known of it once it has ended."""
     return workdir.with_suffix(".json")
 
 
-def collect(runs_folder: Path, cells: Iterable[str], seeds: int) -> list[Run]:
+def collect(runs_folder: Path, cells: Iterable[str]) -> list[Run]:
     """What is known of every finished run, ordered by cell and seed.
 
     Args:
         runs_folder: from :func:`folder`.
         cells: their names.
-        seeds: 0 to ``seeds`` - 1.
 
     Returns:
-        For each run: ``cell``, ``seed``, ``about``, the ``changes`` of its options, ``commit``,
-        ``seconds`` of its last start and ``scores``: mAP and Rank-1 in [0, 1] by protocol and
-        embedding.
+        For each run: ``cell``, ``seed``, ``about``, the ``changes`` of its options, all
+        ``options``, ``commit``, ``seconds`` of its last start and ``scores``: mAP and Rank-1 in
+        [0, 1] by protocol and embedding.
+
+    Raises:
+        UserError: a run is of another definition of its cell, or its marker is damaged.
     """
     runs = []
     for cell in cells:
-        for seed in range(seeds):
-            workdir = runs_folder / cell / f"seed{seed}"
-            if marker(workdir).exists():
-                runs.append(_read(workdir, cell, seed))
+        seeds = sorted(int(path.stem[4:]) for path in runs_folder.glob(f"{cell}/seed*.json"))
+        for seed in seeds:
+            run = _read(marker(runs_folder / cell / f"seed{seed}"), cell)
+            runs.append({"cell": cell, "seed": seed, **run})
     return runs
 
 
-def _read(workdir: Path, cell: str, seed: int) -> Run:
-    manifest = json.loads((workdir / "manifest.json").read_text())
+def _read(path: Path, cell: str) -> Run:
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        stored = stored_config(run["options"]).flat_options()
+    except (ValueError, TypeError, LookupError) as error:
+        raise UserError(
+            f"{path}: damaged, or not of a finished run ({error}); delete it, and the run is read "
+            "again"
+        ) from error
+    wanted = parse_config(study.get_config(cell)).flat_options()
+    for name, value in sorted(wanted.items()):
+        if stored[name] != value and not name.startswith((*FREE_OPTIONS, "seed")):
+            raise UserError(
+                f"{path.with_suffix('')}: trained with config.{name} = {stored[name]!r}, where the "
+                f"cell now says {value!r}; use another --out, or delete the run and {path.name}"
+            )
+    return run
+
+
+def finished(workdir: Path, grid: Grid) -> Run | None:
+    """What a run's folder says of it, as :func:`collect` returns it; None if it has not ended.
+
+    Scores are read from the results at the last step on the grid's data sets. A user may have
+    evaluated other checkpoints, or other data, in the same folder.
+    """
+    config = read_config(workdir)
+    manifest = read_run(workdir, config)
+    sizes = {name: manifest[name] for name in ("num_identities", "num_images")}
+    last = Experiment.create(config, **sizes).num_steps
     scores: dict[str, dict[str, dict[str, float]]] = {}
     for path in sorted(workdir.glob("results/*.json")):
-        result = json.loads(path.read_text())
-        if result["rerank"]:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        origin = result["dataset"].rpartition("/")[0]  # without the version
+        if result["step"] != last or result["rerank"] or origin not in grid.datasets:
             continue
         protocol = result["protocol"].rpartition(".")[2]
         label = result["embedding"] + (".average" * (result["parameters"] == "average"))
@@ -61,13 +96,9 @@ def _read(workdir: Path, cell: str, seed: int) -> Run:
             "mAP": result["mAP"],
             "Rank-1": result["cmc"]["1"],
         }
-    return {
-        "cell": cell,
-        "seed": seed,
-        "commit": manifest["commit"],
-        **json.loads(marker(workdir).read_text()),
-        "scores": scores,
-    }
+    if not scores:
+        return None
+    return {"commit": manifest["commit"], "options": config.flat_options(), "scores": scores}
 
 
 def table(runs: Sequence[Run], cells: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ short is complete for the seeds it has.
 """
 
 import itertools
+import json
 import statistics
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from pgfl_jax.command_line import writable_folder
 from pgfl_jax.errors import UserError
 from pgfl_jax.report.writers import duration, replace_text, write_json
 from studies.ablation.cells import CELLS, GRIDS, Grid
-from studies.ablation.collect import collect, folder, marker, table
+from studies.ablation.collect import collect, finished, folder, marker, table
 
 FLAGS = flags.FLAGS
 Job = tuple[str, int]  # cell and seed
@@ -46,7 +47,7 @@ def train(job: Job, grid: Grid, out: Path, data_dir: Path) -> float:
     """Train one cell with one seed; returns the seconds that it took.
 
     Raises:
-        UserError: the run failed; its output is in ``seed0.log`` beside it.
+        UserError: the run failed, or stopped early; its output is in ``seed0.log`` beside it.
     """
     cell, seed = job
     workdir = folder(out, grid) / cell / f"seed{seed}"
@@ -61,10 +62,14 @@ def train(job: Job, grid: Grid, out: Path, data_dir: Path) -> float:
     with log.open("a", encoding="utf-8") as output:
         status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
     if status:
-        raise UserError(f"{cell}, seed {seed}: ended with status {status}; see {log}")
+        said = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+        raise UserError(f"{cell}, seed {seed}: ended with status {status}: {said} (see {log})")
     seconds = time.monotonic() - started
+    facts = finished(workdir, grid)
+    if facts is None:  # a training that is asked to stop saves, and ends with status 0
+        raise UserError(f"{cell}, seed {seed}: stopped before its end; the same command goes on")
     what = {"about": CELLS[cell].about, "changes": dict(CELLS[cell].changes)}
-    write_json(marker(workdir), {"seconds": round(seconds, 1), **what})
+    write_json(marker(workdir), {"seconds": round(seconds, 1), **what, **facts})
     return seconds
 
 
@@ -92,7 +97,8 @@ def run_grid(
     """Train what is missing of a grid, within the time, and write scores after every run."""
     grid, started = GRIDS[name], time.monotonic()
     wanted = [(cell, seed) for seed in range(seeds) for cell in grid.cells]
-    done = collect(folder(out, grid), grid.cells, seeds)
+    done = collect(folder(out, grid), grid.cells)
+    check_kept(out / f"{name}.json", folder(out, grid))
     seconds: dict[str, list[float]] = {}
     for run in done:
         seconds.setdefault(run["cell"], []).append(run["seconds"])
@@ -114,13 +120,33 @@ def run_grid(
             names = ", ".join(f"{cell} seed {seed}" for cell, seed in batch)
             rest = duration(mean * len(missing) / jobs)
             print(f"{count} {names} | about {rest} left", flush=True)
-            write(name, seeds, out)
-    write(name, seeds, out)
+            write(name, out)
+    write(name, out)
 
 
-def write(name: str, seeds: int, out: Path) -> None:
+def check_kept(path: Path, runs_folder: Path) -> None:
+    """Make sure that a grid's scores replace no other file, and no scores whose runs are gone.
+
+    Raises:
+        UserError: they would.
+    """
+    if not path.exists():
+        return
+    try:
+        kept = [(run["cell"], run["seed"]) for run in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError, LookupError):
+        raise UserError(f"{path}: the study would overwrite it; use another --out") from None
+    for cell, seed in kept:
+        if not marker(runs_folder / cell / f"seed{seed}").exists():
+            raise UserError(
+                f"{path}: holds scores of {cell}, seed {seed}, whose run is not in {runs_folder}; "
+                "use another --out"
+            )
+
+
+def write(name: str, out: Path) -> None:
     """Write ``GRID.json`` and ``GRID.md`` of the finished runs."""
-    runs = collect(folder(out, GRIDS[name]), GRIDS[name].cells, seeds)
+    runs = collect(folder(out, GRIDS[name]), GRIDS[name].cells)
     write_json(out / f"{name}.json", runs)
     replace_text(out / f"{name}.md", table(runs, GRIDS[name].cells))
 

@@ -63,6 +63,8 @@ def test_float64_is_not_rounded_to_ties():
         ({"gallery": [[0.0, np.inf]]}, "row 0 of gallery is zero or not finite"),
         ({"gallery": [[1.0]]}, "query and gallery have rows of 2 and 1 numbers"),
         ({"query": [1.0, 0.0]}, r"query has shape \(2,\)"),
+        ({"query": [[1.0, 1j]]}, "query are complex128; expected an array of real numbers"),
+        ({"gallery": np.ma.masked_less([[1.0, 0.0]], 0.5)}, "gallery hold masked values"),
         ({"top": 0}, "top is 0; it must be at least 1"),
     ],
 )

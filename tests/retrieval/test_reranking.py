@@ -98,6 +98,8 @@ def test_the_blocks_are_the_rows(monkeypatch):
         ({"query": [[0.0, np.nan]]}, "row 0 of query is not finite"),
         ({"gallery": [[0.0, 1.0], [np.inf, 0.0]]}, "row 1 of gallery is not finite"),
         ({"gallery": [[1.0]]}, "query and gallery have rows of 2 and 1 numbers"),
+        ({"query": [["1", "0"]]}, "query are <U1; expected an array of real numbers"),
+        ({"query": np.ma.masked_less([[1.0, 0.0]], 0.5)}, "query hold masked values"),
         ({"gallery": np.empty((0, 2))}, r"gallery has shape \(0, 2\); expected"),
         ({"k1": 0}, "k1=0, k2=6, lambda_value=0.3; re-ranking needs"),
         ({"k2": 0}, "k1=20, k2=0"),

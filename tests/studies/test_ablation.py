@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from pgfl_jax.config import parse_config
 from pgfl_jax.errors import UserError
 from studies.ablation import run as runner
 from studies.ablation.cells import CELLS, GRIDS
-from studies.ablation.collect import collect, folder, paired_difference, spread, table
+from studies.ablation.collect import collect, finished, paired_difference, spread, table
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -28,6 +30,30 @@ def test_grids_name_cells_and_an_unknown_one_is_refused():
         study.get_config("lots")
 
 
+def _write_run(workdir, cell, seed, value, **changes):
+    """The parts of a finished run of 40 steps that the study reads, with scores ``value``."""
+    (workdir / "results").mkdir(parents=True, exist_ok=True)
+    config = parse_config(study.get_config(cell))
+    options = {**config.flat_options(), "seed": seed}
+    manifest = {"commit": "abc", "data": {}, "num_identities": 16, "num_images": 128}
+    (workdir / "config.json").write_text(json.dumps(options))
+    (workdir / "manifest.json").write_text(json.dumps(manifest))
+    for protocol, base in (("occluded", 0.0), ("holistic", 0.25)):
+        result = {
+            "dataset": "synthetic_occluded_reid/tiny/1.0.0",
+            "protocol": f"some-set.{protocol}",
+            "step": 40,
+            "embedding": "main",
+            "parameters": "trained",
+            "rerank": False,
+            "mAP": base + value,
+            "cmc": {"1": base + value + 0.0625},
+            **changes,
+        }
+        name = protocol + "".join(f".{change}" for change in changes.values())
+        (workdir / "results" / f"{name.replace('/', '-')}.json").write_text(json.dumps(result))
+
+
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
     """Replaces training: writes what a run leaves behind, and lists what was trained.
@@ -37,29 +63,15 @@ def trained(tmp_path, monkeypatch):
     order = []
     monkeypatch.setattr(runner.time, "monotonic", lambda: 2.0 * len(order))
 
-    def train(job, grid, out, data_dir):
-        cell, seed = job
-        order.append(job)
-        workdir = folder(out, grid) / cell / f"seed{seed}"
-        (workdir / "results").mkdir(parents=True)
-        (workdir / "manifest.json").write_text(json.dumps({"commit": "abc"}))
-        for protocol, base in (("occluded", 0.25), ("holistic", 0.5)):
-            value = base + 0.125 * (cell == "tiny") + 0.0625 * seed * (cell == "tiny")
-            result = {
-                "protocol": f"some-set.{protocol}",
-                "embedding": "main",
-                "parameters": "trained",
-                "rerank": False,
-                "mAP": value,
-                "cmc": {"1": value + 0.0625},
-            }
-            (workdir / "results" / f"{protocol}.json").write_text(json.dumps(result))
-        workdir.with_suffix(".json").write_text(
-            json.dumps({"seconds": 2.0, "changes": {"seed": seed}})
-        )
-        return 2.0
+    def main(command, stdout, stderr):
+        cell = command[2].rpartition(":")[2]
+        seed = int(command[4].rpartition("=")[2])
+        order.append((cell, seed))
+        value = 0.25 + (0.125 + 0.0625 * seed) * (cell == "tiny")
+        _write_run(Path(command[3].removeprefix("--workdir=")), cell, seed, value)
+        return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(runner, "train", train)
+    monkeypatch.setattr(runner.subprocess, "run", main)
     return order
 
 
@@ -93,15 +105,19 @@ def test_what_was_scored_on_another_set_is_trained_again(tmp_path, trained, monk
     _run(tmp_path, 1)
     other = dataclasses.replace(GRIDS["smoke"], datasets=("synthetic_occluded_reid/demo",))
     monkeypatch.setattr(runner, "GRIDS", {"smoke": other})
-    _run(tmp_path, 1)
-    assert trained == [("tiny_alone", 0), ("tiny", 0)] * 2
+    with pytest.raises(UserError, match=r"smoke.json: holds scores of tiny_alone, seed 0, whose"):
+        _run(tmp_path, 1)
+    (tmp_path / "smoke.json").unlink()
+    with pytest.raises(UserError, match="stopped before its end"):  # it is scored on the tiny set
+        _run(tmp_path, 1)
+    assert trained == [("tiny_alone", 0), ("tiny", 0), ("tiny_alone", 0)]
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["demo", "tiny"]
 
 
 def test_the_table_by_hand(tmp_path, trained):
     _run(tmp_path, 3)
     runs = json.loads((tmp_path / "smoke.json").read_text())
-    assert runs == collect(tmp_path / "tiny", GRIDS["smoke"].cells, 3)
+    assert runs == collect(tmp_path / "tiny", GRIDS["smoke"].cells)
     assert [(run["cell"], run["seed"]) for run in runs[:2]] == [
         ("tiny_alone", 0),
         ("tiny_alone", 1),
@@ -120,10 +136,54 @@ def test_the_table_by_hand(tmp_path, trained):
     assert paired_difference({0: 0.5}, {0: 0.25}) == "+25.0"
 
 
-def test_a_failed_run_ends_the_study_and_names_its_log(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner.sys, "executable", "/bin/false")
-    with pytest.raises(
-        UserError, match=r"tiny_alone, seed 0: ended with status 1; see .*seed0.log"
-    ):
+def test_a_failed_run_ends_the_study_and_names_its_reason_and_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner.sys, "executable", "/bin/cat")
+    message = r"tiny_alone, seed 0: ended with status 1: Try '.*' .* \(see .*seed0.log\)"
+    with pytest.raises(UserError, match=message):
         _run(tmp_path, 1)
     assert not (tmp_path / "tiny" / "tiny_alone" / "seed0.json").exists()
+
+
+def test_a_training_that_was_asked_to_stop_has_not_ended(tmp_path):
+    grid, workdir = GRIDS["smoke"], tmp_path / "seed0"
+    _write_run(workdir, "tiny", 0, 0.5, step=13)
+    assert finished(workdir, grid) is None
+
+
+def test_later_evaluations_of_a_run_change_no_score(tmp_path, trained):
+    workdir, grid = tmp_path / "tiny" / "tiny" / "seed0", GRIDS["smoke"]
+    _run(tmp_path, 1)
+    runs = json.loads((tmp_path / "smoke.json").read_text())
+    for changes in ({"step": 0}, {"dataset": "other/1.0.0"}, {"rerank": True}):
+        _write_run(workdir, "tiny", 0, 0.75, **changes)
+    scores = finished(workdir, grid)["scores"]
+    assert scores == runs[1]["scores"] and scores["occluded"]["main"]["mAP"] == 0.375
+    _write_run(workdir, "tiny", 0, 0.75)
+    _run(tmp_path, 1)
+    assert json.loads((tmp_path / "smoke.json").read_text()) == runs
+
+
+def test_a_run_of_another_definition_of_its_cell_is_refused(tmp_path, trained, monkeypatch):
+    _run(tmp_path, 1)
+    changed = dataclasses.replace(CELLS["tiny"], changes={"optim.learning_rate": 0.5})
+    monkeypatch.setattr(study, "CELLS", {**CELLS, "tiny": changed})
+    with pytest.raises(
+        UserError, match=r"seed0: trained with config.optim.learning_rate = .* 0.5;"
+    ):
+        _run(tmp_path, 1)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"options": {"seed": "x"}}'])
+def test_a_damaged_marker_is_named(content, tmp_path, trained):
+    _run(tmp_path, 1)
+    (tmp_path / "tiny" / "tiny" / "seed0.json").write_text(content)
+    with pytest.raises(UserError, match=r"tiny/seed0.json: damaged, or not of a finished run"):
+        _run(tmp_path, 1)
+
+
+@pytest.mark.parametrize("content", ['{"images": []}', "poses", "[1]"])
+def test_a_file_that_is_no_table_of_the_study_is_not_overwritten(content, tmp_path, trained):
+    (tmp_path / "smoke.json").write_text(content)
+    with pytest.raises(UserError, match=r"smoke.json: the study would overwrite it"):
+        _run(tmp_path, 1)
+    assert trained == [] and (tmp_path / "smoke.json").read_text() == content
