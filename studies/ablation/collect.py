@@ -10,7 +10,7 @@ from typing import Any
 import scipy.stats
 
 from configs import study
-from pgfl_jax.config import parse_config, stored_config
+from pgfl_jax.config import ConfigError, parse_config, stored_config
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import Experiment
 from pgfl_jax.report.manifest import FREE_OPTIONS, read_config, read_run
@@ -59,7 +59,7 @@ def _read(path: Path, cell: str) -> Run:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         stored = stored_config(run["options"]).flat_options()
-    except (ValueError, TypeError, LookupError) as error:
+    except (ConfigError, ValueError, TypeError, LookupError) as error:
         raise UserError(
             f"{path}: damaged, or not of a finished run ({error}); delete it, and the run is read "
             "again"
