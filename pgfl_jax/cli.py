@@ -9,14 +9,11 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
-
-import numpy as np
+from typing import Any, NoReturn
 
 import pgfl_jax
 from pgfl_jax.command_line import guarded, user_path
 from pgfl_jax.errors import UserError
-from pgfl_jax.files import replacing
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,56 +54,49 @@ def _info_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def embed(arguments: argparse.Namespace) -> int:
-    """Embed pictures with the main branch, from images alone.
+    """Embed pictures with the main branch, from images alone, into a gallery file.
 
-    The .npz holds ``embeddings`` (N, D) float32 of unit length and ``filenames`` (N,), relative to
-    the folder where one folder is given. Linked folders are followed, and files that are no
-    pictures by their names counted. Pictures that cannot be read and broken links are listed and
-    left out; the exit status is then 1.
+    The Parquet file holds ``path``, ``identity`` and ``camera`` where a table gives them, and
+    ``embedding``: float32 numbers, of length 1. An interrupted command goes on where it was when
+    it is given again. Linked folders are followed, and files that are no pictures by their names
+    counted. Pictures that cannot be read and broken links are listed and left out; the exit status
+    is then 1.
     """
-    from pgfl_jax.preprocessing import list_pictures
+    from pgfl_jax.retrieval.search.embedding import check_output, embed_gallery, notes
+    from pgfl_jax.retrieval.search.gallery import Origin
+    from pgfl_jax.retrieval.search.pictures import find_pictures
 
-    pictures: list[Path] = []
-    names: list[str] = []
-    num_others = 0
-    for given in arguments.pictures:
-        found, others = list_pictures(given) if given.is_dir() else ([given], [])
-        pictures += found
-        num_others += len(others)
-        only = given.is_dir() and len(arguments.pictures) == 1
-        names += [str(path.relative_to(given) if only else path) for path in found]
-    _check_output(arguments.out)
+    held = check_output(arguments.out, add=arguments.add)
+    found = find_pictures(arguments.pictures)
     embedder = pgfl_jax.load(
         arguments.run,
         checkpoint=arguments.checkpoint,
         parameters=arguments.parameters,
         dtype=arguments.dtype,
     )
-    unreadable: list[Exception] = []
-    rows = embedder(pictures, batch_size=arguments.batch_size, on_unreadable=unreadable.append)
-    readable = ~np.isnan(rows[:, 0])
-    if not readable.any():
-        raise UserError(f"none of {len(pictures)} pictures can be read; the first: {unreadable[0]}")
-    with replacing(arguments.out) as path, path.open("wb") as file:
-        np.savez(file, embeddings=rows[readable], filenames=np.asarray(names)[readable])
-    if num_others:
-        one, many = (
-            "file that is no picture by its name",
-            "files that are no pictures by their names",
-        )
-        print(f"left out: {num_others} {one if num_others == 1 else many}", file=sys.stderr)
-    for error in unreadable:
-        print(f"warning: left out: {error}", file=sys.stderr)
-    print(f"{arguments.out}: {readable.sum()} embeddings of {embedder.dim} numbers")
-    return 1 if unreadable else 0
+    origin = Origin.of(embedder, arguments.run)
+    done = embed_gallery(
+        embedder, found.pictures, arguments.out, origin, held=held, batch_size=arguments.batch_size
+    )
+    for line in notes(found, done):
+        print(line, file=sys.stderr)
+    print(f"{arguments.out}: {done.count} embeddings of {origin.channels} numbers")
+    return 1 if done.unreadable else 0
+
+
+_PICTURES = (
+    "pictures, folders, quoted patterns ('shots/**/*.jpg'), a .txt with a path a line, or a .csv "
+    "or .jsonl with the column path, and identity and camera if known"
+)
 
 
 def _embed_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "pictures", nargs="+", type=user_path, metavar="PICTURES", help="picture files or folders"
-    )
+    parser.add_argument("pictures", nargs="+", type=user_path, metavar="PICTURES", help=_PICTURES)
     parser.add_argument("--run", required=True, type=user_path, help="the run's folder")
-    parser.add_argument("--out", required=True, type=user_path, help="the .npz file to write")
+    parser.add_argument("--out", required=True, type=user_path, help="the .parquet file to write")
+    parser.add_argument(
+        "--add", action="store_true", help="embed the pictures that the file lacks, and add them"
+    )
     parser.add_argument(
         "--checkpoint", default="newest", type=_checkpoint, help="newest (default), best or a step"
     )
@@ -117,6 +107,74 @@ def _embed_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "bfloat16"), help="of the arithmetic; default: the run's"
     )
     parser.add_argument("--batch-size", type=int, help="default: 64 per device")
+
+
+def search(arguments: argparse.Namespace) -> int:
+    """Find the pictures of a gallery that are nearest to queries.
+
+    Prints each query's nearest pictures with their scores, cosines of at most 1, and whether they
+    show the same person by the threshold of the run's calibration, where ``pgfl evaluate`` has
+    written one. Queries that cannot be read are listed; the exit status is then 1.
+    """
+    from pgfl_jax.retrieval.search.command import search_gallery
+
+    return search_gallery(
+        arguments.queries,
+        arguments.gallery,
+        run=arguments.run,
+        top=arguments.top,
+        index=arguments.index,
+        out=arguments.out,
+    )
+
+
+def _search_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "queries",
+        nargs="+",
+        type=user_path,
+        metavar="QUERY",
+        help=f"{_PICTURES}; or a .parquet file of pgfl embed",
+    )
+    _gallery_argument(parser, "--gallery", required=True)
+    parser.add_argument("--run", type=user_path, help="the run's folder, if it has been moved")
+    parser.add_argument("--top", type=int, default=10, help="pictures per query, default: 10")
+    parser.add_argument(
+        "--index", action="store_true", help="search the index (pgfl index), not all pictures"
+    )
+    parser.add_argument("--out", type=user_path, help="contact sheet, .html or .png")
+
+
+def index(arguments: argparse.Namespace) -> int:
+    """Build an index of a gallery, or add what the gallery has gained.
+
+    The index makes searches of millions of pictures fast (``pgfl search --index``) and may miss
+    some. The share of the exact nearest that it finds is measured, printed and stored with it.
+    """
+    from pgfl_jax.retrieval.search.gallery import read_gallery
+    from pgfl_jax.retrieval.search.index import build_index
+
+    description = build_index(
+        read_gallery(arguments.gallery), kind=arguments.kind, recall=arguments.recall
+    )
+    print(description)
+    return 0
+
+
+def _index_arguments(parser: argparse.ArgumentParser) -> None:
+    _gallery_argument(parser, "gallery", metavar="GALLERY")
+    parser.add_argument(
+        "--kind",
+        choices=("exact", "hnsw", "ivf"),
+        help="default: exact up to 50,000 pictures, hnsw up to a million, ivf beyond",
+    )
+    parser.add_argument(
+        "--recall", type=float, default=0.99, help="that searches must reach; default: 0.99"
+    )
+
+
+def _gallery_argument(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
+    parser.add_argument(name, type=user_path, help="a .parquet file of pgfl embed", **options)
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -208,6 +266,8 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
 COMMANDS: Mapping[str, tuple[Callable[..., int], Callable[[argparse.ArgumentParser], None]]] = {
     "info": (info, _info_arguments),
     "embed": (embed, _embed_arguments),
+    "search": (search, _search_arguments),
+    "index": (index, _index_arguments),
     "evaluate": (evaluate, _info_arguments),
     "export": (export, _export_arguments),
     "verify": (verify, _verify_arguments),
@@ -221,16 +281,6 @@ def _checkpoint(text: str) -> str | int:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not newest, best or a step") from None
-
-
-def _check_output(path: Path) -> None:
-    """UserError if the file cannot be written; called before any work is done for it."""
-    if path.suffix != ".npz":
-        raise UserError(f"--out={path}: must end in .npz")
-    if not path.parent.is_dir():
-        raise UserError(f"--out={path}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise UserError(f"--out={path}: is a folder; give a file")
 
 
 if __name__ == "__main__":

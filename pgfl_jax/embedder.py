@@ -149,18 +149,38 @@ class Embedder:
             UserError: an embedding is not finite or has no length; it names the picture.
         """
         given, count = _one_by_one(pictures)
-        size = self._batch_size(batch_size)
-        read = self._read(given, 2 * size, on_unreadable)
         parts = [np.zeros((0, self.dim), np.float32)]
         with tqdm(total=count, unit=" pictures", delay=2) as bar:
-            running: _Batch | None = None
-            # One batch is read and dispatched while the devices compute the one before.
-            while batch := list(itertools.islice(read, size)):
-                following = self._dispatch(batch, size)
-                parts.append(self._collect(running, bar))
-                running = following
-            parts.append(self._collect(running, bar))
+            batches = self._batches(given, self.batch_size(batch_size), on_unreadable)
+            for rows in batches:
+                parts.append(rows)
+                bar.update(len(rows))
         return np.concatenate(parts)
+
+    def batches(
+        self,
+        pictures: Any,
+        *,
+        batch_size: int | None = None,
+        on_unreadable: Callable[[PictureError], Any] | None = None,
+    ) -> Iterator[Float[np.ndarray, "_ channels"]]:
+        """Yield what a call returns a batch at a time, for more than should be held at once.
+
+        ``on_unreadable`` is called in the pictures' order, and before their batch is yielded.
+        """
+        given, _ = _one_by_one(pictures)
+        return self._batches(given, self.batch_size(batch_size), on_unreadable)
+
+    def batch_size(self, wanted: int | None) -> int:
+        """The size of a batch when ``wanted`` is asked for: a multiple of the number of devices.
+
+        Raises:
+            UserError: ``wanted`` is below 1, or no whole number.
+        """
+        devices = self._mesh.size
+        if wanted is not None and (not isinstance(wanted, int | np.integer) or wanted < 1):
+            raise UserError(f"batch_size = {wanted!r}: must be a whole number above 0")
+        return math.ceil((wanted or _PER_DEVICE * devices) / devices) * devices
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle: without what is compiled for the devices of this process."""
@@ -217,12 +237,23 @@ class Embedder:
         )
         return functools.partial(function, variables)
 
-    def _batch_size(self, wanted: int | None) -> int:
-        """A multiple of the number of devices."""
-        devices = self._mesh.size
-        if wanted is not None and (not isinstance(wanted, int | np.integer) or wanted < 1):
-            raise UserError(f"batch_size = {wanted!r}: must be a whole number above 0")
-        return math.ceil((wanted or _PER_DEVICE * devices) / devices) * devices
+    def _batches(
+        self,
+        given: Iterator[Any],
+        size: int,
+        on_unreadable: Callable[[PictureError], Any] | None,
+    ) -> Iterator[Float[np.ndarray, "_ channels"]]:
+        """The embeddings of each batch of ``size`` pictures."""
+        read = self._read(given, 2 * size, on_unreadable)
+        running: _Batch | None = None
+        # One batch is read and dispatched while the devices compute the one before.
+        while batch := list(itertools.islice(read, size)):
+            following = self._dispatch(batch, size)
+            if running is not None:
+                yield self._collect(running)
+            running = following
+        if running is not None:
+            yield self._collect(running)
 
     def _read(
         self,
@@ -272,10 +303,8 @@ class Embedder:
         rows[:count] = images
         return _Batch(batch, self._compiled(jax.device_put(rows, batch_sharding(self._mesh))))
 
-    def _collect(self, batch: "_Batch | None", bar: tqdm) -> Float[np.ndarray, "pictures channels"]:
+    def _collect(self, batch: "_Batch") -> Float[np.ndarray, "_ channels"]:
         """Wait for a batch and check its embeddings; NaN for the unreadable pictures."""
-        if batch is None:
-            return np.zeros((0, self.dim), np.float32)
         rows = np.full((len(batch.pictures), self.dim), np.nan, np.float32)
         readable = [row for row, one in enumerate(batch.pictures) if one.pixels is not None]
         if batch.embeddings is not None:
@@ -287,7 +316,6 @@ class Embedder:
                 f"{batch.pictures[readable[broken[0]]].name}: its embedding has length "
                 f"{lengths[broken[0]]:g}, not 1; the checkpoint's weights or statistics are broken"
             )
-        bar.update(len(rows))
         return rows
 
 

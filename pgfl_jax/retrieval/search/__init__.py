@@ -1,0 +1,1 @@
+"""Galleries of pictures in files, and the search in them: ``pgfl embed``, ``search``, ``index``."""

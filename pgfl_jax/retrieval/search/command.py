@@ -1,0 +1,64 @@
+"""``pgfl search``."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pgfl_jax.errors import UserError
+from pgfl_jax.retrieval.ranking import rank
+from pgfl_jax.retrieval.search.gallery import read_gallery
+from pgfl_jax.retrieval.search.index import search_index
+from pgfl_jax.retrieval.search.query import hits, read_queries, read_threshold, shown
+from pgfl_jax.retrieval.search.sheet import check_sheet, write_sheet
+
+
+def search_gallery(
+    given: Sequence[Path],
+    gallery_path: Path,
+    *,
+    run: Path | None = None,
+    top: int = 10,
+    index: bool = False,
+    out: Path | None = None,
+) -> int:
+    """Search, print, and draw; returns the exit status, 1 if a query cannot be read.
+
+    Args:
+        given: the queries, see :func:`read_queries`.
+        gallery_path: a file of ``pgfl embed``.
+        run: the folder of the run; None: where the gallery's was.
+        top: pictures per query.
+        index: search the gallery's index, not all its pictures.
+        out: contact sheet, ``.html`` or ``.png``.
+
+    Raises:
+        UserError: what is given does not exist, does not fit together, or cannot be written.
+    """
+    if top < 1:
+        raise UserError(f"--top={top}: must be at least 1")
+    if out is not None:
+        check_sheet(out)
+    gallery = read_gallery(gallery_path)
+    queries = read_queries(given, gallery, run)
+    threshold = read_threshold(run or Path(gallery.origin.run), gallery.origin)
+    if index:
+        ranking, description = search_index(gallery, queries.rows, top)
+        print(description)
+    else:
+        ranking = rank(queries.rows, gallery.embeddings(), top=top)
+    found = [*zip(queries.pictures, hits(gallery, ranking, threshold), strict=True)]
+    for picture, nearest in found:
+        print(shown(picture.path))
+        for place, hit in enumerate(nearest, 1):
+            print(f"{place:>4}  {hit}  {shown(hit.picture.path)}")
+    if threshold is None:
+        note = "no verdicts: the run holds no calibration of this checkpoint"
+    else:
+        note = f"a match scores at least {threshold.score:.3f} ({threshold.source.name})"
+    print(note)
+    if out is not None:
+        write_sheet(out, found, note)
+        print(f"wrote {out}")
+    for words in queries.unreadable:
+        print(f"warning: left out: {words}", file=sys.stderr)
+    return 1 if queries.unreadable else 0

@@ -1,0 +1,168 @@
+"""Find the pictures of a gallery that are nearest to queries, and say what the scores mean."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pgfl_jax.embedder import load
+from pgfl_jax.errors import UserError
+from pgfl_jax.export.verify import RECORD
+from pgfl_jax.retrieval.blocks import Ranking
+from pgfl_jax.retrieval.search.gallery import SUFFIX, Gallery, Origin, Rows, read_gallery
+from pgfl_jax.retrieval.search.pictures import Picture, find_pictures
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Queries:
+    """Pictures to search for.
+
+    Attributes:
+        pictures: the Q pictures.
+        rows: (Q, D) their embeddings.
+        unreadable: why others cannot be read, by name.
+    """
+
+    pictures: Sequence[Picture]
+    rows: Rows
+    unreadable: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """A picture that was found.
+
+    Attributes:
+        picture: of the gallery.
+        score: its cosine with the query, in [−1, 1].
+        verdict: whether it is the same person, by the calibrated threshold; None without one.
+    """
+
+    picture: Picture
+    score: float
+    verdict: bool | None
+
+    def __str__(self) -> str:
+        """Score, verdict and who it is."""
+        words = {True: "match", False: "no match", None: ""}[self.verdict]
+        known = (("identity", self.picture.identity), ("camera", self.picture.camera))
+        who = ", ".join(f"{name} {text}" for name, text in known if text is not None)
+        return "  ".join(part for part in (f"{self.score:.3f}", words, who) if part)
+
+
+@dataclasses.dataclass(frozen=True)
+class Threshold:
+    """From which score on two pictures are called the same person.
+
+    Attributes:
+        score: the least cosine of a match.
+        source: the file that it is from.
+    """
+
+    score: float
+    source: Path
+
+
+def read_queries(given: Sequence[Path], gallery: Gallery, run: Path | None = None) -> Queries:
+    """Embed query pictures by the gallery's network, or read embeddings of them.
+
+    Args:
+        given: as :func:`pgfl_jax.retrieval.search.pictures.find_pictures` takes them; also files
+            of ``pgfl embed``.
+        gallery: what will be searched.
+        run: the folder of the run; None: where the gallery's was.
+
+    Raises:
+        UserError: the queries' embeddings are of another network than the gallery's, the run is
+            no longer there, or no picture can be read.
+    """
+    files = [read_gallery(path) for path in given if path.suffix == SUFFIX]
+    for file in files:
+        gallery.origin.require_same(file.origin, str(gallery.path), f"{file.path} holds those")
+    pictures = [file.picture(index) for file in files for index in range(len(file))]
+    rows = [file.embeddings() for file in files]
+    if rest := [path for path in given if path.suffix != SUFFIX]:
+        embedded = _embed(find_pictures(rest).pictures, gallery, run)
+        pictures += embedded.pictures
+        rows.append(embedded.rows)
+        return Queries(pictures, np.concatenate(rows), embedded.unreadable)
+    return Queries(pictures, np.concatenate(rows))
+
+
+def _embed(pictures: Sequence[Picture], gallery: Gallery, run: Path | None) -> Queries:
+    origin = gallery.origin
+    if run is None and not os.path.isdir(origin.run):
+        raise UserError(
+            f"{gallery.path}: made with the run {origin.run}, which is not there; say where it is "
+            "with --run"
+        )
+    folder = run or Path(origin.run)
+    if (folder / RECORD).is_file():
+        embedder = load(folder)
+    else:
+        embedder = load(folder, checkpoint=origin.step, parameters=origin.parameters)
+    ours = Origin.of(embedder, folder)
+    origin.require_same(ours, str(gallery.path), f"--run={folder} gives those")
+    unreadable: list[Exception] = []
+    paths = [picture.path for picture in pictures]
+    rows = embedder(paths, on_unreadable=unreadable.append)
+    readable = ~np.isnan(rows[:, 0])
+    if not readable.any():
+        raise UserError(f"none of {len(paths)} queries can be read; the first: {unreadable[0]}")
+    kept = [picture for picture, keep in zip(pictures, readable, strict=True) if keep]
+    return Queries(kept, rows[readable], [str(error) for error in unreadable])
+
+
+def hits(
+    gallery: Gallery, ranking: Ranking, threshold: Threshold | None = None
+) -> Iterator[list[Hit]]:
+    """The pictures found for each query, the nearest first.
+
+    Args:
+        gallery: what was searched.
+        ranking: the indices, −1 where an index found less, and their cosine distances.
+        threshold: from which score on it is a match.
+    """
+    for indices, distances in zip(*ranking, strict=True):
+        scores = [(index, 1 - float(at)) for index, at in zip(indices, distances, strict=True)]
+        yield [
+            Hit(
+                gallery.picture(index),
+                score,
+                None if threshold is None else score >= threshold.score,
+            )
+            for index, score in scores
+            if index >= 0
+        ]
+
+
+def read_threshold(run: Path, origin: Origin) -> Threshold | None:
+    """The strictest of the thresholds that a run's evaluation suggests; None without any.
+
+    Args:
+        run: the run's folder, with ``results/<protocol>.calibration.json``.
+        origin: of the embeddings. A calibration of another checkpoint says nothing about them.
+
+    Raises:
+        UserError: such a file is damaged.
+    """
+    found = []
+    for path in sorted((run / "results").glob("[!.]*.calibration.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            made_from = content["step"], content["parameters"], content["embedding"]
+            score = float(content["threshold"])
+        except (LookupError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: damaged; evaluate again (pgfl evaluate)") from error
+        if made_from == (origin.step, origin.parameters, "main"):
+            found.append(Threshold(score, path))
+    return max(found, key=lambda threshold: threshold.score, default=None)
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be from the current folder."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
