@@ -13,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,13 +24,16 @@ from scipy import sparse
 
 from pgfl_jax.command_line import guarded
 from pgfl_jax.errors import UserError
-from pgfl_jax.retrieval import evaluate_retrieval, k_reciprocal_distances, rank
+from pgfl_jax.retrieval import Ranking, evaluate_retrieval, k_reciprocal_distances, rank
 from pgfl_jax.retrieval.metrics import Labels, evaluate_blocks
 from pgfl_jax.retrieval.ranking import cosine_blocks
 from pgfl_jax.retrieval.reranking import k_reciprocal_blocks
+from pgfl_jax.retrieval.search.gallery import Origin, gallery_table, read_gallery, write_gallery
+from pgfl_jax.retrieval.search.pictures import Picture
 
 MARKET = 3_368, 15_913
 MSMT17 = 11_659, 82_161
+MILLION = 1_000_000
 SMALL = 1_398, 6_602  # Market-1501's proportions
 ENOUGH = 2.0  # seconds of repetitions
 
@@ -181,6 +185,49 @@ def _rerank_large(query: np.ndarray, gallery: np.ndarray) -> None:
     evaluate_blocks(k_reciprocal_blocks(query, gallery), Labels(*labels(*MSMT17, 3060)))
 
 
+def random_rows(count: int, seed: int = 0) -> np.ndarray:
+    """Unit-length rows of 512 numbers, in all directions alike."""
+    rows = np.random.default_rng(seed).standard_normal((count, 512), np.float32)
+    for block in np.array_split(rows, max(1, count // 2**14)):
+        block /= np.linalg.norm(block, axis=1, keepdims=True)
+    return rows
+
+
+def _million() -> tuple[np.ndarray, ...]:
+    return random_rows(100, seed=1), random_rows(MILLION)
+
+
+def _stored_million() -> tuple[Any, ...]:
+    """The same queries, and a file with the same gallery."""
+    folder = tempfile.TemporaryDirectory()
+    path = Path(folder.name).absolute() / "million.parquet"
+    rows = random_rows(MILLION)
+    pictures = [Picture(path.with_name(f"{at}.jpg")) for at in range(MILLION)]
+    step = 2**14
+    tables = (
+        gallery_table(pictures[at : at + step], rows[at : at + step], path.parent)
+        for at in range(0, MILLION, step)
+    )
+    write_gallery(path, Origin("run", 0, "trained", "a", 512), tables)
+    return random_rows(100, seed=1), path, folder  # the folder goes with the process
+
+
+def _search_million(query: np.ndarray, gallery: np.ndarray) -> Ranking:
+    return rank(query, gallery, top=10)
+
+
+def _search_stored(query: np.ndarray, path: Path, _folder: Any) -> Ranking:
+    return rank(query, read_gallery(path).embeddings(), top=10)
+
+
+def _search_faiss(query: np.ndarray, gallery: np.ndarray) -> Any:
+    import faiss
+
+    index = faiss.IndexFlatIP(gallery.shape[1])
+    index.add(gallery)
+    return index.search(query, 10)
+
+
 Side = tuple[Callable[[], tuple[np.ndarray, ...]], Callable[..., Any]]
 _SMALL: Callable[[], tuple[np.ndarray, ...]] = lambda: embeddings(*SMALL, 512)  # noqa: E731
 _LARGE: Callable[[], tuple[np.ndarray, ...]] = lambda: embeddings(*MSMT17, 2048)  # noqa: E731
@@ -195,6 +242,11 @@ TASKS: dict[str, dict[str, Side]] = {
         "dense matrices": (_SMALL, dense),
         "SpCL's lists and scipy.sparse": (_SMALL, sparse_encodings),
     },
+    "top 10 of 100 × 1,000,000 × 512": {
+        "pgfl_jax": (_million, _search_million),
+        "FAISS, IndexFlatIP, built and searched": (_million, _search_faiss),
+    },
+    "the same, gallery read from its file": {"pgfl_jax": (_stored_million, _search_stored)},
 }
 LARGE_TASKS: dict[str, dict[str, Side]] = {
     "top 50 of 11,659 × 82,161 × 2,048": {"pgfl_jax": (_LARGE, rank)},

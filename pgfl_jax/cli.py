@@ -123,6 +123,7 @@ def search(arguments: argparse.Namespace) -> int:
         arguments.gallery,
         run=arguments.run,
         top=arguments.top,
+        far=arguments.far,
         index=arguments.index,
         out=arguments.out,
     )
@@ -139,6 +140,9 @@ def _search_arguments(parser: argparse.ArgumentParser) -> None:
     _gallery_argument(parser, "--gallery", required=True)
     parser.add_argument("--run", type=user_path, help="the run's folder, if it has been moved")
     parser.add_argument("--top", type=int, default=10, help="pictures per query, default: 10")
+    parser.add_argument(
+        "--far", type=float, default=1e-3, help="false accept rate of the verdicts, default: 0.001"
+    )
     parser.add_argument(
         "--index", action="store_true", help="search the index (pgfl index), not all pictures"
     )

@@ -12,6 +12,7 @@ import pgfl_jax
 from pgfl_jax import cli
 from pgfl_jax.checkpoint import CheckpointError
 from pgfl_jax.report.manifest import read_config
+from pgfl_jax.retrieval.search.gallery import read_gallery
 from pgfl_jax.train import begin
 from tests.runs import GOLDEN_RUN, finish, launch
 
@@ -40,20 +41,19 @@ def folder(tmp_path):
     return tmp_path / "in"
 
 
-def read(path):
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+def names(path):
+    return [picture["path"] for picture in read_gallery(path).labels.to_pylist()]
 
 
 def test_a_folder_is_embedded_without_tensorflow(folder, tmp_path):
-    out = tmp_path / "x.npz"
+    out = tmp_path / "x.parquet"
     status, printed, err = finish(
         launch("-c", BLOCKED, "embed", folder, "--run", GOLDEN_RUN, "--out", out)
     )
     assert (status, printed) == (0, f"{out}: 3 embeddings of 192 numbers\n"), err
-    found = read(out)
-    assert found["filenames"].tolist() == ["a/1.png", "a/2.jpg", "b.png"]
-    np.testing.assert_allclose(found["embeddings"], pgfl_jax.load(GOLDEN_RUN)(folder), atol=2e-6)
+    assert names(out) == ["in/a/1.png", "in/a/2.jpg", "in/b.png"]
+    expected = pgfl_jax.load(GOLDEN_RUN)(folder)
+    np.testing.assert_allclose(read_gallery(out).embeddings(), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -66,22 +66,23 @@ def test_a_folder_is_embedded_without_tensorflow(folder, tmp_path):
 def test_other_files_of_a_folder_are_counted(folder, tmp_path, capsys, others, line):
     for name in others:
         (folder / name).touch()
-    out = tmp_path / "x.npz"
+    out = tmp_path / "x.parquet"
     assert cli.main(["embed", str(folder), "--run", str(GOLDEN_RUN), "--out", str(out)]) == 0
     assert capsys.readouterr().err == line
-    assert len(read(out)["filenames"]) == 3
+    assert len(names(out)) == 3
 
 
 def test_what_cannot_be_read_is_left_out_and_said(folder, tmp_path, capsys):
     (folder / "c.jpg").write_bytes(b"nothing")
-    out = tmp_path / "x.npz"
-    run = ["--run", str(GOLDEN_RUN), "--out", str(out)]
+    out = tmp_path / "x.parquet"
+    run = ["--run", str(GOLDEN_RUN), "--add", "--out", str(out)]
     assert cli.main(["embed", str(folder), *run]) == 1
     assert "c.jpg: damaged, or not a picture" in capsys.readouterr().err
     (folder / "share").symlink_to("/absent/share")
     assert cli.main(["embed", str(folder), *run]) == 1
     assert "share: a broken link, to /absent/share\n" in capsys.readouterr().err
-    assert read(out)["filenames"].tolist() == ["a/1.png", "a/2.jpg", "b.png"]
+    assert names(out) == ["in/a/1.png", "in/a/2.jpg", "in/b.png"]
+    out.unlink()
     assert cli.main(["embed", str(folder / "c.jpg"), *run]) == 1
     assert "error: none of 1 pictures can be read" in capsys.readouterr().err
 
@@ -89,15 +90,21 @@ def test_what_cannot_be_read_is_left_out_and_said(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["embed", "x", "--run", "y", "--out", "x.txt"], "must end in .npz"),
-        (["embed", "x", "--run", "y", "--out", "/absent/x.npz"], "there is no folder /absent"),
-        (["embed", "x", "--run", "y", "--out", "FOLDER"], "folder.npz: is a folder; give a file"),
-        (["embed", "x", "--run", "/absent", "--out", "x.npz"], "is /absent the folder of a train"),
+        (["embed", "x", "--run", "y", "--out", "x.txt"], "must end in .parquet"),
+        (["embed", "x", "--run", "y", "--out", "/absent/x.parquet"], "there is no folder /absent"),
+        (
+            ["embed", "x", "--run", "y", "--out", "FOLDER"],
+            "folder.parquet: is a folder; give a file",
+        ),
+        (
+            ["embed", "x", "--run", "/absent", "--out", "x.parquet"],
+            "is /absent the folder of a train",
+        ),
         (["info", "/absent"], "is /absent the folder of a training run?"),
     ],
 )
 def test_a_users_error_is_one_line(arguments, message, capsys, tmp_path):
-    folder = tmp_path / "folder.npz"
+    folder = tmp_path / "folder.parquet"
     folder.mkdir()
     arguments = [str(folder) if argument == "FOLDER" else argument for argument in arguments]
     assert cli.main(arguments) == 1
@@ -113,7 +120,8 @@ def test_a_wrong_command_line_shows_the_usage(arguments, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["info", ""], ["embed", "", "--run=x", "--out=x.npz"], ["export", "x", "--out="]]
+    "arguments",
+    [["info", ""], ["embed", "", "--run=x", "--out=x.parquet"], ["export", "x", "--out="]],
 )
 def test_an_empty_path_is_not_the_current_folder(arguments, capsys):
     with pytest.raises(SystemExit):

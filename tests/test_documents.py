@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from pgfl_jax.pretrained import save_state_dict
+from pgfl_jax.retrieval.search.gallery import Origin, gallery_table, write_gallery
+from pgfl_jax.retrieval.search.pictures import Picture
 from tests.runs import GOLDEN_RUN
 
 ROOT = Path(__file__).parents[1]
@@ -49,8 +51,10 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         pixels = rng.integers(0, 256, (64, 32, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / name)
-    embeddings = np.zeros((2, 192), np.float32)
-    np.savez(tmp_path / "pictures.npz", embeddings=embeddings, filenames=np.array(["a", "b"]))
+    origin = Origin(str(GOLDEN_RUN), 30, "trained", "a", 192)
+    rows = np.eye(2, 192, dtype=np.float32)
+    people = [Picture(tmp_path / "gallery" / name) for name in ("1.jpg", "2.jpg")]
+    write_gallery(tmp_path / "crops.parquet", origin, [gallery_table(people, rows, tmp_path)])
     (tmp_path / "weights").mkdir()
     monkeypatch.chdir(tmp_path)
 

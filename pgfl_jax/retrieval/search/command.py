@@ -18,6 +18,7 @@ def search_gallery(
     *,
     run: Path | None = None,
     top: int = 10,
+    far: float = 1e-3,
     index: bool = False,
     out: Path | None = None,
 ) -> int:
@@ -28,6 +29,7 @@ def search_gallery(
         gallery_path: a file of ``pgfl embed``.
         run: the folder of the run; None: where the gallery's was.
         top: pictures per query.
+        far: false accept rate that verdicts are for.
         index: search the gallery's index, not all its pictures.
         out: contact sheet, ``.html`` or ``.png``.
 
@@ -40,7 +42,7 @@ def search_gallery(
         check_sheet(out)
     gallery = read_gallery(gallery_path)
     queries = read_queries(given, gallery, run)
-    threshold = read_threshold(run or Path(gallery.origin.run), gallery.origin)
+    threshold = read_threshold(run or Path(gallery.origin.run), gallery.origin, far)
     if index:
         ranking, description = search_index(gallery, queries.rows, top)
         print(description)
@@ -51,10 +53,8 @@ def search_gallery(
         print(shown(picture.path))
         for place, hit in enumerate(nearest, 1):
             print(f"{place:>4}  {hit}  {shown(hit.picture.path)}")
-    if threshold is None:
-        note = "no verdicts: the run holds no calibration of this checkpoint"
-    else:
-        note = f"a match scores at least {threshold.score:.3f} ({threshold.source.name})"
+    note = f"no verdicts: the run has no calibration of this checkpoint for a rate of {far:g}"
+    note = str(threshold) if threshold else note
     print(note)
     if out is not None:
         write_sheet(out, found, note)

@@ -7,7 +7,6 @@ the pictures that cannot be read, and why these cannot. Its header says what is 
 import contextlib
 import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,7 +31,7 @@ class Journal:
         file.truncate(end)
 
     def append(self, rows: Rows, errors: Sequence[str]) -> None:
-        """Add a batch, which is safe when this returns.
+        """Add a batch, which a killed process leaves behind once this has returned.
 
         Args:
             rows: of the embeddings, NaN for the pictures that cannot be read.
@@ -47,7 +46,7 @@ class Journal:
             pa.array(words, pa.string()),
         ]
         self._file.write(pa.record_batch(columns, schema=self._schema).serialize())
-        self._flush()
+        self._file.flush()  # the system has it now, whatever becomes of this process
         self.count += len(rows)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -58,10 +57,6 @@ class Journal:
     def remove(self) -> None:
         """Delete the file, which is no longer needed."""
         self._path.unlink()
-
-    def _flush(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
 
 
 @contextlib.contextmanager

@@ -55,15 +55,24 @@ class Hit:
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
-    """From which score on two pictures are called the same person.
+    """Up to which distance two pictures are called the same person.
 
     Attributes:
-        score: the least cosine of a match.
+        distance: the largest cosine distance of a match.
+        far: rate at which pairs of different people were called a match when it was calibrated.
         source: the file that it is from.
     """
 
-    score: float
+    distance: float
+    far: float
     source: Path
+
+    def __str__(self) -> str:
+        """A line for people."""
+        return (
+            f"a match scores at least {1 - self.distance:.3f}: {self.far:g} of the pairs of "
+            f"different people do ({self.source.name})"
+        )
 
 
 def read_queries(given: Sequence[Path], gallery: Gallery, run: Path | None = None) -> Queries:
@@ -127,39 +136,42 @@ def hits(
         threshold: from which score on it is a match.
     """
     for indices, distances in zip(*ranking, strict=True):
-        scores = [(index, 1 - float(at)) for index, at in zip(indices, distances, strict=True)]
+        hit = indices >= 0
+        found = zip(indices[hit].tolist(), distances[hit].tolist(), strict=True)
+        limit = threshold and threshold.distance
         yield [
-            Hit(
-                gallery.picture(index),
-                score,
-                None if threshold is None else score >= threshold.score,
-            )
-            for index, score in scores
-            if index >= 0
+            Hit(gallery.picture(index), 1 - at, None if limit is None else at <= limit)
+            for index, at in found
         ]
 
 
-def read_threshold(run: Path, origin: Origin) -> Threshold | None:
-    """The strictest of the thresholds that a run's evaluation suggests; None without any.
+def read_threshold(run: Path, origin: Origin, far: float) -> Threshold | None:
+    """The strictest threshold of a run's calibrations for a false accept rate; None without any.
 
     Args:
         run: the run's folder, with ``results/<protocol>.calibration.json``.
-        origin: of the embeddings. A calibration of another checkpoint says nothing about them.
+        origin: of the embeddings. The calibration of another checkpoint says nothing about them.
+        far: the rate; None too, if the run is calibrated for other ones, or on too few pairs.
 
     Raises:
         UserError: such a file is damaged.
     """
     found = []
-    for path in sorted((run / "results").glob("[!.]*.calibration.json")):
+    wanted = {
+        "step": origin.step,
+        "parameters": origin.parameters,
+        "embedding": "main",
+        "distance": "cosine",
+    }
+    for path in sorted((run / "results").glob("[!.]*.calibration*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            made_from = content["step"], content["parameters"], content["embedding"]
-            score = float(content["threshold"])
-        except (LookupError, TypeError, ValueError) as error:
+            if wanted.items() <= content["scored"].items():
+                points = {point["far"]: point["threshold"] for point in content["operating_points"]}
+                found += [Threshold(points[far], far, path)] if points.get(far) is not None else []
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise UserError(f"{path}: damaged; evaluate again (pgfl evaluate)") from error
-        if made_from == (origin.step, origin.parameters, "main"):
-            found.append(Threshold(score, path))
-    return max(found, key=lambda threshold: threshold.score, default=None)
+    return min(found, key=lambda threshold: threshold.distance, default=None)
 
 
 def shown(path: Path) -> str:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pgfl_jax import preprocessing
 from pgfl_jax.errors import UserError
@@ -17,7 +17,8 @@ from pgfl_jax.retrieval.search.query import Hit, shown
 
 SUFFIXES = (".html", ".png")
 _SIZE = 96, 192  # of a thumbnail, at most
-_MARGIN, _TEXT = 8, 32
+_MARGIN, _TEXT = 8, 72
+_LETTERS = 19  # of a name below a thumbnail
 
 Row = tuple[Picture, Sequence[Hit]]
 
@@ -48,11 +49,10 @@ def write_sheet(path: Path, rows: Sequence[Row], note: str) -> None:
 def _thumbnail(picture: Picture) -> Image.Image | None:
     """None if the picture cannot be read, as when it has been moved."""
     try:
-        image = Image.fromarray(preprocessing.decode(picture.path))
+        pixels = preprocessing.decode(picture.path)
     except PictureError:
         return None
-    image.thumbnail(_SIZE)
-    return image
+    return ImageOps.contain(Image.fromarray(pixels), _SIZE)
 
 
 _STYLE = """
@@ -101,14 +101,14 @@ def _figure(picture: Picture, words: str) -> str:
 def _draw(rows: Sequence[Row], note: str) -> Image.Image:
     width, height = _SIZE[0] + 3 * _MARGIN, _SIZE[1] + 3 * _MARGIN + _TEXT
     columns = 1 + max(len(found) for _, found in rows)
-    sheet = Image.new("RGB", (columns * width, _TEXT + len(rows) * height), "white")
+    sheet = Image.new("RGB", (columns * width, 3 * _MARGIN + len(rows) * height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     draw.text((_MARGIN, _MARGIN), note, "black", font)
     for at, (query, found) in enumerate(rows):
-        top = _TEXT + at * height
-        _cell(sheet, (0, top), query, f"query\n{query.path.name}", None)
+        top = 3 * _MARGIN + at * height
+        _cell(sheet, (0, top), query, "query", None)
         for rank, hit in enumerate(found, 1):
-            words = f"{rank}: {hit}\n{hit.picture.path.name}"
+            words = f"{rank}: {hit}".replace("  ", "\n").replace(", ", "\n")
             _cell(sheet, (rank * width, top), hit.picture, words, hit.verdict)
     return sheet
 
@@ -126,4 +126,5 @@ def _cell(
         draw.rectangle(box, outline="#1a7f37", width=4)
     elif verdict is not None:
         draw.line((box[0], box[3] - 2, box[2], box[3] - 2), "#c4432b", 4)
+    words = f"{words}\n{picture.path.name[-_LETTERS:]}"
     draw.text((place[0], top + 2 * _MARGIN + _SIZE[1]), words, "black", ImageFont.load_default())
