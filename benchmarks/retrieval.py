@@ -220,14 +220,6 @@ def _search_stored(query: np.ndarray, path: Path, _folder: Any) -> Ranking:
     return rank(query, read_gallery(path).embeddings(), top=10)
 
 
-def _search_faiss(query: np.ndarray, gallery: np.ndarray) -> Any:
-    import faiss
-
-    index = faiss.IndexFlatIP(gallery.shape[1])
-    index.add(gallery)
-    return index.search(query, 10)
-
-
 Side = tuple[Callable[[], tuple[np.ndarray, ...]], Callable[..., Any]]
 _SMALL: Callable[[], tuple[np.ndarray, ...]] = lambda: embeddings(*SMALL, 512)  # noqa: E731
 _LARGE: Callable[[], tuple[np.ndarray, ...]] = lambda: embeddings(*MSMT17, 2048)  # noqa: E731
@@ -242,10 +234,7 @@ TASKS: dict[str, dict[str, Side]] = {
         "dense matrices": (_SMALL, dense),
         "SpCL's lists and scipy.sparse": (_SMALL, sparse_encodings),
     },
-    "top 10 of 100 × 1,000,000 × 512": {
-        "pgfl_jax": (_million, _search_million),
-        "FAISS, IndexFlatIP, built and searched": (_million, _search_faiss),
-    },
+    "top 10 of 100 × 1,000,000 × 512": {"pgfl_jax": (_million, _search_million)},
     "the same, gallery read from its file": {"pgfl_jax": (_stored_million, _search_stored)},
 }
 LARGE_TASKS: dict[str, dict[str, Side]] = {

@@ -21,13 +21,16 @@ _REQUEST = b"pgfl.request"
 
 
 class Journal:
-    """The batches that are embedded; see :func:`open_journal`."""
+    """The batches that are embedded; see :func:`open_journal`.
+
+    Attributes:
+        count: pictures that it holds.
+    """
 
     def __init__(self, file: BinaryIO, stored: pa.Schema, path: Path) -> None:
         """Find the batches that are complete; what follows them is cut off."""
         self._file, self._schema, self._path = file, stored, path
         self.count, end = _complete(file)
-        """Pictures that it holds."""
         file.truncate(end)
 
     def append(self, rows: Rows, errors: Sequence[str]) -> None:
@@ -81,23 +84,30 @@ def open_journal(path: Path, request: Mapping[str, Any], channels: int) -> Itera
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"{path}: another process is writing it; wait for it") from None
-        stored = _header(file)
-        if stored is None:
-            file.truncate(0)
-            file.write(wanted.serialize())
-            file.flush()
-        elif not stored.equals(wanted, check_metadata=True):
-            raise UserError(f"{path}: {_difference(stored, request)}; give the same, or remove it")
+        _begin(file, wanted, path)
         yield Journal(file, wanted, path)
 
 
-def _header(file: BinaryIO) -> pa.Schema | None:
-    """The schema of a stream; None if the file ends before."""
+def _begin(file: BinaryIO, wanted: pa.Schema, path: Path) -> None:
+    """Write the header, unless it is there; a UserError if the file holds something else."""
+    header = wanted.serialize().to_pybytes()
     file.seek(0)
-    try:
-        return pa.ipc.open_stream(pa.PythonFile(file, "r")).schema
-    except (pa.ArrowInvalid, OSError):
-        return None
+    found = file.read(len(header))
+    if found == header:
+        return
+    if not header.startswith(found):  # else a process was killed while it wrote the header
+        file.seek(0)
+        try:
+            stored = pa.ipc.open_stream(pa.PythonFile(file, "r")).schema.metadata[_REQUEST]
+            if _complete(file)[0]:
+                raise UserError(
+                    f"{path}: {_difference(stored, wanted)}; give the same, or remove it"
+                )
+        except (pa.ArrowException, LookupError, OSError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: not the beginning of an embedding; move it away") from error
+    file.truncate(0)
+    file.write(header)
+    file.flush()
 
 
 def _complete(file: BinaryIO) -> tuple[int, int]:
@@ -120,11 +130,8 @@ def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         yield batch
 
 
-def _difference(stored: pa.Schema, request: Mapping[str, Any]) -> str:
+def _difference(stored: bytes, wanted: pa.Schema) -> str:
     """How a journal's request differs from another one."""
-    try:
-        held = json.loads((stored.metadata or {})[_REQUEST])
-    except (LookupError, ValueError):
-        return "not the beginning of an embedding"
+    held, request = json.loads(stored), json.loads(wanted.metadata[_REQUEST])
     names = [name for name, value in request.items() if held.get(name) != value]
-    return f"holds the beginning of another embedding ({', '.join(names) or 'another size'} differ)"
+    return f"holds the beginning of another embedding ({', '.join(names) or 'version'} differ)"
