@@ -10,7 +10,9 @@ MSMT17's size, which takes most of an hour on two cores.
 """
 
 import argparse
+import atexit
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -198,9 +200,10 @@ def _million() -> tuple[np.ndarray, ...]:
 
 
 def _stored_million() -> tuple[Any, ...]:
-    """The same queries, and a file with the same gallery."""
-    folder = tempfile.TemporaryDirectory()
-    path = Path(folder.name).absolute() / "million.parquet"
+    """The same queries, and a file with the same gallery, which goes with the process."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    path = folder / "million.parquet"
     rows = random_rows(MILLION)
     pictures = [Picture(path.with_name(f"{at}.jpg")) for at in range(MILLION)]
     step = 2**14
@@ -209,14 +212,14 @@ def _stored_million() -> tuple[Any, ...]:
         for at in range(0, MILLION, step)
     )
     write_gallery(path, Origin("run", 0, "trained", "a", 512), tables)
-    return random_rows(100, seed=1), path, folder  # the folder goes with the process
+    return random_rows(100, seed=1), path
 
 
 def _search_million(query: np.ndarray, gallery: np.ndarray) -> Ranking:
     return rank(query, gallery, top=10)
 
 
-def _search_stored(query: np.ndarray, path: Path, _folder: Any) -> Ranking:
+def _search_stored(query: np.ndarray, path: Path) -> Ranking:
     return rank(query, read_gallery(path).embeddings(), top=10)
 
 

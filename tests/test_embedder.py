@@ -397,7 +397,7 @@ def test_an_embedder_that_has_been_used_is_pickled(embedder, pictures, rows):
 
 @pytest.mark.parametrize("wrong", ["8", 2.5, 0])
 def test_a_batch_size_is_a_whole_number(wrong, embedder):
-    size = inspect.unwrap(type(embedder)._batch_size)
+    size = inspect.unwrap(type(embedder).batch_size)
     with pytest.raises(UserError) as error:
         size(embedder, wrong)
     assert str(error.value) == f"batch_size = {wrong!r}: must be a whole number above 0"

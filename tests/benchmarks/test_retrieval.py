@@ -24,6 +24,17 @@ def test_sorting_gives_the_same_scores():
     )
 
 
+def test_a_stored_gallery_gives_what_its_rows_give(monkeypatch):
+    monkeypatch.setattr(retrieval, "MILLION", 20_000)
+    query, rows = retrieval._million()
+    found = retrieval._search_million(query, rows)
+    stored = retrieval._search_stored(*retrieval._stored_million())
+    np.testing.assert_array_equal(stored.indices, found.indices)
+    assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() < 1e-5
+    expected = np.argsort(-(query.astype(np.float64) @ rows.T.astype(np.float64)), axis=1)
+    np.testing.assert_array_equal(found.indices, expected[:, :10])
+
+
 def test_memory_and_time_are_those_of_the_call(monkeypatch):
     side = (lambda: (np.float32(2),), lambda fill: np.full(2**23, fill).sum())
     monkeypatch.setitem(retrieval.TASKS, "fill", {"numpy": side})

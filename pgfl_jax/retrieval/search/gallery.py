@@ -122,12 +122,13 @@ class Gallery:
                 yield file.read_row_group(group, columns=columns, use_threads=False)
 
 
-def read_gallery(path: Path) -> Gallery:
+def read_gallery(path: str | os.PathLike) -> Gallery:
     """Open a gallery.
 
     Raises:
         UserError: there is no such file, or it is no gallery.
     """
+    path = Path(path)
     with _reading(path) as file:
         known = {name.decode(): value for name, value in (file.metadata.metadata or {}).items()}
         try:
