@@ -106,7 +106,8 @@ def history(workdir):
 
 def results(workdir):
     """Every result, without its timing."""
-    found = {path.name: json.loads(path.read_text()) for path in (workdir / "results").iterdir()}
+    paths = (workdir / "results").glob("*.json")
+    found = {path.name: json.loads(path.read_text()) for path in paths}
     return {name: value | {"seconds": 0} for name, value in found.items()}
 
 

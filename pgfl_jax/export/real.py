@@ -140,7 +140,7 @@ def scores(
     """
     results = []
     for protocol in data.protocols:
-        metrics = rank_protocol(rows, protocol, data.splits, max_rank=max_rank)
+        metrics = rank_protocol(rows, protocol, data.splits, max_rank=max_rank).metrics
         results.append(
             {
                 "dataset": protocol.dataset,

@@ -14,12 +14,13 @@ from pgfl_jax.distributed.collectives import agreed_step, is_primary
 from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.experiment import Experiment, Pretrained
 from pgfl_jax.report.manifest import check_same_run, read_run
-from pgfl_jax.report.writers import embedding_label, score_table, write_json
+from pgfl_jax.report.writers import replace_bytes, score_table, write_json
 from pgfl_jax.retrieval.embeddings import EmbedFn, embed_split, make_embed
 from pgfl_jax.retrieval.protocols import EvaluationData
+from pgfl_jax.retrieval.queries import encode_queries, query_results
 from pgfl_jax.retrieval.ranking import rank_protocol
 from pgfl_jax.retrieval.reranking import check_memory, rerank_protocol
-from pgfl_jax.retrieval.results import protocol_result
+from pgfl_jax.retrieval.results import Evaluation, protocol_facts, result_path, scores
 from pgfl_jax.train_state import TrainState
 
 
@@ -31,7 +32,7 @@ def evaluate(
     mesh: Mesh,
     *,
     seed: int,
-) -> list[dict[str, Any]]:
+) -> list[Evaluation]:
     """Score every protocol with every embedding.
 
     Args:
@@ -43,7 +44,7 @@ def evaluate(
         seed: of the bootstrap.
 
     Returns:
-        One result, ready for JSON, per embedding and protocol, in this order; fractions in [0, 1].
+        One result per embedding and protocol, in this order.
         The scores after re-ranking, if the options ask for them, follow the plain ones. A teacher
         is scored on the images with a pose; ``without_pose`` counts the others.
         If the state keeps an average, the results of the averaged parameters follow.
@@ -66,7 +67,7 @@ def _evaluate(
     parameters: str,
     *,
     seed: int,
-) -> list[dict[str, Any]]:
+) -> list[Evaluation]:
     """The results of one set of parameters, which ``parameters`` names."""
     started = time.perf_counter()
     embedded = {name: embed_split(embed, state, split, mesh) for name, split in data.splits.items()}
@@ -77,22 +78,23 @@ def _evaluate(
         rows = {name: split.rows[embedding][usable[name]] for name, split in embedded.items()}
         images = {name: split.select(usable[name]) for name, split in data.splits.items()}
         origin = {"step": int(state.step), "embedding": embedding, "parameters": parameters}
+        query, gallery = images[protocol.query], images[protocol.gallery]
+        counts: dict[str, Any] = {"num_query": len(query), "num_gallery": len(gallery)}
         if embedding != "main":
-            query, gallery = usable[protocol.query], usable[protocol.gallery]
-            counts = {"query": int((~query).sum()), "gallery": int((~gallery).sum())}
-            without_pose = {"without_pose": counts}
-        else:
-            without_pose = {}
+            counts["without_pose"] = {
+                "query": int((~usable[protocol.query]).sum()),
+                "gallery": int((~usable[protocol.gallery]).sum()),
+            }
         for rerank in (False, True) if config.rerank else (False,):
             started = time.perf_counter()
             rank = rerank_protocol if rerank else functools.partial(rank_protocol, mesh=mesh)
-            metrics = rank(rows, protocol, images, max_rank=config.max_rank)
-            result = protocol_result(
-                protocol, images, metrics, config, seed=seed, rerank=rerank, **origin
-            )
+            ranked = rank(rows, protocol, images, max_rank=config.max_rank)
+            facts = protocol_facts(protocol, images, rerank=rerank, **origin)
+            queries = query_results(query, gallery, ranked.metrics, ranked.nearest, facts)
+            scored = scores(ranked.metrics, query.occlusion, config, seed=seed)
             rank_seconds = time.perf_counter() - started
             seconds = {"embed_all_splits": embed_seconds, "rank": rank_seconds}
-            results.append(result | without_pose | {"seconds": seconds})
+            results.append(Evaluation(facts | counts | scored | {"seconds": seconds}, queries))
     return results
 
 
@@ -102,7 +104,9 @@ class Evaluator:
     ``results/<protocol>.json`` holds the scores of the main branch. Those of a teacher are in
     ``results/<protocol>.<teacher>.json``, those of averaged parameters in
     ``results/<protocol>.average.json``, and those after re-ranking in
-    ``results/<protocol>.rerank.json``. The newest evaluation replaces the one before it.
+    ``results/<protocol>.rerank.json``. Beside each, ``results/<protocol>.queries.parquet`` holds
+    the result of each query (:mod:`pgfl_jax.retrieval.queries`). The newest evaluation replaces
+    the one before it.
     """
 
     def __init__(
@@ -133,22 +137,28 @@ class Evaluator:
             self._evaluate(state, self._data.dry_run)
 
     def __call__(self, state: TrainState) -> list[dict[str, Any]]:
-        """Evaluate, print and write; returns the results as :func:`evaluate` does.
+        """Evaluate, print and write; returns the scores of each result of :func:`evaluate`.
 
         With several processes, process 0 alone prints and writes.
         """
-        results = self._evaluate(state, self._data)
+        evaluations = self._evaluate(state, self._data)
+        results = [evaluation.scores for evaluation in evaluations]
         if not is_primary():
             return results
-        for result in results:
-            name = result["protocol"]
-            if (label := embedding_label(result)) != "main":
-                name += f".{label.removeprefix('main.')}"
-            write_json(self._workdir / "results" / f"{name}{self._suffix}.json", result)
+        for evaluation in evaluations:
+            self._write(evaluation)
         print(f"evaluation at step {int(state.step)}\n{score_table(results)}", flush=True)
         return results
 
-    def _evaluate(self, state: TrainState, data: EvaluationData) -> list[dict[str, Any]]:
+    def _write(self, evaluation: Evaluation) -> None:
+        """Write the files of a result, its scores last."""
+        path = functools.partial(result_path, self._workdir / "results", evaluation.scores)
+        queries = path(kind="queries", suffix=f"{self._suffix}.parquet")
+        queries.parent.mkdir(exist_ok=True)
+        replace_bytes(queries, encode_queries(evaluation.queries))
+        write_json(path(suffix=f"{self._suffix}.json"), evaluation.scores)
+
+    def _evaluate(self, state: TrainState, data: EvaluationData) -> list[Evaluation]:
         config = self._experiment.config
         return evaluate(self._embed, state, data, config.eval, self._mesh, seed=config.seed)
 

@@ -13,6 +13,9 @@ from pgfl_jax.errors import UserError
 
 Batch = Mapping[str, np.ndarray]
 
+CAMERA_RULE = "a match has the query's identity and another camera"
+JUNK_RULE = "the query's identity and camera: leaves the ranking"
+
 
 class EvaluationError(UserError):
     """An evaluation that would be meaningless; the message names the cause."""
@@ -110,6 +113,30 @@ class EvaluationData:
             for name, split in self.splits.items()
         }
         return {"protocols": [dataclasses.astuple(p) for p in self.protocols]} | splits
+
+
+def fingerprint(protocol: Protocol, splits: Mapping[str, Images]) -> dict[str, Any]:
+    """What a score was computed on and by which rules; equal for scores that can be compared.
+
+    Args:
+        protocol: names the two splits.
+        splits: by name; of these images.
+
+    Returns:
+        The rules in words; ``num_query`` and ``num_gallery``; ``query_sha256`` and
+        ``gallery_sha256`` of the names, identities and cameras in their order; and ``sha256`` of
+        all of these.
+    """
+    query, gallery = splits[protocol.query], splits[protocol.gallery]
+    facts = {
+        "camera_rule": CAMERA_RULE,
+        "junk_rule": JUNK_RULE,
+        "num_query": len(query),
+        "num_gallery": len(gallery),
+        "query_sha256": _digest(_known(query)),
+        "gallery_sha256": _digest(_known(gallery)),
+    }
+    return facts | {"sha256": _digest(facts)}
 
 
 def _digest(values: Any) -> str:

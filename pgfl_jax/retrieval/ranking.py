@@ -5,7 +5,8 @@ A step takes arrays and gives arrays; no step holds a distance for every pair. O
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from pgfl_jax.retrieval.blocks import Block, Ranking, Rows, in_threads, row_bloc
 from pgfl_jax.retrieval.inputs import as_rows
 from pgfl_jax.retrieval.metrics import Labels, RetrievalMetrics, evaluate_blocks
 from pgfl_jax.retrieval.protocols import EvaluationError, Images, Protocol
+from pgfl_jax.retrieval.queries import TOP
 from pgfl_jax.retrieval.sharded import evaluate_embeddings, rank_blocks
 
 
@@ -49,8 +51,13 @@ def rank(
         parts = rank_blocks(*rows, top, mesh)
     else:
         parts = (nearest(block, top) for block in cosine_blocks(*rows))
-    empty = np.empty((0, top), np.int64), np.empty((0, top), np.result_type(*rows))
-    indices, distances = zip(empty, *parts, strict=True)
+    empty = Ranking(np.empty((0, top), np.int64), np.empty((0, top), np.result_type(*rows)))
+    return _joined([empty, *parts])
+
+
+def _joined(parts: Iterable[Ranking]) -> Ranking:
+    """The rankings of blocks of queries as one."""
+    indices, distances = zip(*parts, strict=True)
     return Ranking(np.concatenate(indices), np.concatenate(distances))
 
 
@@ -124,6 +131,18 @@ def _bounds(distances: Block, top: int) -> Float[np.ndarray, " block"]:
     return np.partition(minima, top - 1, axis=1)[:, top - 1]
 
 
+class Ranked(NamedTuple):
+    """What is kept of the rankings of a protocol.
+
+    Attributes:
+        metrics: the scores.
+        nearest: (Q, T) gallery items, junk among them.
+    """
+
+    metrics: RetrievalMetrics
+    nearest: Ranking
+
+
 def rank_protocol(
     embeddings: Mapping[str, Float[np.ndarray, "images channels"]],
     protocol: Protocol,
@@ -131,7 +150,7 @@ def rank_protocol(
     *,
     max_rank: int,
     mesh: Mesh | None = None,
-) -> RetrievalMetrics:
+) -> Ranked:
     """Rank a protocol's gallery by cosine distance, and score the rankings.
 
     Args:
@@ -148,8 +167,26 @@ def rank_protocol(
     with naming(protocol):
         labels = protocol_labels(protocol, splits)
         if mesh is None or mesh.devices.flat[0].platform == "cpu":
-            return evaluate_blocks(cosine_blocks(*rows), labels, max_rank=max_rank)
-        return evaluate_embeddings(*rows, labels, mesh, max_rank=max_rank)
+            return rank_and_score(cosine_blocks(*rows), labels, max_rank=max_rank)
+        metrics = evaluate_embeddings(*rows, labels, mesh, max_rank=max_rank)
+        return Ranked(metrics, _joined(rank_blocks(*rows, min(TOP, len(rows[1])), mesh)))
+
+
+def rank_and_score(blocks: Iterable[Block], labels: Labels, *, max_rank: int) -> Ranked:
+    """Score rankings and keep the nearest items, from one pass over blocks of distances.
+
+    Raises:
+        ValueError: as :func:`pgfl_jax.retrieval.evaluate_retrieval`.
+    """
+    kept = []
+
+    def keep() -> Iterator[Block]:
+        for block in blocks:
+            yield block  # the scores refuse what cannot be ranked
+            kept.append(nearest(block, min(TOP, block.shape[1])))
+
+    metrics = evaluate_blocks(keep(), labels, max_rank=max_rank)
+    return Ranked(metrics, _joined(kept))
 
 
 def protocol_labels(protocol: Protocol, splits: Mapping[str, Images]) -> Labels:

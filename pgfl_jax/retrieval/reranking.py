@@ -37,9 +37,14 @@ from pgfl_jax.report.writers import duration
 from pgfl_jax.retrieval import blocks
 from pgfl_jax.retrieval.blocks import Block, Rows, in_threads, row_blocks
 from pgfl_jax.retrieval.inputs import as_rows
-from pgfl_jax.retrieval.metrics import RetrievalMetrics, evaluate_blocks
 from pgfl_jax.retrieval.protocols import Images, Protocol
-from pgfl_jax.retrieval.ranking import naming, nearest, protocol_labels
+from pgfl_jax.retrieval.ranking import (
+    Ranked,
+    naming,
+    nearest,
+    protocol_labels,
+    rank_and_score,
+)
 
 _SMALL_BLOCK = 2**20
 _COLUMNS = 2048  # of a product that is written into a larger array
@@ -162,7 +167,7 @@ def rerank_protocol(
     splits: Mapping[str, Images],
     *,
     max_rank: int,
-) -> RetrievalMetrics:
+) -> Ranked:
     """Score a protocol's rankings after re-ranking, beside :func:`.ranking.rank_protocol`.
 
     Args:
@@ -187,7 +192,7 @@ def rerank_protocol(
     with naming(protocol):
         labels = protocol_labels(protocol, splits)
         distances = k_reciprocal_blocks(*rows, quiet=not is_primary())
-        return evaluate_blocks(distances, labels, max_rank=max_rank)
+        return rank_and_score(distances, labels, max_rank=max_rank)
 
 
 def check_memory(

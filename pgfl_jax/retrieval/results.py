@@ -2,48 +2,69 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pgfl_jax.config import EvalConfig
+from pgfl_jax.report.writers import embedding_label
 from pgfl_jax.retrieval.metrics import RetrievalMetrics, bootstrap_interval
-from pgfl_jax.retrieval.protocols import Images, Protocol
+from pgfl_jax.retrieval.protocols import Images, Protocol, fingerprint
+from pgfl_jax.retrieval.queries import QueryResults
 
 CMC_RANKS = (1, 3, 5, 10, 20)
 
 
-def protocol_result(
-    protocol: Protocol,
-    splits: Mapping[str, Images],
-    metrics: RetrievalMetrics,
-    config: EvalConfig,
-    *,
-    seed: int,
-    rerank: bool = False,
-    **origin: Any,
+class Evaluation(NamedTuple):
+    """The results of one embedding on one protocol.
+
+    Attributes:
+        scores: ready for JSON; fractions in [0, 1].
+        queries: the result of each query.
+    """
+
+    scores: dict[str, Any]
+    queries: QueryResults
+
+
+def result_path(folder: Path, result: Mapping[str, Any], *, kind: str = "", suffix: str) -> Path:
+    """The file of a result: ``<protocol>[.<embedding>][.<kind>][.<checkpoint>].<type>``.
+
+    Args:
+        folder: ``results`` of a run.
+        result: the scores.
+        kind: empty for the scores themselves, or what else the file holds.
+        suffix: the checkpoint, if it is not the newest, and the type: ``.best.json``.
+
+    >>> scored = {"protocol": "query", "embedding": "parts", "parameters": "trained"}
+    >>> scored["rerank"] = False
+    >>> result_path(Path("results"), scored, kind="queries", suffix=".best.parquet").name
+    'query.parts.queries.best.parquet'
+    """
+    label = embedding_label(result).split(".")
+    parts = [result["protocol"], *(part for part in label if part != "main"), kind]
+    return folder / (".".join(part for part in parts if part) + suffix)
+
+
+def protocol_facts(
+    protocol: Protocol, splits: Mapping[str, Images], *, rerank: bool, **origin: Any
 ) -> dict[str, Any]:
-    """The content of one file of ``results/``, except for the time that it took.
+    """What was ranked, for every file of a result.
 
     Args:
         protocol: names data set and splits.
         splits: by name.
-        metrics: of the protocol's ranking.
-        config: bins and number of resamples.
-        seed: of the bootstrap.
         rerank: whether the rankings are re-ranked.
         **origin: where the embeddings come from: ``step``, ``embedding``, ``parameters``.
     """
-    query, gallery = splits[protocol.query], splits[protocol.gallery]
     return {
         "dataset": protocol.dataset,
         "protocol": protocol.name,
         **origin,
         "distance": "cosine",
         "rerank": rerank,
-        "num_query": len(query.identities),
-        "num_gallery": len(gallery.identities),
-        **scores(metrics, query.occlusion, config, seed=seed),
+        "fingerprint": fingerprint(protocol, splits),
     }
 
 

@@ -162,7 +162,8 @@ def measure(config: Config, name: str) -> dict[str, Any]:
     trained = _train(side.step, progress(batches, NAMES[name], total=experiment.num_steps))
     memory = _memory()
     mesh = make_mesh(jax.devices()[:1])
-    results = evaluate(side.embed, side.state(), evaluation, config.eval, mesh, seed=config.seed)
+    found = evaluate(side.embed, side.state(), evaluation, config.eval, mesh, seed=config.seed)
+    results = [result.scores for result in found]
     return trained | {
         "scores": {r["protocol"]: {"mAP": r["mAP"], "Rank-1": r["cmc"]["1"]} for r in results},
         "memory_mib": memory,

@@ -173,7 +173,7 @@ def test_a_run_without_its_checkpoints_says_that_it_starts_over(drive, undisturb
     workdir = _copy(undisturbed, tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints")
     # As after a kill during the first save: evaluated at step 0, and a few steps logged.
-    for path in (workdir / "results").iterdir():
+    for path in (workdir / "results").glob("*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"step": 0}))
     lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
     early = [line for line in lines if json.loads(line)["step"] <= 20]  # the next save

@@ -55,6 +55,10 @@ def _read_images(state, batch):
 STATE = TrainState(step=7, params={}, batch_stats={}, opt_state=(), average=None)
 
 
+def _scores(data, config, mesh):
+    return [e.scores for e in evaluate(_read_images, STATE, data, config, mesh, seed=0)]
+
+
 def test_a_hand_made_ranking_gets_its_scores(tiny_config):
     config = dataclasses.replace(tiny_config().eval, occlusion_bins=(0.0, 0.5, 1.0))
     angles = np.radians([0, 10, 20, 30, 40, 90])
@@ -69,7 +73,7 @@ def test_a_hand_made_ranking_gets_its_scores(tiny_config):
         protocols=[Protocol("toy", "by hand", "query", "gallery")],
     )
     mesh = make_mesh(jax.devices()[:2])
-    (result,) = evaluate(_read_images, STATE, data, config, mesh, seed=0)
+    (result,) = _scores(data, config, mesh)
     assert result["mAP"] == pytest.approx((0.5 + 1) / 2)
     assert result["mINP"] == pytest.approx((2 / 4 + 1) / 2)
     assert result["cmc"] == {"1": 0.5, "3": 1.0, "5": 1.0, "10": 1.0, "20": 1.0}
@@ -141,7 +145,7 @@ def test_a_teacher_is_scored_on_the_images_with_a_pose(tiny_config):
         protocols=[Protocol("toy", "by hand", "query", "gallery")],
     )
     mesh = make_mesh(jax.devices()[:2])
-    main, teacher = evaluate(_read_images, STATE, data, config, mesh, seed=0)
+    main, teacher = _scores(data, config, mesh)
     # Query 1 at 90 degrees finds 60° (wrong), 30°, 20° (wrong), 10°.
     assert main["mAP"] == pytest.approx(((1 / 2 + 2 / 4) + (1 / 2 + 2 / 4)) / 4)
     assert (main["num_query"], main["num_gallery"]) == (2, 4) and "without_pose" not in main
@@ -165,7 +169,7 @@ def test_re_ranking_is_scored_beside_the_plain_ranking(tiny_config, capsys):
     protocols = [Protocol(name, "toy", "query", name) for name in ("gallery", "single")]
     mesh = make_mesh(jax.devices()[:2])
     data = EvaluationData(splits, protocols)
-    plain, again, *_ = evaluate(_read_images, STATE, data, config, mesh, seed=0)
+    plain, again, *_ = _scores(data, config, mesh)
     assert [plain["rerank"], again["rerank"]] == [False, True]
     query, gallery = (np.float32(rows[chosen]) for chosen in (first, ~first))
     for result, distances in (
@@ -199,7 +203,10 @@ def test_the_files_of_re_ranked_scores(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluator, "_embed", _read_images)
     evaluator(STATE)
     names = {path.name for path in (tmp_path / "results").iterdir()}
-    assert names == {"toy.best.json", "toy.rerank.best.json"}
+    assert names == {
+        "toy.best.json", "toy.queries.best.parquet",
+        "toy.rerank.best.json", "toy.rerank.queries.best.parquet",
+    }  # fmt: skip
     monkeypatch.setattr(reranking, "_available_bytes", lambda: 0)
     with pytest.raises(UserError, match="re-ranking 8 images needs"):
         evaluator.dry_run(STATE)  # before training, not hours later
