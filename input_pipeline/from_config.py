@@ -47,7 +47,9 @@ from pgfl_jax.train import TrainingData
 
 _DRY_RUN_QUERIES = 4  # queries of each protocol
 # What pgfl_jax.retrieval.evaluate appends to the names of results.
-_RESULT_SUFFIXES = frozenset({"average", "best", "rerank", "untrained", "foreground", "parts"})
+_RESULT_SUFFIXES = frozenset(
+    {"average", "best", "calibration", "foreground", "parts", "queries", "rerank", "untrained"}
+)
 
 
 def open_builder(config: Config, name: str) -> Any:

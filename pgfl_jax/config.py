@@ -62,6 +62,10 @@ _Checkpoint = Annotated[
         "must be newest, best, untrained or a step",
     ),
 ]
+_Rates = Annotated[
+    tuple[float, ...],
+    Check(lambda rates: all(0 < rate < 1 for rate in rates), "must be in (0, 1)"),
+]
 _Steps = Annotated[
     tuple[int, ...],
     Check(
@@ -290,6 +294,8 @@ class EvalConfig:
     occlusion_bins: tuple[float, ...] = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0)
     # Resamples of the 95 % intervals over queries.
     bootstrap_resamples: PositiveInt = 1000
+    # Rates of accepted pairs of different people, in (0, 1), that a threshold is calibrated for.
+    false_accept_rates: _Rates = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -108,7 +108,7 @@ def results(workdir):
     """Every result, without its timing."""
     paths = (workdir / "results").glob("*.json")
     found = {path.name: json.loads(path.read_text()) for path in paths}
-    return {name: value | {"seconds": 0} for name, value in found.items()}
+    return {name: value | {"seconds": 0} for name, value in found.items() if "mAP" in value}
 
 
 def steps(workdir):

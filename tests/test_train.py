@@ -143,7 +143,7 @@ def test_an_untrained_network_is_scored_without_a_run(undisturbed, tiny_config, 
         assert result["step"] == 0
         assert result["mAP"] == pytest.approx(before[f"{result['protocol']}/main/mAP"], abs=1e-6)
     written = {path.name for path in (tmp_path / "results").iterdir()}
-    names = "untrained.json", "queries.untrained.parquet"
+    names = "untrained.json", "calibration.untrained.json", "queries.untrained.parquet"
     assert written == {f"{protocol}.{n}" for protocol in ("occluded", "holistic") for n in names}
 
 

@@ -3,9 +3,11 @@
 import functools
 import itertools
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from pgfl_jax.checkpoint import choose_step, open_checkpoints
@@ -15,10 +17,12 @@ from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.experiment import Experiment, Pretrained
 from pgfl_jax.report.manifest import check_same_run, read_run
 from pgfl_jax.report.writers import replace_bytes, score_table, write_json
+from pgfl_jax.retrieval.calibration import calibrate
 from pgfl_jax.retrieval.embeddings import EmbedFn, embed_split, make_embed
-from pgfl_jax.retrieval.protocols import EvaluationData
+from pgfl_jax.retrieval.pairs import PairCounter
+from pgfl_jax.retrieval.protocols import EvaluationData, Images, Protocol
 from pgfl_jax.retrieval.queries import encode_queries, query_results
-from pgfl_jax.retrieval.ranking import rank_protocol
+from pgfl_jax.retrieval.ranking import protocol_labels, rank_protocol
 from pgfl_jax.retrieval.reranking import check_memory, rerank_protocol
 from pgfl_jax.retrieval.results import Evaluation, protocol_facts, result_path, scores
 from pgfl_jax.train_state import TrainState
@@ -87,15 +91,44 @@ def _evaluate(
             }
         for rerank in (False, True) if config.rerank else (False,):
             started = time.perf_counter()
-            rank = rerank_protocol if rerank else functools.partial(rank_protocol, mesh=mesh)
-            ranked = rank(rows, protocol, images, max_rank=config.max_rank)
             facts = protocol_facts(protocol, images, rerank=rerank, **origin)
-            queries = query_results(query, gallery, ranked.metrics, ranked.nearest, facts)
-            scored = scores(ranked.metrics, query.occlusion, config, seed=seed)
+            result = _result(rows, protocol, images, facts, config, mesh, seed=seed)
             rank_seconds = time.perf_counter() - started
             seconds = {"embed_all_splits": embed_seconds, "rank": rank_seconds}
-            results.append(Evaluation(facts | counts | scored | {"seconds": seconds}, queries))
+            whole = facts | counts | result.scores | {"seconds": seconds}
+            results.append(result._replace(scores=whole))
     return results
+
+
+def _result(
+    rows: Mapping[str, np.ndarray],
+    protocol: Protocol,
+    images: Mapping[str, Images],
+    facts: Mapping[str, Any],
+    config: EvalConfig,
+    mesh: Mesh,
+    *,
+    seed: int,
+) -> Evaluation:
+    """Rank, score and calibrate; ``facts`` says what is ranked."""
+    query, gallery = images[protocol.query], images[protocol.gallery]
+    calibration = None
+    if facts["rerank"]:
+        ranked = rerank_protocol(rows, protocol, images, max_rank=config.max_rank)
+    else:
+        pairs = PairCounter(protocol_labels(protocol, images))
+        ranked = rank_protocol(
+            rows, protocol, images, max_rank=config.max_rank, mesh=mesh, pairs=pairs
+        )
+        calibration = {"scored": facts} | calibrate(
+            pairs.result(),
+            config.false_accept_rates,
+            seed=seed,
+            resamples=config.bootstrap_resamples,
+        )
+    scored = scores(ranked.metrics, query.occlusion, config, seed=seed)
+    queries = query_results(query, gallery, ranked.metrics, ranked.nearest, facts)
+    return Evaluation(scored, queries, calibration)
 
 
 class Evaluator:
@@ -105,8 +138,9 @@ class Evaluator:
     ``results/<protocol>.<teacher>.json``, those of averaged parameters in
     ``results/<protocol>.average.json``, and those after re-ranking in
     ``results/<protocol>.rerank.json``. Beside each, ``results/<protocol>.queries.parquet`` holds
-    the result of each query (:mod:`pgfl_jax.retrieval.queries`). The newest evaluation replaces
-    the one before it.
+    the result of each query (:mod:`pgfl_jax.retrieval.queries`), and, unless it is re-ranked,
+    ``results/<protocol>.calibration.json`` the error rates over thresholds
+    (:mod:`pgfl_jax.retrieval.calibration`). The newest evaluation replaces the one before it.
     """
 
     def __init__(
@@ -156,6 +190,10 @@ class Evaluator:
         queries = path(kind="queries", suffix=f"{self._suffix}.parquet")
         queries.parent.mkdir(exist_ok=True)
         replace_bytes(queries, encode_queries(evaluation.queries))
+        if evaluation.calibration:
+            write_json(
+                path(kind="calibration", suffix=f"{self._suffix}.json"), evaluation.calibration
+            )
         write_json(path(suffix=f"{self._suffix}.json"), evaluation.scores)
 
     def _evaluate(self, state: TrainState, data: EvaluationData) -> list[Evaluation]:

@@ -195,7 +195,7 @@ def _score_rows(
 ) -> Float[np.ndarray, "3 rows"]:
     """The scores of some rows of a block whose first row is query ``start``."""
     distances, queries = block[rows], slice(start + rows.start, start + rows.stop)
-    _check_finite(distances, queries.start)
+    check_finite(distances, queries.start)
     matches, junk = labels.pairs(queries)
     return query_scores(matches.row, _ranks(distances, matches, junk), len(distances))
 
@@ -328,7 +328,7 @@ def _kind(labels: np.ndarray) -> str:
     return {"U": "strings", "S": "bytes", "O": "objects"}.get(plain.dtype.kind, "numbers")
 
 
-def _check_finite(block: Shaped[np.ndarray, "block gallery"], start: int) -> None:
+def check_finite(block: Shaped[np.ndarray, "block gallery"], start: int) -> None:
     """Raises ValueError naming the first query and gallery index without a finite distance."""
     finite = np.isfinite(block)
     if not finite.all():

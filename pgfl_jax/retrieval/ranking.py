@@ -16,9 +16,10 @@ from jaxtyping import Float
 from pgfl_jax.retrieval.blocks import Block, Ranking, Rows, in_threads, row_blocks
 from pgfl_jax.retrieval.inputs import as_rows
 from pgfl_jax.retrieval.metrics import Labels, RetrievalMetrics, evaluate_blocks
+from pgfl_jax.retrieval.pairs import PairCounter
 from pgfl_jax.retrieval.protocols import EvaluationError, Images, Protocol
 from pgfl_jax.retrieval.queries import TOP
-from pgfl_jax.retrieval.sharded import evaluate_embeddings, rank_blocks
+from pgfl_jax.retrieval.sharded import distance_blocks, evaluate_embeddings, rank_blocks
 
 
 def rank(
@@ -150,6 +151,7 @@ def rank_protocol(
     *,
     max_rank: int,
     mesh: Mesh | None = None,
+    pairs: PairCounter | None = None,
 ) -> Ranked:
     """Rank a protocol's gallery by cosine distance, and score the rankings.
 
@@ -159,6 +161,7 @@ def rank_protocol(
         splits: by name.
         max_rank: length of the CMC.
         mesh: its accelerators do the work; without any, NumPy does.
+        pairs: collects the distances of matches and impostors.
 
     Raises:
         EvaluationError: no query has a match under another camera.
@@ -167,13 +170,18 @@ def rank_protocol(
     with naming(protocol):
         labels = protocol_labels(protocol, splits)
         if mesh is None or mesh.devices.flat[0].platform == "cpu":
-            return rank_and_score(cosine_blocks(*rows), labels, max_rank=max_rank)
+            return rank_and_score(cosine_blocks(*rows), labels, max_rank=max_rank, pairs=pairs)
         metrics = evaluate_embeddings(*rows, labels, mesh, max_rank=max_rank)
+        if pairs:
+            for block in distance_blocks(*rows, mesh):
+                pairs.add(block)
         return Ranked(metrics, _joined(rank_blocks(*rows, min(TOP, len(rows[1])), mesh)))
 
 
-def rank_and_score(blocks: Iterable[Block], labels: Labels, *, max_rank: int) -> Ranked:
-    """Score rankings and keep the nearest items, from one pass over blocks of distances.
+def rank_and_score(
+    blocks: Iterable[Block], labels: Labels, *, max_rank: int, pairs: PairCounter | None = None
+) -> Ranked:
+    """Score rankings, keep the nearest items and count pairs, in one pass over blocks of distances.
 
     Raises:
         ValueError: as :func:`pgfl_jax.retrieval.evaluate_retrieval`.
@@ -184,6 +192,8 @@ def rank_and_score(blocks: Iterable[Block], labels: Labels, *, max_rank: int) ->
         for block in blocks:
             yield block  # the scores refuse what cannot be ranked
             kept.append(nearest(block, min(TOP, block.shape[1])))
+            if pairs:
+                pairs.add(block)
 
     metrics = evaluate_blocks(keep(), labels, max_rank=max_rank)
     return Ranked(metrics, _joined(kept))

@@ -22,10 +22,12 @@ class Evaluation(NamedTuple):
     Attributes:
         scores: ready for JSON; fractions in [0, 1].
         queries: the result of each query.
+        calibration: ready for JSON; None after re-ranking, whose distances depend on the gallery.
     """
 
     scores: dict[str, Any]
     queries: QueryResults
+    calibration: dict[str, Any] | None
 
 
 def result_path(folder: Path, result: Mapping[str, Any], *, kind: str = "", suffix: str) -> Path:

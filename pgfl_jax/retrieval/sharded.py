@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from pgfl_jax.distributed.sharding import AXES, batch_sharding, replicated
-from pgfl_jax.retrieval.blocks import Ranking, Rows, row_blocks
+from pgfl_jax.retrieval.blocks import Block, Ranking, Rows, row_blocks
 from pgfl_jax.retrieval.metrics import (
     Labels,
     Pairs,
@@ -32,6 +32,15 @@ def rank_blocks(query: Rows, gallery: Rows, top: int, mesh: Mesh) -> Iterator[Ra
     for rows, size in _blocks(query, gallery, mesh):
         found = run(everything, _split(query[rows], size, mesh))
         yield Ranking(*(np.asarray(part)[: rows.stop - rows.start] for part in found))
+
+
+def distance_blocks(query: Rows, gallery: Rows, mesh: Mesh) -> Iterator[Block]:
+    """The distances of all queries, a block at a time, in float32."""
+    run = _over_queries(_distances, mesh)
+    everything = _everywhere(gallery, mesh)
+    for rows, size in _blocks(query, gallery, mesh):
+        block = run(everything, _split(query[rows], size, mesh))
+        yield np.asarray(block)[: rows.stop - rows.start]
 
 
 def evaluate_embeddings(

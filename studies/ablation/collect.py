@@ -87,6 +87,8 @@ def finished(workdir: Path, grid: Grid) -> Run | None:
     scores: dict[str, dict[str, dict[str, float]]] = {}
     for path in sorted(workdir.glob("results/*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
+        if "rerank" not in result:  # a calibration
+            continue
         origin = result["dataset"].rpartition("/")[0]  # without the version
         if result["step"] != last or result["rerank"] or origin not in grid.datasets:
             continue

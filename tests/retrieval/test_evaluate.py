@@ -204,7 +204,7 @@ def test_the_files_of_re_ranked_scores(tiny_config, tmp_path, monkeypatch):
     evaluator(STATE)
     names = {path.name for path in (tmp_path / "results").iterdir()}
     assert names == {
-        "toy.best.json", "toy.queries.best.parquet",
+        "toy.best.json", "toy.queries.best.parquet", "toy.calibration.best.json",
         "toy.rerank.best.json", "toy.rerank.queries.best.parquet",
     }  # fmt: skip
     monkeypatch.setattr(reranking, "_available_bytes", lambda: 0)
