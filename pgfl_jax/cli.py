@@ -267,12 +267,38 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def compare(arguments: argparse.Namespace) -> int:
+    """Compare runs with the first one, query by query.
+
+    Prints how much each run is better or worse in mAP, Rank-1 and Rank-5, with 95 % intervals of a
+    paired bootstrap over queries. All must have been scored on the same images. A file
+    ``results/*.queries.parquet`` may stand for a run.
+    """
+    from pgfl_jax.retrieval.compare import describe
+
+    if len(arguments.runs) < 2:
+        raise UserError("give two runs or more; the others are compared with the first")
+    print(describe(arguments.runs, checkpoint=arguments.checkpoint, embedding=arguments.embedding))
+    return 0
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="the runs' folders")
+    parser.add_argument(
+        "--checkpoint", default="newest", help="newest (default), best, untrained or a step"
+    )
+    parser.add_argument(
+        "--embedding", default="main", help="main (default), foreground, parts, average or rerank"
+    )
+
+
 COMMANDS: Mapping[str, tuple[Callable[..., int], Callable[[argparse.ArgumentParser], None]]] = {
     "info": (info, _info_arguments),
     "embed": (embed, _embed_arguments),
     "search": (search, _search_arguments),
     "index": (index, _index_arguments),
     "evaluate": (evaluate, _info_arguments),
+    "compare": (compare, _compare_arguments),
     "export": (export, _export_arguments),
     "verify": (verify, _verify_arguments),
 }
