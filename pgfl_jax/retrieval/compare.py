@@ -20,7 +20,8 @@ from jaxtyping import Float
 
 from pgfl_jax.errors import UserError
 from pgfl_jax.retrieval.metrics import bootstrap_interval
-from pgfl_jax.retrieval.queries import QueryResults, read_queries
+from pgfl_jax.retrieval.queries import read_queries
+from pgfl_jax.retrieval.query_results import QueryResults
 
 MEASURES = "mAP", "Rank-1", "Rank-5"
 RESAMPLES = 2_000

@@ -21,7 +21,7 @@ from pgfl_jax.retrieval.calibration import calibrate
 from pgfl_jax.retrieval.embeddings import EmbedFn, embed_split, make_embed
 from pgfl_jax.retrieval.pairs import PairCounter
 from pgfl_jax.retrieval.protocols import EvaluationData, Images, Protocol
-from pgfl_jax.retrieval.queries import encode_queries, query_results
+from pgfl_jax.retrieval.query_results import query_results
 from pgfl_jax.retrieval.ranking import protocol_labels, rank_protocol
 from pgfl_jax.retrieval.reranking import check_memory, rerank_protocol
 from pgfl_jax.retrieval.results import Evaluation, protocol_facts, result_path, scores
@@ -186,6 +186,8 @@ class Evaluator:
 
     def _write(self, evaluation: Evaluation) -> None:
         """Write the files of a result, its scores last."""
+        from pgfl_jax.retrieval.queries import encode_queries  # late: pyarrow is slow to import
+
         path = functools.partial(result_path, self._workdir / "results", evaluation.scores)
         queries = path(kind="queries", suffix=f"{self._suffix}.parquet")
         queries.parent.mkdir(exist_ok=True)

@@ -24,108 +24,25 @@ file's metadata has, under ``pgfl_jax``, the JSON object :attr:`QueryResults.fac
 ``fingerprint``. Teachers are ranked on images with a pose alone, and rows count these.
 """
 
-import dataclasses
 import io
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+import pyarrow
+from jaxtyping import Shaped
+from pyarrow import parquet
 
 from pgfl_jax.errors import UserError
 from pgfl_jax.retrieval.blocks import Ranking
-from pgfl_jax.retrieval.metrics import Labels, RetrievalMetrics
 from pgfl_jax.retrieval.protocols import Images
+from pgfl_jax.retrieval.query_results import QueryResults
 
-if TYPE_CHECKING:
-    from pyarrow import Array, Table
-
-TOP = 50
-"""Gallery items that are kept of each ranking."""
-
-RELATIONS = np.array(["impostor", "match", "junk"], object)
 METADATA = b"pgfl_jax"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class QueryResults:
-    """What became of each of Q queries.
-
-    Attributes:
-        facts: what was ranked, as in the scores' JSON.
-        query: the queries.
-        num_matches: (Q,) gallery items of the identity under other cameras.
-        num_junk: (Q,) gallery items of the identity under the query's camera.
-        average_precision: (Q,) in [0, 1]; NaN for a skipped query.
-        first_match_rank: (Q,) from 1; NaN for a skipped query.
-        nearest: (Q, T) gallery rows and distances; junk is among them.
-        filenames: (Q, T) of the nearest.
-        identities: (Q, T) of the nearest.
-        cameras: (Q, T) of the nearest.
-        relations: (Q, T) ``match``, ``junk`` or ``impostor``.
-    """
-
-    facts: Mapping[str, Any]
-    query: Images
-    num_matches: Int[np.ndarray, " queries"]
-    num_junk: Int[np.ndarray, " queries"]
-    average_precision: Float[np.ndarray, " queries"]
-    first_match_rank: Float[np.ndarray, " queries"]
-    nearest: Ranking
-    filenames: Shaped[np.ndarray, "queries top"]
-    identities: Shaped[np.ndarray, "queries top"]
-    cameras: Shaped[np.ndarray, "queries top"]
-    relations: Shaped[np.ndarray, "queries top"]
-
-
-def query_results(
-    query: Images,
-    gallery: Images,
-    metrics: RetrievalMetrics,
-    nearest: Ranking,
-    facts: Mapping[str, Any],
-) -> QueryResults:
-    """Join the scores of Q queries with what is known about the images.
-
-    Args:
-        query: Q images.
-        gallery: G images.
-        metrics: of the rankings.
-        nearest: (Q, T) gallery rows and distances.
-        facts: what was ranked.
-    """
-    labels = Labels(query.identities, gallery.identities, query.cameras, gallery.cameras)
-    matches, junk = (
-        np.bincount(pairs.row, minlength=len(query)) for pairs in labels.pairs(slice(None))
-    )
-    identities, cameras = gallery.identities[nearest.indices], gallery.cameras[nearest.indices]
-    same = identities == query.identities[:, None]
-    relations = same + (same & (cameras == query.cameras[:, None])).astype(int)
-    return QueryResults(
-        facts=facts,
-        query=query,
-        num_matches=matches,
-        num_junk=junk,
-        average_precision=metrics.average_precision,
-        first_match_rank=metrics.first_match_rank,
-        nearest=nearest,
-        filenames=gallery.filenames[nearest.indices],
-        identities=identities,
-        cameras=cameras,
-        relations=RELATIONS[relations],
-    )
-
-
 def encode_queries(results: QueryResults) -> bytes:
-    """The Parquet file of some results.
-
-    Raises:
-        UserError: pyarrow is not installed.
-    """
-    pyarrow = _pyarrow()
+    """The content of the Parquet file of some results."""
     query = results.query
     columns = {
         "query": np.arange(len(query), dtype=np.int32),
@@ -151,7 +68,7 @@ def encode_queries(results: QueryResults) -> bytes:
     arrays |= {name: _lists(values) for name, values in lists.items()}
     table = pyarrow.table(arrays).replace_schema_metadata({METADATA: json.dumps(results.facts)})
     file = io.BytesIO()
-    pyarrow.parquet.write_table(table, file, compression="zstd")
+    parquet.write_table(table, file, compression="zstd")
     return file.getvalue()
 
 
@@ -160,12 +77,11 @@ def read_queries(path: Path) -> QueryResults:
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: the file is damaged or another one, or pyarrow is not installed.
+        UserError: the file is damaged, or another one.
     """
-    pyarrow = _pyarrow()
     content = path.read_bytes()
     try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
+        table = parquet.read_table(pyarrow.BufferReader(content))
         return _from_table(table)
     except (LookupError, TypeError, ValueError, OSError) as error:  # pyarrow's derive from these
         reason = str(error).partition("\n")[0]
@@ -175,7 +91,7 @@ def read_queries(path: Path) -> QueryResults:
         ) from error
 
 
-def _from_table(table: "Table") -> QueryResults:
+def _from_table(table: pyarrow.Table) -> QueryResults:
     column = {name: table[name].combine_chunks() for name in table.column_names}
     known = {
         name: column[name].to_numpy(zero_copy_only=False)
@@ -200,25 +116,12 @@ def _from_table(table: "Table") -> QueryResults:
     )
 
 
-def _lists(values: Shaped[np.ndarray, "queries top"]) -> "Array":
+def _lists(values: Shaped[np.ndarray, "queries top"]) -> pyarrow.Array:
     """The rows of a table as lists."""
-    pyarrow = _pyarrow()
     ends = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
     return pyarrow.ListArray.from_arrays(pyarrow.array(ends), pyarrow.array(values.ravel()))
 
 
-def _rows(lists: "Array") -> Shaped[np.ndarray, "queries top"]:
+def _rows(lists: pyarrow.Array) -> Shaped[np.ndarray, "queries top"]:
     """The inverse of :func:`_lists`."""
     return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1)
-
-
-def _pyarrow() -> ModuleType:
-    """Imported late: only this file format needs it."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(
-            f"the results of single queries need pyarrow ({error}); pip install pyarrow"
-        ) from error
-    return pyarrow

@@ -18,7 +18,7 @@ from pgfl_jax.retrieval.inputs import as_rows
 from pgfl_jax.retrieval.metrics import Labels, RetrievalMetrics, evaluate_blocks
 from pgfl_jax.retrieval.pairs import PairCounter
 from pgfl_jax.retrieval.protocols import EvaluationError, Images, Protocol
-from pgfl_jax.retrieval.queries import TOP
+from pgfl_jax.retrieval.query_results import TOP
 from pgfl_jax.retrieval.sharded import distance_blocks, evaluate_embeddings, rank_blocks
 
 

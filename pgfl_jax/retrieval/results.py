@@ -11,7 +11,7 @@ from pgfl_jax.config import EvalConfig
 from pgfl_jax.report.writers import embedding_label
 from pgfl_jax.retrieval.metrics import RetrievalMetrics, bootstrap_interval
 from pgfl_jax.retrieval.protocols import Images, Protocol, fingerprint
-from pgfl_jax.retrieval.queries import QueryResults
+from pgfl_jax.retrieval.query_results import QueryResults
 
 CMC_RANKS = (1, 3, 5, 10, 20)
 

@@ -7,7 +7,8 @@ from pgfl_jax import cli
 from pgfl_jax.errors import UserError
 from pgfl_jax.retrieval.compare import compare
 from pgfl_jax.retrieval.protocols import Images, Protocol
-from pgfl_jax.retrieval.queries import encode_queries, query_results
+from pgfl_jax.retrieval.queries import encode_queries
+from pgfl_jax.retrieval.query_results import query_results
 from pgfl_jax.retrieval.ranking import rank_protocol
 from pgfl_jax.retrieval.results import protocol_facts
 

@@ -6,7 +6,8 @@ import pytest
 from pgfl_jax.errors import UserError
 from pgfl_jax.retrieval import evaluate_retrieval, rank
 from pgfl_jax.retrieval.protocols import Images, Protocol, fingerprint
-from pgfl_jax.retrieval.queries import encode_queries, query_results, read_queries
+from pgfl_jax.retrieval.queries import encode_queries, read_queries
+from pgfl_jax.retrieval.query_results import query_results
 from pgfl_jax.retrieval.ranking import rank_protocol
 from pgfl_jax.retrieval.results import protocol_facts
 
