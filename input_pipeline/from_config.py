@@ -48,7 +48,17 @@ from pgfl_jax.train import TrainingData
 _DRY_RUN_QUERIES = 4  # queries of each protocol
 # What pgfl_jax.retrieval.evaluate appends to the names of results.
 _RESULT_SUFFIXES = frozenset(
-    {"average", "best", "calibration", "foreground", "parts", "queries", "rerank", "untrained"}
+    {
+        "average",
+        "best",
+        "calibration",
+        "foreground",
+        "joined",
+        "parts",
+        "queries",
+        "rerank",
+        "untrained",
+    }
 )
 
 

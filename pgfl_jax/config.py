@@ -33,7 +33,8 @@ from pgfl_jax.options import (
 
 __all__ = ["NUM_PARTS", "Config", "ConfigError", "parse_config", "stored_config"]
 
-Embedding = Literal["main", "foreground", "parts"]
+Embedding = Literal["main", "foreground", "parts", "joined"]
+Distance = Literal["cosine", "euclidean"]
 InteractionVariant = Literal["off", "cross_classifier", "cross_triplet", "shared_classifier"]
 
 _AtLeastTwo = Annotated[int, Check(lambda n: n >= 2, "the triplet loss needs at least 2")]
@@ -282,8 +283,13 @@ class EvalConfig:
     checkpoint: _Checkpoint = "newest"
     # Images per evaluation batch at most, over all devices; a split is cut into even batches.
     batch_size: PositiveInt = 256
-    # main (images alone) · foreground, parts (the teachers, with the test set's poses)
+    # main (images alone) · foreground, parts (the teachers, with the test set's poses) · joined
+    # (these three in one row, for study)
     embeddings: tuple[Embedding, ...] = ("main",)
+    # True: embed each image and its mirror image, and take the mean.
+    flip: bool = False
+    # cosine (of rows of length 1) · euclidean (of the rows as they are)
+    distance: Distance = "cosine"
     # True: score k-reciprocal re-ranking too, beside the plain ranking (docs/method.md).
     rerank: bool = False
     # Length of the CMC curve.

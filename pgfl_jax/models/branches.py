@@ -12,6 +12,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 NUM_PARTS = 8
+# ``maps[..., PART_FLIP]`` swaps left and right parts, as input_pipeline.keypoints does.
+PART_FLIP = 0, 1, 3, 2, 5, 4, 7, 6
 EPSILON = 1e-6
 
 

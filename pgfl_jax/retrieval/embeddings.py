@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +10,19 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from pgfl_jax.config import Embedding
+from pgfl_jax.config import Distance, Embedding
 from pgfl_jax.distributed.devices import compiler_options
 from pgfl_jax.distributed.sharding import batch_sharding, replicated, shard_batch
 from pgfl_jax.experiment import Experiment
 from pgfl_jax.models import main_branch, unit_length
-from pgfl_jax.models.branches import pose_mask
+from pgfl_jax.models.branches import PART_FLIP, pose_mask
 from pgfl_jax.network_input import network_input
 from pgfl_jax.retrieval.protocols import EvaluationError, EvaluationSplit
 from pgfl_jax.train_state import TrainState
 
 _INPUTS = "images", "part_maps", "visibility"  # the latter two where a teacher is asked for
+
+BRANCHES = "main", "foreground", "parts"  # in the order in which they are joined
 
 EmbedFn = Callable[[TrainState, Mapping[str, Array]], tuple[dict[str, Array], Array]]
 
@@ -33,21 +36,31 @@ def make_embed(experiment: Experiment, mesh: Mesh, names: Sequence[Embedding]) -
         names: ``main`` (MB: from images alone), or teachers too, which need the batch's poses.
 
     Returns:
-        ``embed(state, batch)``: a dict from each name to (B, D) unit-length embeddings, and (B,)
-        which images have a usable pose (all of them if no teacher is asked for).
+        ``embed(state, batch)``: a dict from each name to (B, D) embeddings, of unit length unless
+        ``config.eval.distance`` is Euclidean, and (B,) which images have a usable pose (all of
+        them if no teacher is asked for).
     """
+    options, model = experiment.config.eval, experiment.model
+    scaled = unit_length if options.distance == "cosine" else lambda neck: neck
 
     def embed(state: TrainState, batch: Mapping[str, Array]) -> tuple[dict[str, Array], Array]:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        model, images = experiment.model, network_input(batch, experiment.config.data)
+        images = network_input(batch, experiment.config.data)
+        pose: tuple[Array, ...] = ()
+        usable = jnp.ones(len(images), bool)
         if set(names) == {"main"}:
-            outputs = model.apply(main_branch(variables), images, train=False)
-            usable = jnp.ones(len(images), bool)
+            variables = main_branch(variables)
         else:
             pose = batch["part_maps"], batch["visibility"]
-            outputs = model.apply(variables, images, *pose, train=False)
             usable = pose_mask(batch["visibility"]) > 0
-        return {name: unit_length(getattr(outputs, name).neck) for name in names}, usable
+        found = _necks(model.apply(variables, images, *pose, train=False))
+        if options.flip:
+            mirrored = model.apply(variables, *_mirrored(images, *pose), train=False)
+            found = jax.tree.map(lambda one, other: (one + other) / 2, found, _necks(mirrored))
+        rows = {name: scaled(neck) for name, neck in found.items()}
+        if "joined" in names:
+            rows["joined"] = scaled(jnp.concatenate([rows[name] for name in BRANCHES], axis=-1))
+        return {name: rows[name] for name in names}, usable
 
     # The state stays where it is. The results are gathered, so that every process has all rows.
     shardings = None, batch_sharding(mesh)
@@ -59,13 +72,27 @@ def make_embed(experiment: Experiment, mesh: Mesh, names: Sequence[Embedding]) -
     )
 
 
+def _necks(outputs: Any) -> dict[str, Array]:
+    """(B, D) output of each branch's BNNeck, from the network's outputs."""
+    branches = {name: getattr(outputs, name) for name in BRANCHES}
+    return {name: branch.neck for name, branch in branches.items() if branch is not None}
+
+
+def _mirrored(images: Array, *pose: Array) -> tuple[Array, ...]:
+    """Images, and their part maps and visibility if given, with left and right exchanged."""
+    if not pose:
+        return (images[:, :, ::-1],)
+    part_maps, visibility = pose
+    parts = jnp.array(PART_FLIP)
+    return images[:, :, ::-1], part_maps[:, :, ::-1, parts], visibility[:, parts]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Embedded:
     """The embeddings of N images.
 
     Attributes:
-        rows: (N, D) of unit length by the embedding's name; meaningless for a teacher's rows
-            without a pose.
+        rows: (N, D) by the embedding's name; meaningless for a teacher's rows without a pose.
         has_pose: (N,) which images have a pose that a teacher can use.
     """
 
@@ -77,8 +104,15 @@ class Embedded:
         return np.ones_like(self.has_pose) if name == "main" else self.has_pose
 
 
-def embed_split(embed: EmbedFn, state: TrainState, split: EvaluationSplit, mesh: Mesh) -> Embedded:
-    """Embed every image of a split.
+def embed_split(
+    embed: EmbedFn,
+    state: TrainState,
+    split: EvaluationSplit,
+    mesh: Mesh,
+    *,
+    distance: Distance = "cosine",
+) -> Embedded:
+    """Embed every image of a split, into rows of unit length for the cosine distance.
 
     Raises:
         EvaluationError: an embedding is not finite or has no length, and names the first images;
@@ -93,12 +127,20 @@ def embed_split(embed: EmbedFn, state: TrainState, split: EvaluationSplit, mesh:
     rows, has_pose = jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *batches)
     embedded = Embedded(rows, has_pose)
     for name in rows:
-        _check(name, rows[name][embedded.usable(name)], split.filenames[embedded.usable(name)])
+        usable = embedded.usable(name)
+        _check(name, rows[name][usable], split.filenames[usable], distance)
     return embedded
 
 
-def _check(name: str, rows: Float[np.ndarray, "images channels"], filenames: np.ndarray) -> None:
-    broken = np.flatnonzero(~(np.abs(np.linalg.norm(rows, axis=1) - 1) < 0.01))  # NaN, too
+def _check(
+    name: str,
+    rows: Float[np.ndarray, "images channels"],
+    filenames: np.ndarray,
+    distance: Distance,
+) -> None:
+    length = np.linalg.norm(rows, axis=1)
+    fine = np.abs(length - 1) < 0.01 if distance == "cosine" else (length > 0) & (length < np.inf)
+    broken = np.flatnonzero(~fine)  # NaN, too
     if broken.size:
         raise EvaluationError(
             f"{broken.size} of {len(rows)} embeddings ({name}) are zero or not finite, the first "

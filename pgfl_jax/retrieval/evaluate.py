@@ -22,7 +22,7 @@ from pgfl_jax.retrieval.embeddings import EmbedFn, embed_split, make_embed
 from pgfl_jax.retrieval.pairs import PairCounter
 from pgfl_jax.retrieval.protocols import EvaluationData, Images, Protocol
 from pgfl_jax.retrieval.query_results import query_results
-from pgfl_jax.retrieval.ranking import protocol_labels, rank_protocol
+from pgfl_jax.retrieval.ranking import largest_distance, protocol_labels, rank_protocol
 from pgfl_jax.retrieval.reranking import check_memory, rerank_protocol
 from pgfl_jax.retrieval.results import Evaluation, protocol_facts, result_path, scores
 from pgfl_jax.train_state import TrainState
@@ -74,7 +74,10 @@ def _evaluate(
 ) -> list[Evaluation]:
     """The results of one set of parameters, which ``parameters`` names."""
     started = time.perf_counter()
-    embedded = {name: embed_split(embed, state, split, mesh) for name, split in data.splits.items()}
+    embedded = {
+        name: embed_split(embed, state, split, mesh, distance=config.distance)
+        for name, split in data.splits.items()
+    }
     embed_seconds = time.perf_counter() - started
     results = []
     for embedding, protocol in itertools.product(config.embeddings, data.protocols):
@@ -91,7 +94,7 @@ def _evaluate(
             }
         for rerank in (False, True) if config.rerank else (False,):
             started = time.perf_counter()
-            facts = protocol_facts(protocol, images, rerank=rerank, **origin)
+            facts = protocol_facts(protocol, images, config, rerank=rerank, **origin)
             result = _result(rows, protocol, images, facts, config, mesh, seed=seed)
             rank_seconds = time.perf_counter() - started
             seconds = {"embed_all_splits": embed_seconds, "rank": rank_seconds}
@@ -116,9 +119,16 @@ def _result(
     if facts["rerank"]:
         ranked = rerank_protocol(rows, protocol, images, max_rank=config.max_rank)
     else:
-        pairs = PairCounter(protocol_labels(protocol, images))
+        limit = largest_distance(rows[protocol.query], rows[protocol.gallery], config.distance)
+        pairs = PairCounter(protocol_labels(protocol, images), limit=limit)
         ranked = rank_protocol(
-            rows, protocol, images, max_rank=config.max_rank, mesh=mesh, pairs=pairs
+            rows,
+            protocol,
+            images,
+            max_rank=config.max_rank,
+            distance=config.distance,
+            mesh=mesh,
+            pairs=pairs,
         )
         calibration = {"scored": facts} | calibrate(
             pairs.result(),

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 from jaxtyping import Float
 
+from pgfl_jax.config import Distance
 from pgfl_jax.retrieval.blocks import Block, Ranking, Rows, in_threads, row_blocks
 from pgfl_jax.retrieval.inputs import as_rows
 from pgfl_jax.retrieval.metrics import Labels, RetrievalMetrics, evaluate_blocks
@@ -94,6 +95,28 @@ def cosine_blocks(query: Rows, gallery: Rows) -> Iterator[Block]:
         yield cosine_distances(query[rows], gallery)
 
 
+def euclidean_blocks(query: Rows, gallery: Rows) -> Iterator[Block]:
+    """Euclidean distances in blocks, by |q|² + |g|² − 2 q·g: rounded where rows are near.
+
+    >>> next(euclidean_blocks(np.array([[3.0, 0.0]]), np.array([[0.0, 4.0], [3.0, 0.0]])))
+    array([[5., 0.]])
+    """
+    ours, theirs = (np.einsum("nd,nd->n", rows, rows) for rows in (query, gallery))
+    for rows in row_blocks(len(query), len(gallery) * np.result_type(query, gallery).itemsize):
+        block = query[rows] @ gallery.T
+        block *= -2
+        block += ours[rows, None]
+        block += theirs
+        yield np.sqrt(np.maximum(block, 0, out=block), out=block)
+
+
+def largest_distance(query: Rows, gallery: Rows, distance: Distance) -> float:
+    """A bound of all distances: 2 for the cosine, else the sum of the longest rows' lengths."""
+    if distance == "cosine":
+        return 2.0
+    return float(sum(np.linalg.norm(rows, axis=1).max(initial=0) for rows in (query, gallery)))
+
+
 def nearest(distances: Block, top: int) -> Ranking:
     """The ``top`` smallest distances of each row, ties by index.
 
@@ -150,16 +173,18 @@ def rank_protocol(
     splits: Mapping[str, Images],
     *,
     max_rank: int,
+    distance: Distance = "cosine",
     mesh: Mesh | None = None,
     pairs: PairCounter | None = None,
 ) -> Ranked:
-    """Rank a protocol's gallery by cosine distance, and score the rankings.
+    """Rank a protocol's gallery, and score the rankings.
 
     Args:
-        embeddings: (N, D) of unit length, by the split's name.
+        embeddings: (N, D) by the split's name; of unit length for the cosine distance.
         protocol: names the two splits.
         splits: by name.
         max_rank: length of the CMC.
+        distance: by which the gallery is ranked.
         mesh: its accelerators do the work; without any, NumPy does.
         pairs: collects the distances of matches and impostors.
 
@@ -170,12 +195,14 @@ def rank_protocol(
     with naming(protocol):
         labels = protocol_labels(protocol, splits)
         if mesh is None or mesh.devices.flat[0].platform == "cpu":
-            return rank_and_score(cosine_blocks(*rows), labels, max_rank=max_rank, pairs=pairs)
-        metrics = evaluate_embeddings(*rows, labels, mesh, max_rank=max_rank)
+            blocks = {"cosine": cosine_blocks, "euclidean": euclidean_blocks}[distance](*rows)
+            return rank_and_score(blocks, labels, max_rank=max_rank, pairs=pairs)
+        metrics = evaluate_embeddings(*rows, labels, mesh, max_rank=max_rank, distance=distance)
         if pairs:
-            for block in distance_blocks(*rows, mesh):
+            for block in distance_blocks(*rows, mesh, distance=distance):
                 pairs.add(block)
-        return Ranked(metrics, _joined(rank_blocks(*rows, min(TOP, len(rows[1])), mesh)))
+        top = min(TOP, len(rows[1]))
+        return Ranked(metrics, _joined(rank_blocks(*rows, top, mesh, distance=distance)))
 
 
 def rank_and_score(

@@ -50,13 +50,19 @@ def result_path(folder: Path, result: Mapping[str, Any], *, kind: str = "", suff
 
 
 def protocol_facts(
-    protocol: Protocol, splits: Mapping[str, Images], *, rerank: bool, **origin: Any
+    protocol: Protocol,
+    splits: Mapping[str, Images],
+    config: EvalConfig,
+    *,
+    rerank: bool,
+    **origin: Any,
 ) -> dict[str, Any]:
     """What was ranked, for every file of a result.
 
     Args:
         protocol: names data set and splits.
         splits: by name.
+        config: distance, and whether images are flipped.
         rerank: whether the rankings are re-ranked.
         **origin: where the embeddings come from: ``step``, ``embedding``, ``parameters``.
     """
@@ -64,7 +70,8 @@ def protocol_facts(
         "dataset": protocol.dataset,
         "protocol": protocol.name,
         **origin,
-        "distance": "cosine",
+        "distance": config.distance,
+        "flip": config.flip,
         "rerank": rerank,
         "fingerprint": fingerprint(protocol, splits),
     }

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from pgfl_jax.config import Distance
 from pgfl_jax.distributed.sharding import AXES, batch_sharding, replicated
 from pgfl_jax.retrieval.blocks import Block, Ranking, Rows, row_blocks
 from pgfl_jax.retrieval.metrics import (
@@ -25,18 +26,22 @@ from pgfl_jax.retrieval.metrics import (
 )
 
 
-def rank_blocks(query: Rows, gallery: Rows, top: int, mesh: Mesh) -> Iterator[Ranking]:
+def rank_blocks(
+    query: Rows, gallery: Rows, top: int, mesh: Mesh, *, distance: Distance = "cosine"
+) -> Iterator[Ranking]:
     """The ``top`` nearest gallery items of each query, a block of queries at a time."""
-    run = _over_queries(_nearest, mesh, top=top)
+    run = _over_queries(_nearest, mesh, distance=distance, top=top)
     everything = _everywhere(gallery, mesh)
     for rows, size in _blocks(query, gallery, mesh):
         found = run(everything, _split(query[rows], size, mesh))
         yield Ranking(*(np.asarray(part)[: rows.stop - rows.start] for part in found))
 
 
-def distance_blocks(query: Rows, gallery: Rows, mesh: Mesh) -> Iterator[Block]:
+def distance_blocks(
+    query: Rows, gallery: Rows, mesh: Mesh, *, distance: Distance = "cosine"
+) -> Iterator[Block]:
     """The distances of all queries, a block at a time, in float32."""
-    run = _over_queries(_distances, mesh)
+    run = _over_queries(_distances, mesh, distance=distance)
     everything = _everywhere(gallery, mesh)
     for rows, size in _blocks(query, gallery, mesh):
         block = run(everything, _split(query[rows], size, mesh))
@@ -44,14 +49,20 @@ def distance_blocks(query: Rows, gallery: Rows, mesh: Mesh) -> Iterator[Block]:
 
 
 def evaluate_embeddings(
-    query: Rows, gallery: Rows, labels: Labels, mesh: Mesh, *, max_rank: int = 50
+    query: Rows,
+    gallery: Rows,
+    labels: Labels,
+    mesh: Mesh,
+    *,
+    max_rank: int = 50,
+    distance: Distance = "cosine",
 ) -> RetrievalMetrics:
-    """Score the rankings of unit-length rows by cosine distance, in float32.
+    """Score the rankings, in float32; the cosine distance takes rows of unit length.
 
     Raises:
         ValueError: no query has a match.
     """
-    run = _over_queries(_match_ranks, mesh)
+    run = _over_queries(_match_ranks, mesh, distance=distance)
     everything = _everywhere(gallery, mesh)
     width, junk_width = (_widest(pairs, len(query)) for pairs in labels.pairs(slice(None)))
     scores = [np.empty((3, 0))]
@@ -66,16 +77,27 @@ def evaluate_embeddings(
 
 
 def _distances(
-    gallery: Float[Array, "gallery channels"], query: Float[Array, "block channels"]
+    gallery: Float[Array, "gallery channels"],
+    query: Float[Array, "block channels"],
+    *,
+    distance: Distance,
 ) -> Float[Array, "block gallery"]:
-    return 1 - jnp.matmul(query, gallery.T, precision=jax.lax.Precision.HIGHEST)
+    products = jnp.matmul(query, gallery.T, precision=jax.lax.Precision.HIGHEST)
+    if distance == "cosine":
+        return 1 - products
+    ours, theirs = (jnp.sum(jnp.square(rows), axis=1) for rows in (query, gallery))
+    return jnp.sqrt(jnp.maximum(ours[:, None] + theirs[None, :] - 2 * products, 0))
 
 
 def _nearest(
-    gallery: Float[Array, "gallery channels"], query: Float[Array, "block channels"], *, top: int
+    gallery: Float[Array, "gallery channels"],
+    query: Float[Array, "block channels"],
+    *,
+    distance: Distance,
+    top: int,
 ) -> tuple[Int[Array, "block top"], Float[Array, "block top"]]:
     """Indices and distances; among equals, ``top_k`` takes the lower index first."""
-    negative, indices = jax.lax.top_k(-_distances(gallery, query), top)
+    negative, indices = jax.lax.top_k(-_distances(gallery, query, distance=distance), top)
     return indices, -negative
 
 
@@ -84,10 +106,12 @@ def _match_ranks(
     query: Float[Array, "block channels"],
     matches: Int[Array, "block matches"],
     junk: Int[Array, "block junk"],
+    *,
+    distance: Distance,
 ) -> Int[Array, "block matches"]:
     """1-based ranks by counting; an index of −1 is padding."""
     row, index = jnp.arange(len(query))[:, None], jnp.arange(len(gallery))[None, :]
-    distances = _distances(gallery, query)
+    distances = _distances(gallery, query, distance=distance)
     far = jnp.where(junk < 0, len(gallery), junk)  # what is out of bounds is dropped
     distances = distances.at[row, far].set(jnp.inf, mode="drop")
 
@@ -101,7 +125,7 @@ def _match_ranks(
 
 # Cached, since a new jit would compile at every evaluation.
 @functools.lru_cache
-def _over_queries(function: Callable, mesh: Mesh, **options: int) -> Callable:
+def _over_queries(function: Callable, mesh: Mesh, **options: int | str) -> Callable:
     """Compile ``function(gallery, *blocks)``: each device does its rows, every process gets all."""
 
     def run(gallery: Array, *parts: Array) -> Array | tuple[Array, ...]:

@@ -1,6 +1,7 @@
 import numpy as np
 
 from input_pipeline import keypoints as kp
+from pgfl_jax.models import branches
 
 
 def test_flip_swaps_left_and_right_and_is_its_own_inverse():
@@ -14,6 +15,7 @@ def test_flip_swaps_left_and_right_and_is_its_own_inverse():
 def test_part_flip_swaps_the_sides():
     names = [part.name for part in kp.PARTS]
     swapped = [names[i] for i in kp.PART_FLIP]
+    assert (*kp.PART_FLIP,) == branches.PART_FLIP
     trade = {"left": "right", "right": "left"}
     assert swapped == [" ".join(trade.get(word, word) for word in name.split()) for name in names]
 

@@ -8,6 +8,7 @@ import pytest
 
 from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.errors import UserError
+from pgfl_jax.retrieval import evaluate_retrieval
 from pgfl_jax.retrieval import pairs as pairs_module
 from pgfl_jax.retrieval.calibration import (
     calibrate,
@@ -18,8 +19,8 @@ from pgfl_jax.retrieval.calibration import (
 )
 from pgfl_jax.retrieval.metrics import Labels
 from pgfl_jax.retrieval.pairs import BINS, FINE, PairCounter
-from pgfl_jax.retrieval.ranking import cosine_distances
-from pgfl_jax.retrieval.sharded import distance_blocks
+from pgfl_jax.retrieval.ranking import cosine_distances, euclidean_blocks
+from pgfl_jax.retrieval.sharded import distance_blocks, evaluate_embeddings
 
 RATES = 1e-4, 1e-3, 1e-2, 1e-1
 WIDTH = 2 / BINS
@@ -286,13 +287,25 @@ def test_cameras_and_people_beyond_the_limits(monkeypatch):
         assert entry["impostors"] == (impostor & chosen).sum()
 
 
-def test_accelerators_hand_over_the_same_distances():
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_accelerators_hand_over_the_same_distances(distance):
     rng = np.random.default_rng(0)
     query, gallery = (
         row / np.linalg.norm(row, axis=1, keepdims=True)
         for row in (rng.normal(size=(size, 16)).astype(np.float32) for size in (37, 50))
     )
-    blocks = [*distance_blocks(query, gallery, make_mesh(jax.devices()[:8]))]
-    np.testing.assert_allclose(
-        np.concatenate(blocks), cosine_distances(query, gallery), rtol=0, atol=1e-6
+    query *= rng.uniform(0.5, 2, size=(37, 1)).astype(np.float32) if distance == "euclidean" else 1
+    blocks = distance_blocks(query, gallery, make_mesh(jax.devices()[:8]), distance=distance)
+    if distance == "cosine":
+        expected = cosine_distances(query, gallery)
+    else:
+        expected = np.linalg.norm(query[:, None].astype(float) - gallery[None], axis=2)
+        np.testing.assert_allclose(next(euclidean_blocks(query, gallery)), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.concatenate([*blocks]), expected, rtol=1e-5, atol=1e-6)
+    # Ranked and scored by these distances.
+    labels = [rng.integers(n, size=s) for n in (5, 2) for s in (37, 50)]
+    found = evaluate_embeddings(
+        query, gallery, Labels(*labels), make_mesh(jax.devices()[:8]), distance=distance
     )
+    scores = evaluate_retrieval(expected, *labels)
+    np.testing.assert_array_equal(found.average_precision, scores.average_precision)

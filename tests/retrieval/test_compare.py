@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pgfl_jax import cli
+from pgfl_jax.config import EvalConfig
 from pgfl_jax.errors import UserError
 from pgfl_jax.retrieval.compare import compare
 from pgfl_jax.retrieval.protocols import Images, Protocol
@@ -32,7 +33,7 @@ def _results(noise, *, seed=0, queries=60, name="occluded", embedding="main"):
     protocol = Protocol(name, "toy", "query", "gallery")
     ranked = rank_protocol(rows, protocol, splits, max_rank=20)
     origin = {"step": 7, "embedding": embedding, "parameters": "trained"}
-    facts = protocol_facts(protocol, splits, rerank=False, **origin)
+    facts = protocol_facts(protocol, splits, EvalConfig(), rerank=False, **origin)
     return query_results(splits["query"], splits["gallery"], ranked.metrics, ranked.nearest, facts)
 
 

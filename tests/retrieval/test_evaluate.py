@@ -252,6 +252,77 @@ def test_embeddings_are_the_unit_length_necks(tiny_config):
         np.testing.assert_allclose(every[name], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_flipped_and_joined_embeddings(tiny_config, small_network):
+    """Each way computed from the network's outputs in NumPy."""
+    rng = np.random.default_rng(0)
+    batch = {
+        "images": rng.normal(size=(4, 64, 32, 3)).astype(np.float32),
+        "part_maps": rng.uniform(size=(4, 8, 4, 8)).astype(np.float32),
+        "visibility": rng.uniform(0.3, 1, size=(4, 8)).astype(np.float32),
+    }
+    names, mesh = ("main", "foreground", "parts", "joined"), make_mesh(jax.devices()[:2])
+    swapped = [0, 1, 3, 2, 5, 4, 7, 6]
+    mirrored = {
+        "images": batch["images"][:, :, ::-1],
+        "part_maps": batch["part_maps"][:, :, ::-1][..., swapped],
+        "visibility": batch["visibility"][:, swapped],
+    }
+    configs = [
+        tiny_config(**{"eval.flip": True, "eval.distance": distance})
+        for distance in ("cosine", "euclidean")
+    ]
+    cosine, euclidean = (
+        Experiment.create(config, num_identities=4, num_images=64) for config in configs
+    )
+    state = cosine.init_state(mesh)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    apply = jax.jit(lambda *inputs: cosine.model.apply(variables, *inputs, train=False))
+    outputs = [apply(*map(np.ascontiguousarray, side.values())) for side in (batch, mirrored)]
+    means = {
+        name: np.mean([getattr(output, name).neck for output in outputs], axis=0)
+        for name in names[:3]
+    }
+    found, _ = make_embed(euclidean, mesh, names)(state, batch)
+    for name, rows in means.items():
+        np.testing.assert_allclose(found[name], rows, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(
+        found["joined"], np.concatenate([found[name] for name in means], axis=1)
+    )
+    found, _ = make_embed(cosine, mesh, names)(state, batch)
+    alone, _ = make_embed(cosine, mesh, ("main",))(state, batch)
+    unit = {name: rows / np.linalg.norm(rows, axis=1)[:, None] for name, rows in means.items()}
+    joined = np.concatenate([*unit.values()], axis=1) / np.sqrt(3)
+    for name, rows in (unit | {"joined": joined}).items():
+        np.testing.assert_allclose(found[name], rows, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(alone["main"], unit["main"], rtol=1e-4, atol=1e-5)
+
+
+def test_euclidean_distances_of_rows_as_they_are(tiny_config):
+    config = dataclasses.replace(tiny_config().eval, distance="euclidean", flip=True)
+    # The longer row of identity 1 is nearer to the query by its direction, farther by distance.
+    data = EvaluationData(
+        splits={
+            "query": _split([[1, 0]], [1], [0]),
+            "gallery": _split([[9, 1], [1.5, 0.5]], [1, 2], [1, 1]),
+        },
+        protocols=[Protocol("toy", "by hand", "query", "gallery")],
+    )
+    mesh = make_mesh(jax.devices()[:1])
+    (result,) = evaluate(_read_images, STATE, data, config, mesh, seed=0)
+    assert result.scores["mAP"] == 0.5
+    assert (result.scores["distance"], result.scores["flip"]) == ("euclidean", True)
+    nearest = result.queries.nearest
+    assert nearest.indices.tolist() == [[1, 0]]
+    np.testing.assert_allclose(nearest.distances, [[np.sqrt(0.5), np.sqrt(65)]], rtol=1e-6)
+    assert result.calibration["scored"]["distance"] == "euclidean"
+    # The largest distance that is possible ends the bins.
+    limit = 1 + np.sqrt(82)
+    assert result.calibration["interval"]["resolution"] == pytest.approx(limit / 2048)
+    data.splits["query"] = _split([[np.inf, 0]], [1], [0])
+    with pytest.raises(EvaluationError, match="zero or not finite"):
+        evaluate(_read_images, STATE, data, config, mesh, seed=0)
+
+
 def test_a_protocol_without_a_match_is_named(tiny_config):
     data = EvaluationData(
         splits={"query": _split([[1, 0]], [1], [0]), "gallery": _split([[1, 0]], [2], [1])},

@@ -3,6 +3,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from pgfl_jax.config import EvalConfig
 from pgfl_jax.errors import UserError
 from pgfl_jax.retrieval import evaluate_retrieval, rank
 from pgfl_jax.retrieval.protocols import Images, Protocol, fingerprint
@@ -41,7 +42,7 @@ def _results(num_query=20, num_gallery=64, seed=0):
         {"query": query, "gallery": gallery},
     )
     ranked = rank_protocol(rows, protocol, splits, max_rank=20)
-    facts = protocol_facts(protocol, splits, rerank=False, **ORIGIN)
+    facts = protocol_facts(protocol, splits, EvalConfig(), rerank=False, **ORIGIN)
     results = query_results(query, gallery, ranked.metrics, ranked.nearest, facts)
     return results, rows, splits
 

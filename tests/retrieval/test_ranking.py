@@ -101,7 +101,8 @@ import tracemalloc
 import numpy as np
 from pgfl_jax.retrieval import blocks, rank
 from pgfl_jax.retrieval.metrics import Labels, evaluate_blocks
-from pgfl_jax.retrieval.ranking import cosine_blocks
+from pgfl_jax.retrieval.pairs import PairCounter
+from pgfl_jax.retrieval.ranking import cosine_blocks, rank_and_score
 blocks.BLOCK_BYTES = 2**22
 rng = np.random.default_rng(0)
 rows = [rng.normal(size=(count, 8)).astype(np.float32) for count in (3000, 8000)]
@@ -113,13 +114,19 @@ print(tracemalloc.get_traced_memory()[1])
 tracemalloc.reset_peak()
 evaluate_blocks(cosine_blocks(*rows), labels)
 print(tracemalloc.get_traced_memory()[1])
+tracemalloc.reset_peak()
+rank_and_score(cosine_blocks(*rows), labels, max_rank=50, pairs=PairCounter(labels, exact=0))
+print(tracemalloc.get_traced_memory()[1])
 """
 
 
 def test_memory_is_that_of_two_blocks():
     command = [sys.executable, "-c", MEMORY]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    ranked, scored = map(int, printed.split())
+    ranked, scored, counted = map(int, printed.split())
     whole = 3000 * 8000 * 4
     assert ranked < 2 * 2**22 + 3 * 3000 * 50 * 12 < whole / 5  # beside it, the result, twice
     assert scored < 5 * 2**22 < whole / 4  # and what the threads copy
+    # The nearest, and histograms of 400 people and 6 x 6 cameras.
+    tables = 8 * 2048 * (400 + 7 * 7 + 32)
+    assert counted < 5 * 2**22 + 3 * 3000 * 50 * 12 + tables < whole / 2
