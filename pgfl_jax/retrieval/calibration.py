@@ -315,8 +315,12 @@ def _mix(
     return low + share * (values[rows, at] - low)
 
 
-def _interval(values: Float[np.ndarray, " resamples"]) -> list[float]:
-    return np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+def _interval(values: Float[np.ndarray, " resamples"]) -> list[float] | None:
+    """The percentile interval; None if no resample has a value."""
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return None
+    return np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
 
 
 def _histogram(pairs: PairDistances) -> dict[str, list]:

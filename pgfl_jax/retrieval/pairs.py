@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from pgfl_jax.retrieval.blocks import Block
 from pgfl_jax.retrieval.metrics import Labels, Pairs, check_finite
 
-EXACT_PAIRS = 2**24
+EXACT_PAIRS = 2**22
 """Pairs of queries and gallery items up to which every impostor's distance is kept."""
 
 BINS = 2**11

@@ -206,6 +206,18 @@ def test_one_person_has_no_interval():
     assert calibration["eer"]["ci95"] is None
 
 
+def test_resamples_without_a_match_are_left_out():
+    """One of three people has matches; about a third of the resamples draw the other two alone."""
+    labels = Labels([0, 1, 2], [0, 0, 3, 3], [0, 0, 0], [1, 1, 1, 1])
+    distances = np.float32([[0.1, 0.3, 0.2, 0.5], [0.6] * 4, [0.7] * 4])
+    pairs = _counted(labels, distances)
+    (point,) = calibrate(pairs, (0.1,), seed=0, resamples=200)["operating_points"]
+    assert point["tar"] == 1 and np.isfinite(point["tar_ci95"]).all()
+    for seed in range(5):
+        found = calibrate(pairs, (0.1,), seed=seed, resamples=1)
+        json.dumps(found, allow_nan=False)
+
+
 @pytest.mark.parametrize("missing", ["impostors", "matches"])
 def test_nothing_is_claimed_without_impostors_or_matches(missing):
     labels = Labels([1, 1], [1, 1] if missing == "impostors" else [2, 2], [0, 0], [1, 1])
