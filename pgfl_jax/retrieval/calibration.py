@@ -28,7 +28,7 @@ import numpy.typing as npt
 from jaxtyping import Float, Int
 
 from pgfl_jax.errors import UserError
-from pgfl_jax.retrieval.pairs import BINS, PairDistances
+from pgfl_jax.retrieval.pairs import BINS, FINE, PairDistances, bin_edges, bin_numbers
 
 LEVEL = 0.95
 HISTOGRAM_BINS = 64
@@ -167,13 +167,12 @@ def calibrate(
             "impostors": num_impostors,
             "junk": pairs.num_junk,
         },
-        "threshold_resolution": 0.0 if pairs.impostors is not None else _step(pairs.pooled, pairs),
+        "bins": {"thresholds": len(pairs.pooled), "intervals": BINS, "limit": pairs.limit},
         "interval": {
             "over": "identities of the queries",
             "groups": len(pairs.by_group),
             "resamples": resamples,
             "level": LEVEL,
-            "resolution": _step(pairs.edges, pairs),
         },
         "eer": None,
         "operating_points": [],
@@ -221,7 +220,7 @@ def suggested(calibration: Mapping[str, Any], far: float) -> Mapping[str, Any]:
 def _curve(pairs: PairDistances) -> Curve:
     if pairs.impostors is not None:
         return exact_curve(pairs.matches, pairs.impostors)
-    edges = pairs.limit * np.arange(1, len(pairs.pooled) + 1) / len(pairs.pooled)
+    edges = bin_edges(len(pairs.pooled), pairs.limit)[1:]
     return binned_curve(edges, pairs.matches, pairs.pooled)
 
 
@@ -249,7 +248,7 @@ def _resampled(pairs: PairDistances, *, seed: int, resamples: int) -> _Samples |
     if groups < 2:
         return None
     matches = np.zeros_like(pairs.by_group)
-    place = np.clip(np.searchsorted(pairs.edges, pairs.matches, "right"), 0, BINS - 1)
+    place = bin_numbers(pairs.matches, pairs.limit) // FINE
     np.add.at(matches, (pairs.groups[pairs.match_rows], place), 1)
     filled = np.flatnonzero((pairs.by_group + matches).any(axis=0))
     bins = slice(max(0, filled[0] - 1), filled[-1] + 1)
@@ -325,7 +324,7 @@ def _interval(values: Float[np.ndarray, " resamples"]) -> list[float] | None:
 
 def _histogram(pairs: PairDistances) -> dict[str, list]:
     """Counts of matches and impostors by distance; the bins reach from end to end of the data."""
-    edges = np.concatenate([[0.0], pairs.edges])
+    edges = bin_edges(BINS, pairs.limit)
     tables = np.histogram(np.clip(pairs.matches, 0, pairs.limit), edges)[0], pairs.by_group.sum(0)
     filled = np.flatnonzero(tables[0] + tables[1])
     start, end = (int(filled[0]), int(filled[-1]) + 1) if filled.size else (0, 0)
@@ -384,11 +383,6 @@ def _by_cameras(
             chosen = (pairs.match_cameras == [[first], [second]]).all(axis=0)
             names = {"query_camera": query_camera, "gallery_camera": gallery_camera}
             yield names, pairs.matches[chosen], pairs.by_cameras[first, second]
-
-
-def _step(table: np.ndarray, pairs: PairDistances) -> float:
-    """Width of the bins of a table."""
-    return pairs.limit / len(table)
 
 
 def _or_none(rate: float) -> float | None:

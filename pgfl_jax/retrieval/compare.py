@@ -99,6 +99,8 @@ def describe(runs: Sequence[Path], *, checkpoint: str = "newest", embedding: str
         UserError: the runs have no protocol in common, or not of the same images.
     """
     found = {str(run): _of_run(run, checkpoint, embedding) for run in runs}
+    if len(found) < len(runs):
+        raise UserError("a run is given twice; files results/*.queries.parquet may be of one run")
     (first, baseline), *others = found.items()
     shared = [name for name in baseline if all(name in protocols for _, protocols in others)]
     if not shared:
@@ -166,7 +168,10 @@ def _table(
     valid = int((~np.isnan(results.average_precision)).sum())
     width = max(map(len, (*compared, "run")))
     head = "".join(f" {measure:>7} {'difference (95 %)':>23} {'':<9}" for measure in MEASURES)
-    lines = [f"{name} ({results.facts['dataset']}): {valid} queries", f"{'run':<{width}}{head}"]
+    lines = [
+        f"{name} ({results.facts['dataset']}): {valid} queries",
+        f"{'run':<{width}}{head}".rstrip(),
+    ]
     for number, (run, differences) in enumerate(compared.items()):
         line = f"{run:<{width}}"
         for measure in MEASURES:

@@ -3,7 +3,9 @@
 A match is a pair of a query and a gallery item of its identity under another camera, an impostor a
 pair of two identities, under any cameras. Junk pairs count as neither. There are few matches, and
 their distances are kept. Impostors are kept up to :data:`EXACT_PAIRS` pairs, and counted in bins
-beyond, so that memory stays bounded.
+beyond, so that memory stays bounded. The bins are even in the square root of the distance: of B
+bins up to a limit L, bin k begins at L (k / B)². So they are narrow at small distances, where
+thresholds for low error rates are, and where all distances of a poor embedding may be.
 """
 
 import dataclasses
@@ -35,7 +37,7 @@ class PairDistances:
     """The distances of matches and impostors of a ranking.
 
     Attributes:
-        limit: the largest distance that is possible; bins divide [0, limit] evenly.
+        limit: the largest distance that is possible, where the bins end.
         matches: (M,) distance of each match.
         match_rows: (M,) query of each match.
         match_cameras: (2, M) places among ``query_cameras`` and ``gallery_cameras``; C and C' for
@@ -66,7 +68,7 @@ class PairDistances:
     @property
     def edges(self) -> Float[np.ndarray, " bins"]:
         """(BINS,) upper edge of each bin."""
-        return self.limit * np.arange(1, BINS + 1) / BINS
+        return bin_edges(BINS, self.limit)[1:]
 
 
 class PairCounter:
@@ -164,14 +166,23 @@ class PairCounter:
         np.subtract.at(self._by_cameras, (*cameras, place), 1)
 
 
+def bin_edges(bins: int, limit: float) -> Float[np.ndarray, " edges"]:
+    """Where bins begin, and where the last one ends.
+
+    >>> bin_edges(4, limit=2.0)
+    array([0.   , 0.125, 0.5  , 1.125, 2.   ])
+    """
+    return limit * np.square(np.arange(bins + 1) / bins)
+
+
 def bin_numbers(distances: Float[np.ndarray, " pairs"], limit: float) -> Int[np.ndarray, " pairs"]:
     """The bin of each distance among BINS · FINE ones; rounding beyond the ends is cut off.
 
-    >>> bin_numbers(np.float32([-1e-7, 0.0, 1.0, 2.0]), limit=2.0).tolist()
+    >>> bin_numbers(np.float32([-1e-7, 0.0, 0.5, 2.0]), limit=2.0).tolist()
     [0, 0, 32768, 65535]
     """
-    last = BINS * FINE - 1
-    return np.clip(distances * ((last + 1) / limit), 0, last).astype(np.int32)
+    place = np.sqrt(np.maximum(distances / limit, 0)) * (BINS * FINE)
+    return np.minimum(place, BINS * FINE - 1).astype(np.int32)
 
 
 def _numbered(cameras: np.ndarray, matched: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

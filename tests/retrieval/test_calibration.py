@@ -23,7 +23,7 @@ from pgfl_jax.retrieval.ranking import cosine_distances, euclidean_blocks
 from pgfl_jax.retrieval.sharded import distance_blocks, evaluate_embeddings
 
 RATES = 1e-4, 1e-3, 1e-2, 1e-1
-WIDTH = 2 / BINS
+WIDTH = 4 / BINS  # of the widest bin
 
 
 def _people(seed, queries=30, gallery=120, identities=12, cameras=3):
@@ -134,24 +134,44 @@ def test_many_impostors_are_counted_in_bins(seed):
     distances += np.random.default_rng(seed).uniform(-5e-3, 5e-3, distances.shape)  # no ties
     exact, binned = (_counted(labels, distances, exact=size) for size in (10**6, 0))
     assert binned.impostors is None and exact.pooled.size == 0
-    edges = np.linspace(0, 2, BINS * FINE + 1)
-    impostor = distances[_kinds(labels)[1]]
-    np.testing.assert_array_equal(binned.pooled, np.histogram(impostor, edges)[0])
+    edges = 2 * np.linspace(0, 1, BINS * FINE + 1) ** 2
+    match, impostor = (distances[kind] for kind in _kinds(labels))
+    # A float32 near an edge may be in the other bin.
+    far_off = np.cumsum(binned.pooled) - np.cumsum(np.histogram(impostor, edges)[0])
+    assert np.abs(far_off).max() <= 1 and np.mean(far_off != 0) < 0.01
     first, second = (calibrate(p, RATES, seed=0, resamples=50) for p in (exact, binned))
-    assert (first["threshold_resolution"], second["threshold_resolution"]) == (0, WIDTH / FINE)
-    match = distances[_kinds(labels)[0]]
+    assert (first["bins"]["thresholds"], second["bins"]["thresholds"]) == (0, BINS * FINE)
     for ours, theirs in zip(first["operating_points"], second["operating_points"], strict=True):
         assert ours["threshold_ci95"] == theirs["threshold_ci95"]
         if ours["threshold"] is None:
             continue
         # The last edge before the first impostor too many.
         nearest = np.sort(impostor)[int(ours["far"] * len(impostor))]
-        assert theirs["threshold"] == edges[edges <= nearest][-1] > ours["threshold"]
-        assert theirs["tar"] == np.mean(match < theirs["threshold"])
-        assert theirs["measured_far"] == np.mean(impostor < theirs["threshold"])
+        edge = edges[edges <= nearest][-1]
+        assert theirs["threshold"] == pytest.approx(edge, abs=WIDTH / FINE)
+        assert theirs["tar"] == pytest.approx(np.mean(match < edge), abs=1e-2)
+        assert theirs["measured_far"] == pytest.approx(
+            ours["measured_far"], abs=1.01 / len(impostor)
+        )
     assert second["eer"]["rate"] == pytest.approx(first["eer"]["rate"], abs=1e-3)
     for ours, theirs in zip(first["camera_pairs"], second["camera_pairs"], strict=True):
         assert ours["eer"] == theirs["eer"]
+
+
+def test_intervals_of_an_embedding_whose_distances_are_all_small():
+    labels, distances = _people(1, queries=60, gallery=200)
+    distances += np.random.default_rng(5).uniform(-5e-3, 5e-3, distances.shape)
+    # The bins are even in the square root: at a hundredth of the distance, a tenth as wide.
+    near, far = (
+        calibrate(_counted(labels, distances * scale), (1e-2,), seed=7, resamples=300)
+        for scale in (np.float32(0.01), 1)
+    )
+    for name in ("threshold", "threshold_ci95"):
+        found, expected = (np.array(c["operating_points"][0][name]) for c in (near, far))
+        np.testing.assert_allclose(100 * found, expected, atol=5 * 10 * WIDTH)
+    assert near["operating_points"][0]["tar_ci95"] == pytest.approx(
+        far["operating_points"][0]["tar_ci95"], abs=0.02
+    )
 
 
 def test_blocks_may_be_of_any_size():

@@ -125,6 +125,7 @@ def test_checkpoints_embeddings_and_files(tmp_path, capsys):
             "occluded of {a} and {other}: cannot be compared: they differ in the queries and the ",
         ),
         ("else", "no protocol that all runs were scored on ({a}: occluded; {else}: holistic)"),
+        ("a", "a run is given twice"),
         (None, "give two runs or more; the others are compared with the first"),
     ],
 )

@@ -317,7 +317,7 @@ def test_euclidean_distances_of_rows_as_they_are(tiny_config):
     assert result.calibration["scored"]["distance"] == "euclidean"
     # The largest distance that is possible ends the bins.
     limit = 1 + np.sqrt(82)
-    assert result.calibration["interval"]["resolution"] == pytest.approx(limit / 2048)
+    assert result.calibration["bins"]["limit"] == pytest.approx(limit)
     data.splits["query"] = _split([[np.inf, 0]], [1], [0])
     with pytest.raises(EvaluationError, match="zero or not finite"):
         evaluate(_read_images, STATE, data, config, mesh, seed=0)
