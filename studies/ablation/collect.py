@@ -18,6 +18,7 @@ from studies.ablation.cells import Grid
 
 PROTOCOLS = "occluded", "holistic"
 EMBEDDINGS = "main", "foreground", "parts"
+RANKED = {"distance": "cosine", "flip": False, "rerank": False}  # the scores that are collected
 Run = Mapping[str, Any]
 
 
@@ -87,10 +88,9 @@ def finished(workdir: Path, grid: Grid) -> Run | None:
     scores: dict[str, dict[str, dict[str, float]]] = {}
     for path in sorted(workdir.glob("results/*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        if "rerank" not in result:  # a calibration
-            continue
-        origin = result["dataset"].rpartition("/")[0]  # without the version
-        if result["step"] != last or result["rerank"] or origin not in grid.datasets:
+        origin = result.get("dataset", "").rpartition("/")[0]  # without the version
+        ranked = {name: result.get(name) for name in RANKED}  # a calibration has none of them
+        if result.get("step") != last or ranked != RANKED or origin not in grid.datasets:
             continue
         protocol = result["protocol"].rpartition(".")[2]
         label = result["embedding"] + (".average" * (result["parameters"] == "average"))

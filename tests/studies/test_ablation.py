@@ -45,6 +45,8 @@ def _write_run(workdir, cell, seed, value, **changes):
             "step": 40,
             "embedding": "main",
             "parameters": "trained",
+            "distance": "cosine",
+            "flip": False,
             "rerank": False,
             "mAP": base + value,
             "cmc": {"1": base + value + 0.0625},
@@ -154,7 +156,8 @@ def test_later_evaluations_of_a_run_change_no_score(tmp_path, trained):
     workdir, grid = tmp_path / "tiny" / "tiny" / "seed0", GRIDS["smoke"]
     _run(tmp_path, 1)
     runs = json.loads((tmp_path / "smoke.json").read_text())
-    for changes in ({"step": 0}, {"dataset": "other/1.0.0"}, {"rerank": True}):
+    others = {"step": 0}, {"dataset": "other/1.0.0"}, {"rerank": True}, {"flip": True}
+    for changes in (*others, {"distance": "euclidean"}):
         _write_run(workdir, "tiny", 0, 0.75, **changes)
     scores = finished(workdir, grid)["scores"]
     assert scores == runs[1]["scores"] and scores["occluded"]["main"]["mAP"] == 0.375

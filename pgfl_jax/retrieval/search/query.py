@@ -162,6 +162,7 @@ def read_threshold(run: Path, origin: Origin, far: float) -> Threshold | None:
         "parameters": origin.parameters,
         "embedding": "main",
         "distance": "cosine",
+        "flip": False,
     }
     for path in sorted((run / "results").glob("[!.]*.calibration*.json")):
         try:

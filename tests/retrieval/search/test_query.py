@@ -38,6 +38,7 @@ def people(make_pictures, tmp_path, monkeypatch):
 
 def calibrate(name, threshold, **changes):
     scored = {"step": 30, "parameters": "trained", "embedding": "main", "distance": "cosine"}
+    scored["flip"] = False
     points = [{"far": 0.001, "threshold": threshold}, {"far": 0.0001, "threshold": None}]
     content = {"scored": scored | changes, "operating_points": points}
     with open(f"run/results/{name}.calibration.json", "w", encoding="utf-8") as file:
