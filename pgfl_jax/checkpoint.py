@@ -257,7 +257,7 @@ def check_path(workdir: Path) -> None:
     Raises:
         CheckpointError: names the path and the character.
     """
-    if found := sorted(set("*?[]") & set(str(workdir.absolute()))):
+    if found := sorted(set("*?[]\\") & set(str(workdir.absolute()))):
         raise CheckpointError(
             f"--workdir={workdir.absolute()}: checkpoints cannot be written below a folder with "
             f"{' or '.join(found)} in its name; use another --workdir"

@@ -112,7 +112,7 @@ def test_an_error_waits_for_the_save_of_a_single_process_alone(
     assert len(calls) == closed
 
 
-@pytest.mark.parametrize("name", ["run[1]", "[2024]reid/run", "a*b", "what?"])
+@pytest.mark.parametrize("name", ["run[1]", "[2024]reid/run", "a*b", "what?", r"a\b"])
 def test_a_path_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
     workdir = tmp_path / name
     workdir.mkdir(parents=True)

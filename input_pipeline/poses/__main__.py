@@ -15,7 +15,7 @@ from absl import logging
 
 from input_pipeline.builders import other_source, prepared_builder
 from input_pipeline.catalog import Catalog
-from input_pipeline.poses.cache import write_poses
+from input_pipeline.poses.cache import is_pose_file, write_poses
 from input_pipeline.poses.coverage import Coverage, coverage, format_coverage, write_left_over
 from input_pipeline.poses.crop import Preprocessing
 from input_pipeline.poses.estimate import estimate_poses
@@ -46,6 +46,8 @@ def _run(argv: Sequence[str]) -> int:
         raise UserError(f"--output={flags.output}: is a folder; name a file")
     if flags.output.suffix != ".npz":  # it may be a table's name, which would be overwritten
         raise UserError(f"--output={flags.output}: must end in .npz")
+    if flags.output.exists() and not is_pose_file(flags.output):
+        raise UserError(f"--output={flags.output}: is no pose file; name another one, or delete it")
     writable_folder(flags.output.parent, "--output")
     found = flags.run(flags)
     print(format_coverage(found, _left_over_file(flags.output)))

@@ -14,6 +14,7 @@ from input_pipeline.keypoints import NUM_JOINTS, NUM_PARTS, without_origin
 from pgfl_jax.files import replacing, stand_in
 
 FORMAT_VERSION = 1
+_VERSION = "format_version"
 # name → axes, kind of dtype. M rows, D distractors; "U" is text of any length.
 _ARRAYS = {
     "image_sha256": (("M",), "U"),
@@ -114,7 +115,15 @@ def write_poses(path: Path, cache: PoseCache) -> None:
     _check(arrays, path)
     with replacing(path) as beside, beside.open("wb") as file:
         version = np.array(FORMAT_VERSION)
-        np.savez_compressed(file, allow_pickle=False, format_version=version, **arrays)
+        np.savez_compressed(file, allow_pickle=False, **{_VERSION: version}, **arrays)
+
+
+def is_pose_file(path: Path) -> bool:
+    """Whether a file is one that :func:`write_poses` wrote, of any version."""
+    try:
+        return _VERSION in _load(path)
+    except DataError:
+        return False
 
 
 def read_poses(path: Path) -> PoseCache:
@@ -124,7 +133,7 @@ def read_poses(path: Path) -> PoseCache:
         DataError: not a pose file, damaged, or with impossible values.
     """
     arrays = _load(path)
-    version = arrays.pop("format_version", None)
+    version = arrays.pop(_VERSION, None)
     if version is None or version.shape != () or version.dtype.kind not in "iu":
         raise DataError(f"{path}: not a file of input_pipeline.poses: it has no format_version")
     if version != FORMAT_VERSION:

@@ -92,7 +92,11 @@ class _Legend:
             category: orders_by_name(one, file) if one else joints.COCO_ONLY
             for category, one in joint_names.items()
         }
-        sizes = {image["file_name"]: size for image in images if (size := _size(image))}
+        sizes: dict[str, tuple[int, int]] = {}
+        for image in images:
+            name, size = image["file_name"], _size(image)
+            if size and sizes.setdefault(name, size) != size:  # keypoints have one scale alone
+                raise file.error(f"images give {name} two sizes, {sizes[name]} and {size}")
         return cls(names, sizes, orders, file.path)
 
     def name(self, entry: Any, file: PoseFile) -> str:

@@ -236,6 +236,16 @@ def test_no_other_kind_of_file_is_overwritten(command, tmp_path, capsys):
     assert capsys.readouterr().err == f"error: --output={table}: must end in .npz\n"
 
 
+@pytest.mark.parametrize("content", [{"embedding": np.eye(2)}, None])
+def test_another_npz_is_not_overwritten(content, tmp_path, capsys):
+    other = tmp_path / "mine.npz"
+    other.write_text("text") if content is None else np.savez(other, **content)
+    before = other.read_bytes()
+    flags = ["--format", "kpr", "--dataset", DATASET, "--input", "x", "--output", str(other)]
+    assert main(["import", *flags]) == 1 and other.read_bytes() == before
+    assert capsys.readouterr().err.startswith(f"error: --output={other}: is no pose file; name")
+
+
 def test_an_impossible_output_is_reported_first(tmp_path, capsys):
     flags = ["--format", "kpr", "--dataset", DATASET, "--input", "x", "--output"]
     assert main(["import", *flags, str(tmp_path)]) == 1

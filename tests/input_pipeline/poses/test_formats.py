@@ -147,6 +147,14 @@ def test_coco_results_of_ultralytics_name_their_files(write_json, make_person, a
     )
 
 
+def test_a_coco_image_of_two_sizes_is_refused(write_json, as_numbers, make_person):
+    images = [{"id": i, "file_name": "a.jpg", "height": 128 * i, "width": 64} for i in (1, 2)]
+    people = [{"image_id": i, "keypoints": as_numbers(make_person())} for i in (1, 2)]
+    folder = write_json("both.json", {"images": images, "annotations": people})
+    with pytest.raises(DataError, match=r"both.json: images give a.jpg two sizes, \(128, 64\) and"):
+        list(read_coco(folder))
+
+
 def test_coco_images_may_have_a_size(write_json, make_person, as_numbers):
     sizes = [{"height": 128, "width": 64.0}, {"height": 0, "width": 0}, {"width": "64"}]
     images = [{"id": i, "file_name": f"{i}.jpg", **size} for i, size in enumerate(sizes)]
