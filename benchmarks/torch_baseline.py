@@ -83,6 +83,7 @@ class Network(nn.Module):
             heads._branch(parts, heads.parts_neck, "parts", visible),
             None,
             pooled.map_logits,
+            pooled.features,
         )
 
 

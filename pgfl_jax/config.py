@@ -156,9 +156,10 @@ class ModelConfig:
     # PyTorch weights of that backbone to start from, .pth or .safetensors; empty: random ones. They
     # expect images normalised by data.mean and data.std (docs/pretrained.md).
     pretrained: FilePath = ""
-    # Pooling of the main branch: gap · gem · by maps that it predicts from its own features, of the
-    # foreground or of each part (docs/method.md, "Branches").
-    pooling: Literal["gap", "gem", "foreground", "parts"] = "parts"
+    # Pooling of the main branch: gap · gem · context (a plain mean of features that have seen their
+    # neighbourhood) · by maps that it predicts from its own features, of the foreground or of each
+    # part (docs/method.md, "Branches").
+    pooling: Literal["gap", "gem", "context", "foreground", "parts"] = "parts"
     # False: the baseline, the main branch alone in training too.
     pose_branches: bool = True
     # Precision of convolutions and matrix products. Parameters, statistics, pooled features and

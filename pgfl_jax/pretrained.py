@@ -483,9 +483,9 @@ def _check_values(label: str, name: str, value: np.ndarray) -> None:
         raise PretrainedError(f"{label} has values that are not finite in float32")
     if name.endswith("running_var") and (value < 0).any():
         raise PretrainedError(f"{label} has negative variances; the file is damaged")
-    # A scale or an offset may be 0, and predicted maps start at 0; what was never filled in would
-    # block all that comes after.
-    kernel = value.ndim == 4 and not name.startswith("main_pooling.maps.")
+    # A scale or an offset may be 0, and the last layer of the pooling starts at 0; what was never
+    # filled in would block all that comes after.
+    kernel = value.ndim == 4 and not name.startswith(("main_pooling.maps.", "main_pooling.change."))
     if (name.endswith("running_var") or kernel) and not value.any():
         raise PretrainedError(f"{label} is 0 throughout; the file was never filled in")
 

@@ -468,6 +468,7 @@ def test_half_precision_becomes_single(suffix, tmp_path):
         ("resnet8", {"pooling": "gem"}, np.float32),
         ("resnet8", {"pooling": "gem"}, np.float64),
         ("resnet8", {"pooling": "parts"}, np.float32),
+        ("resnet8", {"pooling": "context"}, np.float32),
         ("resnet18", {"interaction": "shared_classifier"}, np.float32),
         ("resnet50_ibn_a", {}, np.float32),
     ],

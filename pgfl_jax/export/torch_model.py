@@ -206,11 +206,15 @@ BACKBONES = MappingProxyType[str, Callable[[], ResNet]](
 
 
 class Pooled(NamedTuple):
-    """(N, C) pooled features; and, of predicted maps, how much is seen (N, P) and their logits."""
+    """(N, C) pooled features; and, of predicted maps, how much is seen (N, P) and their logits.
+
+    ``features`` (N, C, h, w) is the map that was pooled, if it is not the trunk's.
+    """
 
     embedding: Tensor
-    seen: Tensor | None
-    map_logits: Tensor | None
+    seen: Tensor | None = None
+    map_logits: Tensor | None = None
+    features: Tensor | None = None
 
 
 class AveragePooling(nn.Module):
@@ -218,7 +222,7 @@ class AveragePooling(nn.Module):
 
     def forward(self, features: Tensor) -> Pooled:
         """Pool (N, C, h, w) to (N, C)."""
-        return Pooled(features.mean((2, 3)), None, None)
+        return Pooled(features.mean((2, 3)))
 
 
 class GeneralizedMeanPooling(nn.Module):
@@ -232,7 +236,44 @@ class GeneralizedMeanPooling(nn.Module):
     def forward(self, features: Tensor) -> Pooled:
         """Pool (N, C, h, w) to (N, C)."""
         mean = (features.clamp(min=EPSILON) ** self.power).mean((2, 3))
-        return Pooled(mean ** (1 / self.power), None, None)
+        return Pooled(mean ** (1 / self.power))
+
+
+class Around(nn.Conv2d):
+    """The 3x3 convolution to 64 channels by which a cell sees its neighbours, and a ReLU.
+
+    Args:
+        channels: of the features.
+        dtype: precision of the convolution; None means the precision of the parameters.
+    """
+
+    def __init__(self, channels: int, dtype: torch.dtype | None):
+        """Build with PyTorch's initial weights."""
+        super().__init__(channels, 64, 3, padding=1)
+        self.precision = dtype
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, C, h, w) to (N, 64, h, w)."""
+        if self.precision is None:
+            return super().forward(features).relu()
+        with torch.autocast(features.device.type, self.precision):
+            around = super().forward(features)
+        return around.relu().to(features.dtype)
+
+
+class ContextPooling(nn.Module):
+    """The mean over the map of features that have seen their neighbourhood."""
+
+    def __init__(self, channels: int, dtype: torch.dtype | None):
+        """``channels`` of the features; ``dtype`` as in :class:`Around`."""
+        super().__init__()
+        self.hidden = Around(channels, dtype)
+        self.change = nn.Conv2d(64, channels, 1)
+
+    def forward(self, features: Tensor) -> Pooled:
+        """Pool (N, C, h, w) to (N, C)."""
+        own = (features + self.change(self.hidden(features))).relu()
+        return Pooled(own.mean((2, 3)), features=own)
 
 
 class PredictedPooling(nn.Module):
@@ -241,24 +282,18 @@ class PredictedPooling(nn.Module):
     Args:
         channels: of the features.
         maps: their number; one per part, or 1 for the foreground.
-        dtype: precision of the 3x3 convolution; None means the precision of the parameters.
+        dtype: as in :class:`Around`.
     """
 
     def __init__(self, channels: int, maps: int, dtype: torch.dtype | None):
         """A 3x3 and a 1x1 convolution predict the maps."""
         super().__init__()
-        self.dtype = dtype
-        self.hidden = nn.Conv2d(channels, 64, 3, padding=1)
+        self.hidden = Around(channels, dtype)
         self.maps = nn.Conv2d(64, maps, 1)
 
     def forward(self, features: Tensor) -> Pooled:
         """Pool (N, C, h, w) to (N, C)."""
-        if self.dtype is None:
-            around = self.hidden(features)
-        else:
-            with torch.autocast(features.device.type, self.dtype):
-                around = self.hidden(features)
-        logits = self.maps(around.relu().to(features.dtype))
+        logits = self.maps(self.hidden(features))
         maps = logits.sigmoid()
         return Pooled(part_pooling(features, maps), maps.amax((2, 3)), logits)
 
@@ -280,7 +315,7 @@ class MainBranch(nn.Module):
 
     Args:
         backbone: a name in :data:`BACKBONES`.
-        pooling: ``gap``, ``gem``, or by predicted maps, ``foreground`` or ``parts``.
+        pooling: ``gap``, ``gem``, ``context``, or by predicted maps, ``foreground`` or ``parts``.
         dtype: precision of the trunk; None means the precision of the parameters.
     """
 
@@ -293,6 +328,7 @@ class MainBranch(nn.Module):
         poolings: dict[str, Callable[[], nn.Module]] = {
             "gap": AveragePooling,
             "gem": GeneralizedMeanPooling,
+            "context": functools.partial(ContextPooling, channels, dtype),
             "foreground": functools.partial(PredictedPooling, channels, 1, dtype),
             "parts": functools.partial(PredictedPooling, channels, NUM_PARTS, dtype),
         }

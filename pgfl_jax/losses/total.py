@@ -101,9 +101,8 @@ def total_loss(
         if config.alignment_variant == "cosine":
             align = partial(feature_distillation, main.embedding, foreground.embedding, has_pose)
         else:
-            align = partial(
-                foreground_alignment, outputs.features, jnp.max(part_maps, axis=-1), has_pose
-            )
+            own = outputs.features if outputs.main_features is None else outputs.main_features
+            align = partial(foreground_alignment, own, jnp.max(part_maps, axis=-1), has_pose)
         add("alignment", config.alignment, align)
         semantic = partial(channel_group_semantic, outputs.features, part_maps, visibility)
         add("semantic", config.semantic, semantic)

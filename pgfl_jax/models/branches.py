@@ -34,11 +34,13 @@ class Pooled(NamedTuple):
         seen: (B, P) in [0, 1], predicted visibility of the person or of each part; it weights P
             equal groups of channels. None unless the pooling predicts maps.
         map_logits: (B, h, w, P) logits of the predicted maps, likewise.
+        features: (B, h, w, C) the map that was pooled, if it is not the trunk's.
     """
 
     embedding: Float[Array, "batch channels"]
     seen: Float[Array, "batch maps"] | None = None
     map_logits: Float[Array, "batch height width maps"] | None = None
+    features: Float[Array, "batch height width channels"] | None = None
 
 
 class AveragePooling(nn.Module):
@@ -47,6 +49,27 @@ class AveragePooling(nn.Module):
     def __call__(self, features: Float[Array, "batch height width channels"]) -> Pooled:
         """Pool (B, h, w, C) to (B, C)."""
         return Pooled(jnp.mean(features, axis=(1, 2)))
+
+
+class ContextPooling(nn.Module):
+    """MB's pooling by a plain mean, of features that have seen their neighbourhood.
+
+    With h (B, h, w, 64) as in :class:`PredictedPooling`, g = GAP(ReLU(F + U h + b)): a cell can
+    suppress or restore its channels by what is around it. U and b start at 0, so the pooling starts
+    as the mean of F.
+
+    Attributes:
+        dtype: of the 3×3 convolution; None: the parameters' dtype.
+    """
+
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "batch height width channels"]) -> Pooled:
+        """Pool (B, h, w, C) to (B, C)."""
+        change = _from_zero(features.shape[-1], "change")
+        own = nn.relu(features + change(nn.relu(_around(self.dtype)(features))))
+        return Pooled(jnp.mean(own, axis=(1, 2)), features=own)
 
 
 class GeneralizedMeanPooling(nn.Module):
@@ -97,14 +120,19 @@ class PredictedPooling(nn.Module):
     @nn.compact
     def __call__(self, features: Float[Array, "batch height width channels"]) -> Pooled:
         """Pool (B, h, w, C) to (B, C)."""
-        fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-        around = nn.Conv(64, (3, 3), kernel_init=fan_out, dtype=self.dtype, name="hidden")
-        predict = nn.Dense(
-            self.maps,
-            kernel_init=nn.initializers.zeros,
-            precision=jax.lax.Precision.HIGHEST,
-            name="maps",
-        )
-        logits = predict(nn.relu(around(features)))
+        logits = _from_zero(self.maps, "maps")(nn.relu(_around(self.dtype)(features)))
         maps = nn.sigmoid(logits)
         return Pooled(part_pooling(features, maps), jnp.max(maps, axis=(1, 2)), logits)
+
+
+def _around(dtype: DTypeLike | None) -> nn.Conv:
+    """The 3×3 convolution to 64 channels by which a cell sees its neighbours."""
+    fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    return nn.Conv(64, (3, 3), kernel_init=fan_out, dtype=dtype, name="hidden")
+
+
+def _from_zero(channels: int, name: str) -> nn.Dense:
+    """A 1×1 convolution that starts at 0, in full precision on any device."""
+    return nn.Dense(
+        channels, kernel_init=nn.initializers.zeros, precision=jax.lax.Precision.HIGHEST, name=name
+    )

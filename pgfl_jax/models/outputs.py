@@ -32,6 +32,7 @@ class PGFLOutputs(NamedTuple):
             up); None unless the interaction variant is ``cross_classifier``.
         map_logits: (B, h, w, P) logits of the maps that MB predicts and pools with, one per part or
             of the foreground alone; None unless its pooling is a predicted one.
+        main_features: (B, h, w, C) the map that MB pools; None if it is the trunk's.
     """
 
     features: Float[Array, "batch height width channels"]
@@ -40,3 +41,4 @@ class PGFLOutputs(NamedTuple):
     parts: BranchOutputs | None
     cross_logits: tuple[Float[Array, "batch identities"], Float[Array, "batch identities"]] | None
     map_logits: Float[Array, "batch height width maps"] | None = None
+    main_features: Float[Array, "batch height width channels"] | None = None

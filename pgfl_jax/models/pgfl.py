@@ -15,6 +15,7 @@ from pgfl_jax.models.branches import (
     EPSILON,
     NUM_PARTS,
     AveragePooling,
+    ContextPooling,
     GeneralizedMeanPooling,
     PredictedPooling,
     part_pooling,
@@ -30,8 +31,8 @@ class PGFL(nn.Module):
     Attributes:
         num_identities: classes of the identity classifiers.
         backbone: a name in :data:`pgfl_jax.models.backbones.BACKBONES`.
-        pooling: MB's pooling: ``gap``, ``gem``, or by a map that it predicts: ``foreground``,
-            ``parts``.
+        pooling: MB's pooling: ``gap``, ``gem``, ``context`` (a plain mean of features that have
+            seen their neighbourhood), or by a map that it predicts: ``foreground``, ``parts``.
         pose_branches: False for the baseline: MB alone, in training too.
         interaction: how the branches train one another; ``shared_classifier`` gives all branches
             MB's classifier, ``cross_classifier`` adds MB's logits from the teachers' classifiers;
@@ -56,6 +57,7 @@ class PGFL(nn.Module):
         self.main_pooling = {
             "gap": AveragePooling(),
             "gem": GeneralizedMeanPooling(),
+            "context": ContextPooling(self.dtype),
             "foreground": PredictedPooling(1, self.dtype),
             "parts": PredictedPooling(NUM_PARTS, self.dtype),
         }[self.pooling]
@@ -91,10 +93,10 @@ class PGFL(nn.Module):
         """
         features = self.trunk(images, train=train)
         pooled = features.astype(jnp.promote_types(features.dtype, jnp.float32))
-        embedding, seen, map_logits = self.main_pooling(pooled)
+        embedding, seen, map_logits, own = self.main_pooling(pooled)
         main = self._branch(embedding, self.main_neck, self.main_classifier, seen, train)
         if pose_maps is None or visibility is None or not self.pose_branches:
-            return PGFLOutputs(features, main, None, None, None, map_logits)
+            return PGFLOutputs(features, main, None, None, None, map_logits, own)
 
         has_pose = pose_mask(visibility)
         foreground = self._branch(
@@ -117,7 +119,7 @@ class PGFL(nn.Module):
                 self.foreground_classifier(main.neck),
                 self.parts_classifier(main.neck),
             )
-        return PGFLOutputs(features, main, foreground, parts, cross_logits, map_logits)
+        return PGFLOutputs(features, main, foreground, parts, cross_logits, map_logits, own)
 
     def _branch(
         self,

@@ -251,7 +251,8 @@ def total_loss(
             foreground = outputs.foreground.embedding
             alignment = partial(feature_kd, main.embedding, foreground, has_pose)
         else:
-            alignment = partial(alignment_loss, features, part_maps.amax(1), has_pose)
+            own = features if outputs.main_features is None else outputs.main_features
+            alignment = partial(alignment_loss, own, part_maps.amax(1), has_pose)
         add("alignment", config.alignment, alignment)
         add("semantic", config.semantic, partial(semantic_loss, features, part_maps, visibility))
         if outputs.map_logits is not None:

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from pgfl_jax.export.torch_model import (
     BNNeck,
     MainBranch,
-    PredictedPooling,
     part_pooling,
 )
 
@@ -56,6 +55,7 @@ class PGFLOutputs(NamedTuple):
     parts: BranchOutputs | None
     cross_logits: tuple[Tensor, Tensor] | None
     map_logits: Float[Tensor, "batch maps height width"] | None = None
+    main_features: Features | None = None
 
 
 class PGFL(MainBranch):
@@ -108,10 +108,10 @@ class PGFL(MainBranch):
         """
         features = self.features(images.permute(0, 3, 1, 2))
         pooled = features.to(images.dtype)
-        embedding, seen, map_logits = self.main_pooling(pooled)
+        embedding, seen, map_logits, own = self.main_pooling(pooled)
         main = self._branch(embedding, self.main_neck, "main", seen)
         if part_maps is None or visibility is None or not self.pose_branches:
-            return PGFLOutputs(features, main, None, None, None, map_logits)
+            return PGFLOutputs(features, main, None, None, None, map_logits, own)
         has_pose = pose_mask(visibility)
         part_maps = part_maps.permute(0, 3, 1, 2)
         foreground = part_pooling(pooled, part_maps.amax(1, keepdim=True))
@@ -127,6 +127,7 @@ class PGFL(MainBranch):
             self._branch(parts, self.parts_neck, "parts", visible),
             cross_logits,
             map_logits,
+            own,
         )
 
     def _branch(
@@ -148,7 +149,7 @@ def pose_mask(visibility: Float[Tensor, "batch parts"]) -> Mask:
 def initialise(model: PGFL) -> None:
     """Draw weights from the Flax network's distributions, which are not PyTorch's defaults.
 
-    Convolutions: N(0, 2 / fan-out), but 0 in the layer that predicts maps, and biases 0;
+    Convolutions: N(0, 2 / fan-out), but 0 in the last layer of MB's pooling, and biases 0;
     classifiers: N(0, 0.001²); normalisation layers keep 1 and 0.
     The fan-out of a k x k convolution is k²·outputs. The patch stem, which is a matrix product in
     Flax, has a fan-out of its outputs alone.
@@ -160,6 +161,6 @@ def initialise(model: PGFL) -> None:
             nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
         elif isinstance(module, Classifier):
             nn.init.normal_(module.weight, std=0.001)
-    if isinstance(pooling := model.main_pooling, PredictedPooling):
-        for start in (pooling.hidden.bias, pooling.maps.weight, pooling.maps.bias):
-            nn.init.zeros_(start)
+    for name, parameter in model.main_pooling.named_parameters():
+        if name.startswith(("maps.", "change.")) or name.endswith(".bias"):
+            nn.init.zeros_(parameter)

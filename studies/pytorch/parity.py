@@ -83,7 +83,8 @@ MID_RAMP = 5  # single steps are compared at this step, within distillation's ra
 
 # Few variants, since each takes longer to compile than to run.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "soft margin, cross-branch triplet, no label smoothing, temperature 1": {
+    "soft margin, cross-branch triplet, no label smoothing, temperature 1, context": {
+        "model.pooling": "context",
         "loss.soft_margin": True,
         "loss.interaction_variant": "cross_triplet",
         "loss.smoothing": 0.0,

@@ -38,7 +38,7 @@ def batch(shape, dtype):
     ("backbone", "pooling", "convolutions"),
     [
         ("resnet8", "gem", 9), ("four_blocks", "gap", 17), ("four_blocks_ibn_a", "gap", 17),
-        ("resnet8", "parts", 11), ("resnet8", "foreground", 11),
+        ("resnet8", "parts", 11), ("resnet8", "foreground", 11), ("resnet8", "context", 11),
         pytest.param("resnet50", "gap", 53, marks=pytest.mark.slow),
     ],
 )  # fmt: skip

@@ -63,6 +63,7 @@ def assert_same(found, wanted, difference=1e-6):
     [
         ("resnet8", "gem", "uint8_nhwc", 32),
         ("resnet8", "parts", "float255_nchw", 7),
+        ("resnet8", "context", "float255_nchw", 7),
         # With the blocks of that above and of the next test.
         pytest.param("resnet18", "gap", "float255_nchw", 32, marks=pytest.mark.slow),
         pytest.param("resnet34", "gem", "uint8_nhwc", 32, marks=pytest.mark.slow),

@@ -126,6 +126,14 @@ def test_every_term_is_the_loss_of_its_name(outputs, batch):
         assert terms[name] == value, name
 
 
+def test_the_main_branchs_own_map_is_aligned(outputs, batch, rng):
+    own = jnp.asarray(rng.normal(size=(6, 4, 2, 8)), jnp.float32)
+    _, terms = total_loss(outputs._replace(main_features=own), batch, WEIGHTS)
+    mask, foreground = jnp.array([1.0, 1, 0, 1, 1, 1]), jnp.max(batch["part_maps"], -1)
+    assert terms["alignment"] == losses.foreground_alignment(own, foreground, mask)
+    assert terms["semantic"] == total_loss(outputs, batch, WEIGHTS)[1]["semantic"]
+
+
 def test_a_batch_without_poses_gives_exactly_zero_pose_terms(outputs, batch):
     blind = {name: jnp.zeros_like(batch[name]) for name in ("part_maps", "visibility")}
 

@@ -5,6 +5,7 @@ import pytest
 
 from pgfl_jax.models.branches import (
     AveragePooling,
+    ContextPooling,
     GeneralizedMeanPooling,
     PredictedPooling,
     part_pooling,
@@ -44,27 +45,45 @@ def test_part_pooling_binds_each_channel_group_to_its_part(batch):
             assert pooled[i, channel] == pytest.approx(mean, rel=1e-4)
 
 
-@pytest.mark.parametrize("maps", [1, 3])
-def test_predicted_maps_pool_as_those_of_a_pose_do(batch, maps):
-    features, _ = batch
+def two_layers(features, last, channels):
+    """Random parameters of a 3×3 convolution, a ReLU and a layer ``last``, and what they give."""
     rng = np.random.default_rng(1)
     kernels = {
         "hidden": rng.normal(size=(3, 3, 6, 64)) / 8,
-        "maps": rng.normal(size=(64, maps)) / 8,
+        last: rng.normal(size=(64, channels)) / 8,
     }
-    biases = {"hidden": rng.normal(size=64), "maps": rng.normal(size=maps)}
+    biases = {"hidden": rng.normal(size=64), last: rng.normal(size=channels)}
     params = {
         name: {"kernel": jnp.asarray(kernels[name]), "bias": jnp.asarray(biases[name])}
         for name in kernels
     }
-    pooled = PredictedPooling(maps).apply({"params": params}, jnp.asarray(features))
     padded = np.pad(features, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    for i in range(3):
-        logits = np.empty((4, 2, maps))
-        for row, column in np.ndindex(4, 2):
-            window = padded[i, row : row + 3, column : column + 3]
-            hidden = np.tensordot(window, kernels["hidden"], 3) + biases["hidden"]
-            logits[row, column] = np.maximum(hidden, 0) @ kernels["maps"] + biases["maps"]
+    found = np.empty((*features.shape[:3], channels))
+    for i, row, column in np.ndindex(features.shape[:3]):
+        window = padded[i, row : row + 3, column : column + 3]
+        hidden = np.tensordot(window, kernels["hidden"], 3) + biases["hidden"]
+        found[i, row, column] = np.maximum(hidden, 0) @ kernels[last] + biases[last]
+    return {"params": params}, found
+
+
+def test_a_plain_mean_of_features_that_have_seen_their_neighbours(batch):
+    features, _ = batch
+    variables, change = two_layers(features, "change", 6)
+    pooled = ContextPooling().apply(variables, jnp.asarray(features))
+    own = np.maximum(features + change, 0)
+    np.testing.assert_allclose(pooled.features, own, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(pooled.embedding, own.mean((1, 2)), rtol=1e-4, atol=1e-5)
+    assert pooled.seen is None and pooled.map_logits is None
+    start, _ = ContextPooling().init_with_output(jax.random.key(0), jnp.abs(features))
+    np.testing.assert_allclose(start.embedding, np.abs(features).mean((1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("maps", [1, 3])
+def test_predicted_maps_pool_as_those_of_a_pose_do(batch, maps):
+    features, _ = batch
+    variables, found = two_layers(features, "maps", maps)
+    pooled = PredictedPooling(maps).apply(variables, jnp.asarray(features))
+    for i, logits in enumerate(found):
         np.testing.assert_allclose(pooled.map_logits[i], logits, rtol=1e-4, atol=1e-4)
         predicted = 1 / (1 + np.exp(-logits))
         np.testing.assert_allclose(pooled.seen[i], predicted.max((0, 1)), rtol=1e-4)
