@@ -168,6 +168,9 @@ class ModelConfig:
     # What the backward pass recomputes to save memory: none · convolutions (their results are kept,
     # everything between them is recomputed) · blocks (only the blocks' inputs are kept)
     remat: Literal["none", "convolutions", "blocks"] = "none"
+    # Share of the pictures that skip the last residual in training; it rises from 0 at the first.
+    # For vision transformers.
+    drop_path: FractionBelowOne = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -446,6 +449,8 @@ def _image_checks(config: Config) -> Iterator[_Relation]:
             yield False, f"data.{side}", f"{error} ({config.model.backbone})"
     message = f"{backbone.channels} channels cannot be divided among {NUM_PARTS} parts"
     yield backbone.channels % NUM_PARTS == 0, "model.backbone", message
+    droppable = not config.model.drop_path or hasattr(backbone, "drop_path")
+    yield droppable, "model.drop_path", f"must be 0 with {config.model.backbone}"
     half = min(data.height, data.width) // 2
     message = f"must be at most half the shorter side, {half}, or crops show little but black"
     yield data.augment.pad <= half, "data.augment.pad", message

@@ -67,6 +67,7 @@ def make_model(config: Config, *, num_identities: int) -> PGFL:
         interaction=config.loss.interaction_variant,
         dtype=jnp.bfloat16 if config.model.dtype == "bfloat16" else None,
         remat=config.model.remat,
+        drop_path=config.model.drop_path,
     )
 
 

@@ -22,7 +22,7 @@ TrainStep = Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, Metric
 
 
 def loss_and_gradients(
-    experiment: Experiment, state: TrainState, batch: Mapping[str, Array]
+    experiment: Experiment, state: TrainState, batch: Mapping[str, Array], part: int | Array = 0
 ) -> tuple[Any, Any, Metrics]:
     """Differentiate the total loss of a global batch.
 
@@ -31,6 +31,7 @@ def loss_and_gradients(
         state: the parameters.
         batch: ``images`` and ``erased`` (see :func:`pgfl_jax.network_input.network_input`),
             ``labels``, ``part_maps``, ``visibility``.
+        part: which part of the step's batch this is, for what is random.
 
     Returns:
         The gradients, the new batch statistics, and every loss term by name (``total`` among them).
@@ -45,6 +46,7 @@ def loss_and_gradients(
             batch["visibility"],
             train=True,
             mutable=["batch_stats"],
+            rngs=_random_keys(experiment, state.step, part),
         )
         scale = kd_scale(state.step / experiment.steps_per_epoch, weights)
         total, terms = total_loss(outputs, batch, weights, kd_scale=scale)
@@ -52,6 +54,14 @@ def loss_and_gradients(
 
     gradients, (batch_stats, terms) = jax.grad(loss_fn, has_aux=True)(state.params)
     return gradients, batch_stats, terms
+
+
+def _random_keys(experiment: Experiment, step: Array, part: int | Array) -> dict[str, Array]:
+    """What the forward pass draws from: a function of seed, step and part of the batch."""
+    if not experiment.config.model.drop_path:
+        return {}
+    key = jax.random.fold_in(jax.random.key(experiment.config.seed), step)
+    return {"drop_path": jax.random.fold_in(key, part)}
 
 
 def accumulated(
@@ -69,16 +79,18 @@ def accumulated(
         batch: the same arrays, with a leading axis over the parts.
     """
 
-    def part(carry: tuple[Any, Any], batch: Mapping[str, Array]) -> tuple[tuple[Any, Any], Metrics]:
-        total, batch_stats = carry
+    def part(
+        carry: tuple[Any, Any], numbered: tuple[Array, Mapping[str, Array]]
+    ) -> tuple[tuple[Any, Any], Metrics]:
+        (total, batch_stats), (number, batch) = carry, numbered
         gradients, batch_stats, terms = loss_and_gradients(
-            experiment, dataclasses.replace(state, batch_stats=batch_stats), batch
+            experiment, dataclasses.replace(state, batch_stats=batch_stats), batch, number
         )
         return (jax.tree.map(jnp.add, total, gradients), batch_stats), terms
 
     start = jax.tree.map(jnp.zeros_like, state.params), state.batch_stats
-    (total, batch_stats), terms = jax.lax.scan(part, start, batch)
     count = experiment.config.train.accumulation
+    (total, batch_stats), terms = jax.lax.scan(part, start, (jnp.arange(count), batch))
     gradients = jax.tree.map(lambda value: value / count, total)
     return gradients, batch_stats, jax.tree.map(lambda values: jnp.mean(values, axis=0), terms)
 

@@ -58,7 +58,7 @@ def training(embedder: Embedder, num_identities: int) -> Graph:
         given = {"images": given["images"]}
 
     def forward(variables: Any, inputs: Any) -> Any:
-        apply = experiment.model.apply
+        apply = experiment.model.clone(drop_path=0.0).apply
         return apply(variables, **inputs, train=True, mutable=["batch_stats"])[0]
 
     jaxpr = jax.make_jaxpr(forward)(variables, given)

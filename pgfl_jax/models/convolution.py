@@ -147,6 +147,14 @@ def skip(x: Features, stride: int) -> Output:
     return jax.lax.optimization_barrier(jax.lax.slice(x, (0, 0, 0, 0), x.shape, steps))
 
 
+def patches(images: Array, size: int) -> Array:
+    """The pixels of each patch, (B, H / size, W / size, size · size · C)."""
+    batch, height, width, channels = images.shape
+    rows, columns = height // size, width // size
+    x = images.reshape(batch, rows, size, columns, size, channels).swapaxes(2, 3)
+    return x.reshape(batch, rows, columns, size * size * channels)
+
+
 def _plain(x: Features, kernel: Weights, stride: int) -> Output:
     padding = [(kernel.shape[0] // 2,) * 2] * 2
     return jax.lax.conv_general_dilated(

@@ -41,6 +41,8 @@ class PGFL(nn.Module):
             maps; None: the parameters' dtype. Pooling, BNNecks and logits are at least float32.
         remat: what the backward pass recomputes: a name in
             :data:`pgfl_jax.models.backbones.REMAT_POLICIES`, or ``none``.
+        drop_path: as the backbone's attribute of that name. Above 0, training needs a key
+            ``drop_path``.
     """
 
     num_identities: int
@@ -50,10 +52,12 @@ class PGFL(nn.Module):
     interaction: str = "off"
     dtype: DTypeLike | None = None
     remat: str = "none"
+    drop_path: float = 0.0
 
     def setup(self) -> None:
         """Declare the modules; a module that a call does not use gets no parameters."""
-        self.trunk = BACKBONES[self.backbone].copy(dtype=self.dtype, remat=self.remat)
+        trunk = BACKBONES[self.backbone].copy(dtype=self.dtype, remat=self.remat)
+        self.trunk = trunk.copy(drop_path=self.drop_path) if self.drop_path else trunk
         self.main_pooling = {
             "gap": AveragePooling(),
             "gem": GeneralizedMeanPooling(),

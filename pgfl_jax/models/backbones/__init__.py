@@ -6,20 +6,27 @@ from typing import Any, Protocol
 from jaxtyping import Array, Float
 
 from pgfl_jax.models.backbones.resnet import REMAT_POLICIES, BasicBlock, Bottleneck, ResNet
+from pgfl_jax.models.backbones.vit import ViT
 
-__all__ = ["BACKBONES", "REMAT_POLICIES", "Backbone", "ResNet"]
+__all__ = ["BACKBONES", "REMAT_POLICIES", "Backbone", "ResNet", "ViT"]
 
 
 class Backbone(Protocol):
     """A Linen module that also knows the shape of its feature map.
 
     Its attributes, which ``copy`` sets, include ``dtype`` (the precision it computes in; None means
-    that of the parameters) and ``remat`` (a name in `REMAT_POLICIES`, or ``none``).
+    that of the parameters) and ``remat`` (a name in `REMAT_POLICIES`, or ``none``). One whose
+    residuals can be dropped also has ``drop_path``, a share in [0, 1).
     """
 
     @property
     def channels(self) -> int:
         """Channels of the feature map, C."""
+        ...
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the modules after the stem or embedding, from input to output."""
         ...
 
     def map_shape(self, height: int, width: int) -> tuple[int, int]:
@@ -48,4 +55,11 @@ BACKBONES: Mapping[str, Backbone] = {
     "resnet34": ResNet(BasicBlock, (3, 4, 6, 3)),
     "resnet50": ResNet(Bottleneck, (3, 4, 6, 3)),
     "resnet50_ibn_a": ResNet(Bottleneck, (3, 4, 6, 3), ibn_stages=3),
+    "vit_tiny": ViT(192, 12, 3),
+    "vit_small": ViT(384, 12, 6),
+    "vit_base": ViT(768, 12, 12),
+    # Overlapping patches, as in TransReID.
+    "vit_small_overlap": ViT(384, 12, 6, stride=12),
+    "vit_base_overlap": ViT(768, 12, 12, stride=12),
+    "vit_base_clip": ViT(768, 12, 12, clip=True),
 }

@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pgfl_jax.models.batch_norm import BatchNorm
-from pgfl_jax.models.convolution import Kernel, convolve
+from pgfl_jax.models.convolution import Kernel, convolve, patches
 from pgfl_jax.models.pooling import max_pool
 
 Features = Float[Array, "batch height width channels"]
@@ -170,6 +170,12 @@ class ResNet(nn.Module):
         """Channels of the feature map."""
         return self.widths[-1] * self.block.expansion
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the blocks, in order."""
+        sizes = enumerate(self.stage_sizes, start=1)
+        return tuple(f"layer{i}_{j}" for i, size in sizes for j in range(size))
+
     def map_shape(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) of the feature map of an image of (height, width) pixels.
 
@@ -189,7 +195,7 @@ class ResNet(nn.Module):
         """Map images (B, H, W, 3) to features (B, H / stride, W / stride, channels)."""
         layer = _Layers(train, self.dtype)
         if self.patch_stem:
-            x = layer(_patches(images), self.widths[0], 1, ("conv1", "bn1"))
+            x = layer(patches(images, 4), self.widths[0], 1, ("conv1", "bn1"))
         else:
             x = layer(images, 64, 7, ("conv1", "bn1"), 2)
             x = max_pool(x)
@@ -204,10 +210,3 @@ class ResNet(nn.Module):
                 name = f"layer{i}_{j}"
                 x = make(width, stride if j == 0 else 1, self.dtype, name=name)(x, train)
         return x
-
-
-def _patches(images: Array) -> Array:
-    """The pixels of each patch of 4x4, (B, H / 4, W / 4, 48)."""
-    batch, height, width, _ = images.shape
-    x = images.reshape(batch, height // 4, 4, width // 4, 4, 3).swapaxes(2, 3)
-    return x.reshape(batch, height // 4, width // 4, 48)
