@@ -51,7 +51,7 @@ def read_pretrained(config: Config) -> Pretrained | None:
         return None
     state = Experiment.without_data(config).abstract_state()
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    loaded, report = load_backbone(path, variables)
+    loaded, report = load_backbone(path, variables, map_shape=config.map_shape)
     flat = flatten_dict(loaded, sep="/")
     arrays = {name: value for name, value in flat.items() if isinstance(value, np.ndarray)}
     return Pretrained(arrays, report, sha256(Path(path)))

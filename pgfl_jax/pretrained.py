@@ -16,12 +16,24 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 
-from pgfl_jax.errors import UserError
 from pgfl_jax.files import replacing, stand_in
 from pgfl_jax.models.classifier import CLASS_MULTIPLE
+from pgfl_jax.weight_tables.resnet import RESNET
+from pgfl_jax.weight_tables.table import PretrainedError, Shape, Shapes, StateDict, Table
+from pgfl_jax.weight_tables.vit import VIT
 
-Shape = tuple[int, ...]
-StateDict = dict[str, np.ndarray]
+__all__ = [
+    "PretrainedError",
+    "Report",
+    "from_state_dict",
+    "load_backbone",
+    "read_state_dict",
+    "save_state_dict",
+    "to_state_dict",
+    "torch_name",
+]
+
+_TABLES = (RESNET, VIT)
 
 # Where larger checkpoints keep the state dict.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
@@ -37,40 +49,33 @@ _SCHEMES = (
         "heads.bnneck.": "main_neck.",
         "heads.pool_layer.p": "main_pooling.power",
     },
-    {"base.": "trunk.", "bottleneck.": "main_neck."},  # strong-baseline
+    # strong-baseline, and TransReID, whose b1 is described in weight_tables/vit.py
+    {"base.": "trunk.", "bottleneck.": "main_neck.", "b1.": "trunk.b1."},
     # torchvision, timm, torchreid, and the neck and pooling of our exported artifacts
     {"": "trunk.", "main_neck.": "main_neck.", "main_pooling.": "main_pooling."},
 )
-_FIRST_BLOCK = "layer1.0.conv1.weight"
+_FIRST_BLOCKS = tuple(name for table in _TABLES for name in (table.first, *table.spellings))
 # A trunk under such a name only averages the weights of another, which is the trained one: MoCo's
 # encoder_k and momentum_encoder, BYOL's target_encoder.
 _FOLLOWER = re.compile(r"(?:^|[._])(?:k|momentum|target)[._]")
-# The layers that make up a trunk. A file with a layer that ours lacks computes other features.
-_TRUNK_LAYER = re.compile(r"trunk\.(conv1|bn1|layer\d+|NL_\d+)\.")
 _COUNTER = "num_batches_tracked"
 # Where kernels are convolutions in PyTorch; elsewhere they are classifiers.
 _CONVOLUTIONS = ("trunk.", "main_pooling.")
+# But not in the blocks of a vision transformer.
+_LINEAR = "trunk.blocks."
+# Side of the patches that a matrix product embeds.
+_PATCHES = {"trunk.conv1.weight": 4, "trunk.patch_embed.proj.weight": 16}
 
 _INSTALL = "pip install -c constraints.txt -e '.[parity]'"
 _NAMES = {
     "downsample_conv": "downsample.0",
     "downsample_bn": "downsample.1",
+    "patch_embed": "patch_embed.proj",
     "kernel": "weight",
     "scale": "weight",
     "mean": "running_mean",
     "var": "running_var",
 }
-_RESNETS = {
-    ("basic", 2, 2, 2, 2): "ResNet-18",
-    ("basic", 3, 4, 6, 3): "ResNet-34",
-    ("bottleneck", 3, 4, 6, 3): "ResNet-50",
-    ("bottleneck", 3, 4, 23, 3): "ResNet-101",
-    ("bottleneck", 3, 8, 36, 3): "ResNet-152",
-}
-
-
-class PretrainedError(UserError):
-    """The weights cannot be used; the message names the file and the problem."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +110,9 @@ class Report:
         )
 
 
-def load_backbone(path: Path | str, variables: Mapping[str, Any]) -> tuple[dict[str, Any], Report]:
+def load_backbone(
+    path: Path | str, variables: Mapping[str, Any], *, map_shape: tuple[int, int] | None = None
+) -> tuple[dict[str, Any], Report]:
     """Load the trunk from a file in any of the known naming schemes.
 
     If the file has them and they fit, this also takes the scale and statistics of the main
@@ -116,6 +123,8 @@ def load_backbone(path: Path | str, variables: Mapping[str, Any]) -> tuple[dict[
         path: ``.safetensors``, or a file written by ``torch.save``.
         variables: ``params`` and ``batch_stats`` of :class:`pgfl_jax.models.PGFL`, arrays or
             their abstract shapes.
+        map_shape: (h, w) of the feature map, to which the position embeddings of a transformer are
+            resampled; None: twice as tall as wide.
 
     Returns:
         The variables and the report. Arrays from the file are NumPy arrays of the file's dtype
@@ -128,8 +137,17 @@ def load_backbone(path: Path | str, variables: Mapping[str, Any]) -> tuple[dict[
             float32, or a variance below 0.
     """
     tensors, choice = _read(Path(path))
-    filled, report = _fill(tensors, _our_names(tensors, str(path)), variables, str(path), None)
-    return filled, dataclasses.replace(report, choice=choice)
+    table, wanted = _table(variables), _wanted(variables, None)
+    names = _our_names(table, tensors, str(path))
+    of_trunk = {name: our for name, our in names.items() if our.startswith("trunk.")}
+    trunk = {our: tensors.pop(name) for name, our in of_trunk.items()}
+    arranged, note = table.arrange(trunk, wanted, map_shape, str(path))
+    theirs = {our: name for name, our in of_trunk.items()}
+    for our, value in arranged.items():
+        tensors[theirs.get(our, our)] = value
+        names[theirs.get(our, our)] = our
+    filled, report = _fill(tensors, names, variables, str(path), None)
+    return filled, dataclasses.replace(report, choice="; ".join(filter(None, (choice, note))))
 
 
 def from_state_dict(
@@ -364,54 +382,91 @@ def _choice(content: Any, tensor: type) -> str:
     others = [
         str(key)
         for key, value in content.items()
-        if key != name and any(array.endswith(_FIRST_BLOCK) for array in _unwrapped(value, tensor))
+        if key != name and any(array.endswith(_FIRST_BLOCKS) for array in _unwrapped(value, tensor))
     ]
     if not others:
         return _choice(content[name], tensor)
     return f"{name} was read, not {', '.join(others)} (docs/pretrained.md says how to take it)"
 
 
-def _our_names(tensors: Iterable[str], source: str) -> dict[str, str]:
+def _table(variables: Mapping[str, Any]) -> Table:
+    """How files name the trunk of a network."""
+    ours = {torch_name(path[1:]) for path in flatten_dict(variables)}
+    return next(table for table in _TABLES if f"trunk.{table.first}" in ours)
+
+
+def _our_names(table: Table, tensors: Iterable[str], source: str) -> dict[str, str]:
     """Our name of each array that belongs to a backbone, by its name in the file."""
-    names = list(tensors)
-    prefix = _trunk_prefix(names, source)
+    spelled = _respelled(table, list(tensors))
+    prefix = _trunk_prefix(table, list(spelled.values()), source)
     for scheme in _SCHEMES:
         trunk = next(iter(scheme))
         if f".{prefix}".endswith(f".{trunk}"):
             break
     outer = prefix.removesuffix(trunk)
     ours = {
-        name: our + name.removeprefix(outer + their)
+        name: our + spelling.removeprefix(outer + their)
         for their, our in scheme.items()
-        for name in names
-        if name.startswith(outer + their)
+        for name, spelling in spelled.items()
+        if spelling.startswith(outer + their)
     }
     return {
         name: our
         for name, our in ours.items()
-        if not our.startswith("trunk.") or _TRUNK_LAYER.match(our)
+        if not our.startswith("trunk.") or table.layer.match(our)
     }
 
 
-def _trunk_prefix(names: Sequence[str], source: str) -> str:
+def _respelled(table: Table, names: Sequence[str]) -> dict[str, str]:
+    """The table's own spelling of each name that a file spells otherwise, by the file's."""
+    spelled = {name: name for name in names}
+    for marker, replacements in table.spellings.items():
+        prefixes = [name.removesuffix(marker) for name in names if name.endswith(marker)]
+        # A longer prefix belongs to a part of what a shorter one begins.
+        for prefix in sorted(prefixes, key=len):
+            for name in names:
+                for pattern, replacement in replacements.items():
+                    if name.startswith(prefix) and re.match(pattern, name[len(prefix) :]):
+                        rest = re.sub(pattern, replacement, name[len(prefix) :], count=1)
+                        spelled[name] = prefix + rest
+    return spelled
+
+
+def _trunk_prefix(table: Table, names: Sequence[str], source: str) -> str:
     """What precedes the names of the trunk's layers; PretrainedError unless there is one trunk."""
     prefixes = [
-        name.removesuffix(_FIRST_BLOCK) for name in names if f".{name}".endswith(f".{_FIRST_BLOCK}")
+        name.removesuffix(table.first) for name in names if f".{name}".endswith(f".{table.first}")
     ]
     if not prefixes:
         raise PretrainedError(
-            f"{source}: not a ResNet in a known naming scheme (docs/pretrained.md); its first "
-            f"arrays are {', '.join(names[:3])}"
+            f"{source}: not a {table.kind} in a known naming scheme (docs/pretrained.md); its "
+            f"first arrays are {', '.join(names[:3])}"
         )
-    complete = [prefix for prefix in prefixes if f"{prefix}conv1.weight" in names]
+    complete = [prefix for prefix in prefixes if prefix + table.stem in names]
     trained = [prefix for prefix in complete if not _FOLLOWER.search(prefix)]
-    choices = trained or complete or prefixes
+    teachers = [prefix for prefix in trained if table.teacher and table.teacher.search(prefix)]
+    choices = teachers or trained or complete or prefixes
     if len(choices) > 1:
         raise PretrainedError(
             f"{source}: holds {len(choices)} trunks, under {', '.join(map(repr, choices))}; save "
             "the one you want alone (docs/pretrained.md)"
         )
+    if table.needs_stem and not complete:
+        raise PretrainedError(
+            f"{source}: holds blocks of a {table.kind} without {table.stem}, as a tower for text "
+            "does; give the one for pictures"
+        )
     return choices[0]
+
+
+def _wanted(variables: Mapping[str, Any], num_identities: int | None) -> dict[str, Shape]:
+    """Shapes in PyTorch's layout, by PyTorch's names."""
+    return {
+        (name := torch_name(path[1:])): _to_torch(
+            name, path[-1], np.zeros(leaf.shape, bool), num_identities
+        ).shape
+        for path, leaf in flatten_dict(variables).items()
+    }
 
 
 def _fill(
@@ -429,12 +484,9 @@ def _fill(
     places = {torch_name(path[1:]): path for path in leaves}
     tensors = {name: value for name, value in tensors.items() if not name.endswith(_COUNTER)}
     ours = {names[name]: value for name, value in tensors.items() if name in names}
-    wanted = {
-        name: _to_torch(name, path[-1], np.zeros(leaves[path].shape, bool), num_identities).shape
-        for name, path in places.items()
-    }
+    wanted = _wanted(variables, num_identities)
     found = {name: value.shape for name, value in ours.items()}
-    _check_trunk(found, wanted, source)
+    _check_trunk(_table(variables), found, wanted, source)
     used: dict[str, Shape] = {}
     left_over: dict[str, Shape] = {}
     reasons: dict[str, str] = {}
@@ -497,7 +549,7 @@ def torch_name(path: tuple[str, ...]) -> str:
     'trunk.layer1.0.bn1.weight'
     """
     parts = (_NAMES.get(part, part) for part in path if part != "dense")
-    return ".".join(re.sub(r"^(layer\d+)_", r"\1.", part) for part in parts)
+    return ".".join(re.sub(r"^(layer\d+|blocks)_", r"\1.", part) for part in parts)
 
 
 def _to_torch(name: str, leaf: str, value: np.ndarray, num_identities: int | None) -> np.ndarray:
@@ -509,9 +561,11 @@ def _to_torch(name: str, leaf: str, value: np.ndarray, num_identities: int | Non
         if num_identities is not None and not 0 <= columns - num_identities < CLASS_MULTIPLE:
             raise ValueError(f"{name} has {columns} columns, too many or few for {num_identities}")
         return value[:, :num_identities].T
+    if name.startswith(_LINEAR):
+        return value.T
     if value.ndim == 2:
-        # Matrix products replace 1x1 convolutions and, in the stem, a convolution of 4x4 patches.
-        side = 4 if name == "trunk.conv1.weight" else 1
+        # Matrix products replace 1x1 convolutions and, in the stem, a convolution of patches.
+        side = _PATCHES.get(name, 1)
         value = value.reshape(side, side, -1, value.shape[1])
     return value.transpose(3, 2, 0, 1)
 
@@ -522,17 +576,22 @@ def _to_flax(name: str, leaf: str, value: np.ndarray, shape: Shape) -> np.ndarra
         return value.reshape(shape)  # fast-reid stores GeM's power as (1,)
     if not name.startswith(_CONVOLUTIONS):
         return np.pad(value.T, ((0, 0), (0, shape[1] - len(value))))
+    if name.startswith(_LINEAR):
+        return value.T
     return value.transpose(2, 3, 1, 0).reshape(shape)
 
 
-def _check_trunk(found: Mapping[str, Shape], wanted: Mapping[str, Shape], source: str) -> None:
+def _check_trunk(table: Table, found: Shapes, wanted: Shapes, source: str) -> None:
     """PretrainedError if the trunks differ in a layer or its shape."""
-    layers = [{name for name in shapes if _TRUNK_LAYER.match(name)} for shapes in (found, wanted)]
-    for name in sorted(layers[0] | layers[1], key=_depth):
+    layers = [
+        {name: shape for name, shape in shapes.items() if table.layer.match(name)}
+        for shapes in (found, wanted)
+    ]
+    for name in sorted(layers[0].keys() | layers[1], key=_depth):
         theirs, needed = found.get(name), wanted.get(name)
         if theirs == needed:
             continue
-        kinds = [_architecture(names) for names in layers]
+        kinds = [table.describe(shapes) for shapes in layers]
         seems = f"; it seems to hold a {kinds[0]}, not a {kinds[1]}" if len(set(kinds)) > 1 else ""
         raise PretrainedError(
             f"{source}: not the architecture of config.model.backbone: in the file "
@@ -546,20 +605,6 @@ def _depth(name: str) -> list[tuple[int, str]]:
     parts = re.split(r"(\d+)", name.removeprefix("trunk."))
     stem = 0 if parts[0] in ("conv", "bn") else 1
     return [(stem, ""), *((int(p), "") if p.isdigit() else (0, p) for p in parts)]
-
-
-def _architecture(names: Iterable[str]) -> str:
-    """The name of an architecture, as far as its layers reveal it."""
-    names = set(names)
-    layers = (re.search(r"layer(\d+)\.(\d+)\.", name) for name in names)
-    blocks = {match.groups() for match in layers if match}
-    stages = sorted({stage for stage, _ in blocks})
-    sizes = [sum(stage == of for of, _ in blocks) for stage in stages]
-    kind = "bottleneck" if "trunk.layer1.0.conv3.weight" in names else "basic"
-    plain = f"ResNet of {'+'.join(map(str, sizes))} {kind} blocks"
-    ibn = "-IBN-a" if "trunk.layer1.0.bn1.IN.weight" in names else ""
-    non_local = " with non-local blocks" if any("trunk.NL_" in name for name in names) else ""
-    return _RESNETS.get((kind, *sizes), plain) + ibn + non_local
 
 
 def _named(name: str, shape: Shape) -> str:

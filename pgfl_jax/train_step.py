@@ -46,7 +46,7 @@ def loss_and_gradients(
             batch["visibility"],
             train=True,
             mutable=["batch_stats"],
-            rngs=_random_keys(experiment, state.step, part),
+            rngs=random_keys(experiment, state.step, part),
         )
         scale = kd_scale(state.step / experiment.steps_per_epoch, weights)
         total, terms = total_loss(outputs, batch, weights, kd_scale=scale)
@@ -56,7 +56,7 @@ def loss_and_gradients(
     return gradients, batch_stats, terms
 
 
-def _random_keys(experiment: Experiment, step: Array, part: int | Array) -> dict[str, Array]:
+def random_keys(experiment: Experiment, step: Array, part: int | Array = 0) -> dict[str, Array]:
     """What the forward pass draws from: a function of seed, step and part of the batch."""
     if not experiment.config.model.drop_path:
         return {}

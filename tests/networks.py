@@ -11,7 +11,7 @@ import pgfl_jax
 from pgfl_jax.embedder import Embedder
 from pgfl_jax.experiment import make_model
 from pgfl_jax.models import main_branch
-from pgfl_jax.models.backbones import BACKBONES, ResNet
+from pgfl_jax.models.backbones import BACKBONES, ResNet, ViT
 from pgfl_jax.models.backbones.resnet import Bottleneck
 from tests.runs import GOLDEN_RUN
 
@@ -25,14 +25,35 @@ def golden():
 FOUR_BLOCKS = (1, 1, 1, 1), (24, 32, 40, 48)
 
 
-def four_bottlenecks():
-    """A context with ``four_blocks`` and ``four_blocks_ibn_a``.
+SMALL_TRANSFORMERS = {
+    "vit": ViT(24, 2, 3),
+    "vit_overlap": ViT(24, 2, 3, stride=12),
+    "vit_clip": ViT(24, 2, 3, clip=True),
+}
 
-    They have all that ResNet-50 and ResNet-50-IBN-a are made of, once.
+
+def small_networks():
+    """A context with ``four_blocks``, ``four_blocks_ibn_a`` and transformers of two blocks.
+
+    They have all that ResNet-50, ResNet-50-IBN-a and the transformers are made of.
     """
     plain = ResNet(Bottleneck, *FOUR_BLOCKS)
     normalised = ResNet(Bottleneck, *FOUR_BLOCKS, ibn_stages=3)
-    return mock.patch.dict(BACKBONES, four_blocks=plain, four_blocks_ibn_a=normalised)
+    return mock.patch.dict(
+        BACKBONES, four_blocks=plain, four_blocks_ibn_a=normalised, **SMALL_TRANSFORMERS
+    )
+
+
+def small_twins():
+    """A context with the same transformers in PyTorch."""
+    from pgfl_jax.export import torch_model
+
+    def make(net):
+        options = {"stride": net.stride, "clip": net.clip}
+        return lambda size: torch_model.ViT(size, net.width, net.depth, net.heads, **options)
+
+    twins = {name: make(net) for name, net in SMALL_TRANSFORMERS.items()}
+    return mock.patch.object(torch_model, "BACKBONES", torch_model.BACKBONES | twins)
 
 
 def random_variables(model):
@@ -44,7 +65,7 @@ def random_variables(model):
     def drawn(path, shape):
         if path[-1].key == "kernel":  # keeps the variance from layer to layer
             values = rng.normal(0, np.prod(shape.shape[:-1]) ** -0.5, shape.shape)
-        elif path[-1].key in ("mean", "bias"):
+        elif path[-1].key in ("mean", "bias", "cls_token", "pos_embed"):
             values = rng.normal(0, 0.1, shape.shape)
         elif path[-1].key == "power":
             values = np.array(2.5)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pgfl_jax.models.backbones import BACKBONES, ResNet
+from pgfl_jax.models.backbones import BACKBONES, ResNet, ViT
 from pgfl_jax.models.backbones.resnet import BasicBlock
 
 ROOT = Path(__file__).parent.parent
@@ -137,13 +137,19 @@ def by_name(tree):
 
 
 def one_block():
-    """A context in which ResNet-8 has one block of 16 channels.
+    """A context in which ResNet-8 has one block of 16 channels, and ``vit_tiny`` two.
 
     For what does not depend on the network: tracing and compiling it takes a third of the time.
     """
-    return mock.patch.dict(
-        BACKBONES, resnet8=ResNet(BasicBlock, (1,), (16,), (2,), patch_stem=True)
-    )
+    small = ResNet(BasicBlock, (1,), (16,), (2,), patch_stem=True)
+    return mock.patch.dict(BACKBONES, resnet8=small, vit_tiny=ViT(16, 2, 2))
+
+
+# What holds for any network holds for one of each kind, and for what is random in it.
+NETWORKS = {
+    "resnet8": {},
+    "vit_tiny": {"model.backbone": "vit_tiny", "model.drop_path": 0.5},
+}
 
 
 def code_of_users():

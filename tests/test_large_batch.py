@@ -14,14 +14,15 @@ from pgfl_jax.experiment import Experiment
 from pgfl_jax.models.backbones import BACKBONES
 from pgfl_jax.train import train
 from pgfl_jax.train_step import accumulated, loss_and_gradients, make_train_step
+from tests.runs import NETWORKS
 
 ONE = jax.devices()[:1]
 
 
-def _batch(size=16, seed=0):
+def _batch(size=16, seed=0, map_shape=(8, 4)):
     rng = np.random.default_rng(seed)
     visibility = rng.uniform(0.2, 1, (size, 8)) * (rng.random((size, 8)) < 0.8)
-    maps = rng.random((size, 8, 4, 8)) * visibility[:, None, None]
+    maps = rng.random((size, *map_shape, 8)) * visibility[:, None, None]
     return {
         "images": rng.normal(size=(size, 64, 32, 3)).astype(np.float32),
         "labels": np.repeat(np.arange(size // 4), 4).astype(np.int32),
@@ -41,14 +42,16 @@ def _assert_close(actual, expected, rtol):
 
 
 @pytest.mark.usefixtures("small_network")
-def test_accumulation_is_the_mean_over_parts_that_are_batches_of_their_own(tiny_config):
-    experiment = _run(tiny_config(**{"train.accumulation": 2}))
+@pytest.mark.parametrize("network", NETWORKS)
+def test_accumulation_is_the_mean_over_parts_that_are_batches_of_their_own(tiny_config, network):
+    config = tiny_config(**{"train.accumulation": 2}, **NETWORKS[network])
+    experiment = _run(config)
     mesh = make_mesh(jax.devices()[:4])
-    state, batch = experiment.init_state(make_mesh(ONE)), _batch()
-    single = jax.jit(lambda state, batch: loss_and_gradients(experiment, state, batch))
+    state, batch = experiment.init_state(make_mesh(ONE)), _batch(map_shape=config.map_shape)
+    single = jax.jit(partial(loss_and_gradients, experiment))
     halves = [jax.tree.map(lambda rows, i=i: rows[8 * i : 8 * i + 8], batch) for i in (0, 1)]
-    first, stats, terms_0 = single(state, halves[0])
-    second, stats, terms_1 = single(state.replace(batch_stats=stats), halves[1])
+    first, stats, terms_0 = single(state, halves[0], 0)
+    second, stats, terms_1 = single(state.replace(batch_stats=stats), halves[1], 1)
 
     sharded = shard_batch(batch, mesh, 2)
     # Every device has rows of both parts.

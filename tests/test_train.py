@@ -34,7 +34,7 @@ from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
 from pgfl_jax.retrieval.protocols import EvaluationError
 from pgfl_jax.train import begin, train
 from pgfl_jax.train_step import make_train_step
-from tests.runs import finish, history, launch, one_block, start
+from tests.runs import NETWORKS, finish, history, launch, one_block, start
 
 STEPS = 40
 ONE = jax.devices()[:1]  # eight virtual devices on two cores would only be slow
@@ -259,8 +259,9 @@ def test_a_nan_stops_with_step_term_and_files(tiny_config, tmp_path):
 
 
 @pytest.mark.usefixtures("small_network")
-def test_a_run_stopped_before_its_second_checkpoint_goes_on(tiny_config, tmp_path):
-    config = tiny_config(**{"train.epochs": 1.25})  # 10 steps
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_run_stopped_before_its_second_checkpoint_goes_on(tiny_config, tmp_path, network):
+    config = tiny_config(**{"train.epochs": 1.25}, **NETWORKS[network])  # 10 steps
     training, evaluation = _data(config)
     broken = dataclasses.replace(
         training, batches=lambda start: itertools.islice(training.batches(start), 5)

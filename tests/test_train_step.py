@@ -7,6 +7,7 @@ from pgfl_jax.distributed.sharding import make_mesh, shard_batch
 from pgfl_jax.experiment import Experiment
 from pgfl_jax.models import pgfl
 from pgfl_jax.train_step import loss_and_gradients, make_train_step
+from tests.runs import NETWORKS
 
 pytestmark = pytest.mark.usefixtures("small_network")
 
@@ -24,21 +25,24 @@ def _batch(config, seed=0):
     return {
         "images": rng.normal(size=(size, 64, 32, 3)).astype(np.float32),
         "labels": np.repeat(np.arange(4), 4).astype(np.int32),
-        "part_maps": (rng.random((size, 8, 4, 8)) * visibility[:, None, None]).astype(np.float32),
+        "part_maps": (rng.random((size, *config.map_shape, 8)) * visibility[:, None, None]).astype(
+            np.float32
+        ),
         "visibility": visibility.astype(np.float32),
     }
 
 
+EVERY_LOSS = {
+    "loss.logit_kd": 1.0,
+    "loss.interaction": 0.5,
+    "loss.interaction_variant": "cross_triplet",
+    "loss.teachers": "both",
+}
+
+
 @pytest.fixture
 def every_loss(tiny_config):
-    return tiny_config(
-        **{
-            "loss.logit_kd": 1.0,
-            "loss.interaction": 0.5,
-            "loss.interaction_variant": "cross_triplet",
-            "loss.teachers": "both",
-        }
-    )
+    return tiny_config(**EVERY_LOSS)
 
 
 def _run(config):
@@ -59,8 +63,10 @@ def _assert_close(actual, expected, rtol):
         assert error <= tolerance, f"{jax.tree_util.keystr(path)}: {error:.2e} > {tolerance:.2e}"
 
 
-def test_one_step_of_training_is_the_optimizer_on_these_gradients(every_loss):
-    experiment, batch, mesh = _run(every_loss), _batch(every_loss), make_mesh(jax.devices()[:2])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_one_step_of_training_is_the_optimizer_on_these_gradients(tiny_config, network):
+    config = tiny_config(**EVERY_LOSS, **NETWORKS[network])
+    experiment, batch, mesh = _run(config), _batch(config), make_mesh(jax.devices()[:2])
     state = experiment.init_state(mesh)
     before = jax.device_get(state)
     gradients, stats, terms = jax.device_get(

@@ -66,8 +66,9 @@ def training(embedder: Embedder, num_identities: int) -> Graph:
 
 
 def _sizes(variables: Any, products: int, inputs: tuple[str, ...]) -> Graph:
-    kernels = sum(math.prod(value.shape) for value in variables.values() if len(value.shape) > 1)
-    everything = sum(math.prod(value.shape) for value in variables.values())
+    sizes = {name: math.prod(value.shape) for name, value in variables.items()}
+    kernels = sum(size for name, size in sizes.items() if name.endswith("kernel"))
+    everything = sum(sizes.values())
     return Graph(inputs, kernels, everything - kernels, products)
 
 

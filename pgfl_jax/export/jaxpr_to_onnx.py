@@ -15,6 +15,7 @@ stride. Both, and convolutions without padding, take scales and shifts of their 
 into their weights: W' = W·s, b' = b + W·t.
 """
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -129,18 +130,29 @@ class _Graph:
         for variable, const in zip(jaxpr.constvars, consts, strict=True):
             array = np.asarray(const)
             known[variable] = Constant(array, array.shape)
-        known |= dict(zip(jaxpr.invars, arguments, strict=True))
+        equations = _needed(jaxpr)
+        uses = collections.Counter(
+            atom for equation in equations for atom in equation.invars if _is_variable(atom)
+        )
+
+        def keep(variables: Sequence[Any], values: Sequence[Value]) -> None:
+            for variable, value in zip(variables, values, strict=True):
+                # What waits becomes part of one reader. For several it is computed once.
+                shared = isinstance(value, Linear) and uses[variable] > 1
+                known[variable] = self.tensor(value) if shared else value
+
+        keep(jaxpr.invars, arguments)
 
         def read(atom: Any) -> Value:
-            if isinstance(atom, core.Literal):
+            if not _is_variable(atom):
                 aval: Any = atom.aval
                 array = np.asarray(atom.val, aval.dtype)
                 return Constant(array, array.shape)
             return known[atom]
 
-        for equation in _needed(jaxpr):
+        for equation in equations:
             results = self._equation(equation, [read(atom) for atom in equation.invars])
-            known |= dict(zip(equation.outvars, results, strict=True))
+            keep(equation.outvars, results)
         return [read(atom) for atom in jaxpr.outvars]
 
     def _equation(self, equation: Any, inputs: list[Value]) -> list[Value]:
@@ -229,12 +241,23 @@ class _Graph:
         return tensor if len(shape) == 6 else self._regroup(tensor, shape)
 
     def _make_linear(self, linear: Linear) -> Tensor:
+        if len(linear.shape) == 3:
+            return self._make_product(linear)
         weights = self._constant(linear.weights.astype(np.float32))
         inputs = [linear.tensor.name, weights]
         if linear.bias.any() or linear.weights.ndim == 2:
             inputs.append(self._constant(linear.bias.astype(np.float32)))
         operation = "Conv" if linear.weights.ndim == 4 else "Gemm"
         name = self._node(operation, inputs, **linear.attributes)
+        return Tensor(name, linear.shape, linear.order)
+
+    def _make_product(self, linear: Linear) -> Tensor:
+        """The same for each token: Gemm takes matrices alone."""
+        weights = self._constant(linear.weights.T.astype(np.float32))
+        name = self._node("MatMul", [linear.tensor.name, weights])
+        if linear.bias.any():
+            bias = linear.bias.astype(np.float32).reshape(1, 1, -1)
+            name = self._node("Add", [name, self._constant(bias)])
         return Tensor(name, linear.shape, linear.order)
 
     def _make_slice(self, skipping: Skipping) -> Tensor:
@@ -274,6 +297,8 @@ class _Graph:
                     return folded
         if name == "max" and isinstance(right, Constant) and not right.array.any():
             return self._elementwise("Relu", [left], shape)
+        if name == "max" and isinstance(left, Constant) and np.isneginf(left.array).all():
+            return right  # a maximum of nothing, as softmax guards against
         return self._elementwise(_BINARY[name][0], [left, right], shape)
 
     def _elementwise(
@@ -342,15 +367,20 @@ class _Graph:
     ) -> Value:
         ((left_axes, right_axes), batch_axes) = params["dimension_numbers"]
         rank = len(left.shape)
+        if not isinstance(right, Constant) and not isinstance(left, Constant):
+            return self._product(params, shape, left, right)
         if not isinstance(right, Constant) or len(right.shape) != 2 or any(batch_axes):
             raise ExportError("ONNX: only products with a constant matrix are translated")
-        if tuple(left_axes) != (rank - 1,) or rank not in (2, 4):
+        if tuple(left_axes) != (rank - 1,) or rank not in (2, 3, 4):
             raise ExportError("ONNX: only products over the last axis are translated")
         weights = np.moveaxis(right.whole, right_axes[0], 1).astype(np.float64)
         bias = np.zeros(len(weights))
         if rank == 2:
             tensor = self.contiguous(self.tensor(left))
             return Linear(tensor, weights, bias, {"transB": 1}, shape, (0, 1))
+        if rank == 3:
+            tensor = self.contiguous(self.tensor(left))
+            return Linear(tensor, weights, bias, {}, shape, (0, 1, 2))
         whole, size, steps, kernel = left, 1, (1, 1), weights[:, :, None, None]
         if isinstance(left, Skipping):
             whole, steps = left.tensor, left.steps
@@ -362,6 +392,19 @@ class _Graph:
         tensor = self.contiguous(self.tensor(whole), CHANNELS_SECOND)
         attributes = {"kernel_shape": (size, size), "strides": steps}
         return Linear(tensor, kernel, bias, attributes, shape, CHANNELS_SECOND)
+
+    def _product(
+        self, params: Mapping[str, Any], shape: Shape, left: Value, right: Value
+    ) -> Tensor:
+        """A product of two activations, over one axis of each, for each of the common axes."""
+        (summed, common), names = params["dimension_numbers"], []
+        for value, axes, batch in zip((left, right), summed, common, strict=True):
+            rest = [i for i in range(len(value.shape)) if i not in (*axes, *batch)]
+            if len(rest) != 1 or len(axes) != 1:
+                raise ExportError("ONNX: of activations, only matrices are multiplied")
+            moves = [*batch, *rest, *axes] if value is left else [*batch, *axes, *rest]
+            names.append(self.contiguous(transposed(self.tensor(value), moves)).name)
+        return Tensor(self._node("MatMul", names), shape, tuple(range(len(shape))))
 
     def _slice(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Value:
         starts, ends = params["start_indices"], params["limit_indices"]
@@ -457,6 +500,21 @@ class _Graph:
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(params["new_dtype"]))
         return self._elementwise("Cast", [operand], shape, to=kind)
 
+    def _pad(
+        self, params: Mapping[str, Any], shape: Shape, operand: Value, filling: Value
+    ) -> Tensor:
+        tensor, padding = self.tensor(operand), params["padding_config"]
+        if not isinstance(filling, Constant) or any(inner or low < 0 or high < 0
+                                                    for low, high, inner in padding):  # fmt: skip
+            raise ExportError("ONNX: only padding around a tensor by a constant is translated")
+        pads = _pads([(int(padding[axis][0]), int(padding[axis][1])) for axis in tensor.order])
+        names = tensor.name, self._integers(pads), self._constant(filling.whole)
+        return Tensor(self._node("Pad", names), shape, tensor.order)
+
+    def _erfc(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Value:
+        one = Constant(np.ones((), np.float32), ())
+        return self._binary("sub", one, self._elementwise("Erf", [operand], shape), shape)
+
     def _rsqrt(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Value:
         return self._elementwise("Reciprocal", [self._elementwise("Sqrt", [operand], shape)], shape)
 
@@ -491,13 +549,17 @@ def _lengths(before: Sequence[Any], after: Sequence[Any]) -> list[int]:
     ]
 
 
+def _is_variable(atom: Any) -> bool:
+    return not isinstance(atom, core.Literal)
+
+
 def _needed(jaxpr: Any) -> list[Any]:
     """The equations on which a jaxpr's results depend."""
-    wanted = {atom for atom in jaxpr.outvars if not isinstance(atom, core.Literal)}
+    wanted = set(filter(_is_variable, jaxpr.outvars))
     equations = []
     for equation in reversed(jaxpr.eqns):
         if wanted.intersection(equation.outvars):
-            wanted |= {atom for atom in equation.invars if not isinstance(atom, core.Literal)}
+            wanted |= set(filter(_is_variable, equation.invars))
             equations.append(equation)
     return equations[::-1]
 

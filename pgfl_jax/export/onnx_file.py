@@ -58,27 +58,27 @@ def read_graph(path: Path) -> Graph:
     shapes = dict(map(_value_info, [*graph[11], *graph[12], *graph[13]]))
     nodes = [_node(node) for node in graph[1]]
     sources = {
-        output: inputs
+        output: inputs[0]
         for kind, inputs, outputs in nodes
         for output in outputs
         if kind == "DequantizeLinear"
     }
-
-    def shape_of_weights(name: str) -> tuple[int, ...]:
-        return tensors[name if name in tensors else sources[name][0]][1]
-
+    products = [
+        (kind, inputs, outputs, stored)
+        for kind, inputs, outputs in nodes
+        if kind in _PRODUCTS and (stored := sources.get(inputs[1], inputs[1])) in tensors
+    ]
     kernels = multiply_adds = 0
-    for kind, inputs, outputs in nodes:
-        if kind in _PRODUCTS:
-            weights = shape_of_weights(inputs[1])
-            kernels += math.prod(weights)
-            map_size = math.prod(shapes[outputs[0]][2:]) if kind == "Conv" else 1
-            multiply_adds += math.prod(weights) * map_size
+    for kind, _, outputs, stored in products:
+        weights, result = tensors[stored][1], shapes[outputs[0]]
+        kernels += math.prod(weights)
+        times = result[2:] if kind == "Conv" else result[1:-1]
+        multiply_adds += math.prod(weights) * math.prod(times)
     numbers = sum(math.prod(shape) for kind, shape in tensors.values() if kind in _FLOATS)
     weights_inside = sum(
         math.prod(tensors[inputs[1]][1])
-        for kind, inputs, _ in nodes
-        if kind in _PRODUCTS and inputs[1] in tensors and tensors[inputs[1]][0] in _FLOATS
+        for _, inputs, _, stored in products
+        if inputs[1] == stored and tensors[stored][0] in _FLOATS
     )
     given = tuple(name for name, _ in map(_value_info, graph[11]) if name not in tensors)
     operations = collections.Counter(kind for kind, _, _ in nodes)

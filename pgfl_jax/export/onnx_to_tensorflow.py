@@ -25,7 +25,7 @@ NO_PADS = (0, 0, 0, 0)
 _ELEMENTWISE = {
     "Sub": "subtract", "Mul": "multiply", "Div": "divide", "Pow": "pow",
     "Max": "maximum", "Min": "minimum", "Relu": "nn.relu", "Sqrt": "sqrt", "Exp": "exp",
-    "Log": "math.log", "Tanh": "tanh", "Sigmoid": "sigmoid", "Erf": "math.erf",
+    "Log": "math.log", "Tanh": "tanh", "Sigmoid": "sigmoid",
     "Neg": "negative", "Abs": "abs", "Reciprocal": "math.reciprocal",
 }  # fmt: skip
 
@@ -125,6 +125,19 @@ class _Operations:
             return images
         return self._tf.pad(images, [(0, 0), (top, bottom), (left, right), (0, 0)], mode)
 
+    def _Erf(self, attributes: Attributes, tensor: _Tensor) -> _Tensor:
+        """To 1.5e-7, since LiteRT has no such operation.
+
+        Reference: M. Abramowitz, I. Stegun, "Handbook of Mathematical Functions", 7.1.26.
+        """
+        size = self._tf.abs(tensor.stored)
+        t = 1 / (1 + 0.3275911 * size)
+        series: Any = 0.0
+        for factor in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
+            series = t * (factor + series)
+        rest = series * self._tf.exp(-size * size)
+        return _Tensor(self._tf.sign(tensor.stored) * (1 - rest), tensor.order)
+
     def _Identity(self, attributes: Attributes, tensor: _Tensor) -> _Tensor:
         return tensor
 
@@ -186,6 +199,19 @@ class _Operations:
             self.ordered(rows), matrix, transpose_b=bool(attributes["transB"])
         )
         return _Tensor(product + bias, (0, 1))
+
+    def _MatMul(self, attributes: Attributes, left: _Tensor, right: _Value) -> _Tensor:
+        factor = self.ordered(right) if isinstance(right, _Tensor) else right
+        product = self._tf.linalg.matmul(self.ordered(left), factor)
+        return _Tensor(product, tuple(range(len(left.order))))
+
+    def _Pad(
+        self, attributes: Attributes, tensor: _Tensor, pads: np.ndarray, filling: np.ndarray
+    ) -> _Tensor:
+        before, after = pads.reshape(2, -1)[:, list(tensor.order)].tolist()
+        around = list(zip(before, after, strict=True))
+        padded = self._tf.pad(tensor.stored, around, constant_values=filling.item())
+        return _Tensor(padded, tensor.order)
 
     def _reduce(self, name: str, tensor: _Tensor, axes: np.ndarray) -> _Tensor:
         stored = [tensor.axis(axis) for axis in axes.tolist()]

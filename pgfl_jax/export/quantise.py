@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-TRUNK = ("Conv", "Gemm", "Relu", "Add", "MaxPool", "Concat")
+TRUNK = ("Conv", "Gemm", "MatMul", "Relu", "Add", "MaxPool", "Concat")
 
 
 def trunk_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -21,8 +21,14 @@ def trunk_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     A last convolution without such an activation gives a pooling its maps and is left out, as JAX
     computes it in float32 even where the trunk is in bfloat16.
     """
-    nodes = list(model.graph.node)
-    places = [place for place, node in enumerate(nodes) if node.op_type in ("Conv", "Gemm")]
+    weights = {weight.name for weight in model.graph.initializer}
+    # Attention multiplies activations; in int8 its weights would lose most of their digits.
+    nodes = [
+        node for node in model.graph.node if node.op_type != "MatMul" or node.input[1] in weights
+    ]
+    places = [
+        place for place, node in enumerate(nodes) if node.op_type in ("Conv", "Gemm", "MatMul")
+    ]
     last = places[-1]
     if nodes[last + 1].op_type not in TRUNK:
         last -= 1

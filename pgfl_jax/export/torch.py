@@ -94,5 +94,7 @@ def read_program(path: Path) -> Graph:
         if node.target in (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default):
             weights = math.prod(node.args[1].meta["val"].shape)
             kernels += weights
-            multiply_adds += weights * math.prod(node.meta["val"].shape[2:])
+            result = node.meta["val"].shape
+            is_map = node.target == torch.ops.aten.conv2d.default
+            multiply_adds += weights * math.prod(result[2:] if is_map else result[1:-1])
     return Graph(tuple(signature.user_inputs), kernels, numbers - kernels, multiply_adds)

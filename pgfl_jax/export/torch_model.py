@@ -1,11 +1,12 @@
 """The test-time network in PyTorch: pictures to embeddings, without poses and without classifiers.
 
 This file needs PyTorch alone. It is the ``model.py`` of an exported artifact, where :func:`load`
-reads the weights beside it. Parameters of the trunk are named as in torchvision.
+reads the weights beside it. Parameters of the trunk are named as in torchvision and timm.
 """
 
 import functools
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -194,15 +195,119 @@ class ResNet(nn.Module):
         return x
 
 
-BACKBONES = MappingProxyType[str, Callable[[], ResNet]](
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, width: int, heads: int):
+        """Of tokens with ``width`` channels."""
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, tokens, width) to the same shape."""
+        parts = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(*parts.unbind())
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Two dense layers, the first four times as wide; GELU, or CLIP's x · sigmoid(1.702 x)."""
+
+    def __init__(self, width: int, quick: bool):
+        """``quick`` is CLIP's activation."""
+        super().__init__()
+        self.quick = quick
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, tokens, width) to the same shape."""
+        y = self.fc1(x)
+        return self.fc2(y * torch.sigmoid(1.702 * y) if self.quick else F.gelu(y))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each after a LayerNorm and beside a shortcut."""
+
+    def __init__(self, width: int, heads: int, clip: bool, eps: float):
+        """``eps`` is that of LayerNorm."""
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
+        self.attn, self.mlp = Attention(width, heads), Mlp(width, clip)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, tokens, width) to the same shape."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbedding(nn.Module):
+    """A 16x16 convolution without padding."""
+
+    def __init__(self, width: int, stride: int, bias: bool):
+        """Map colours to ``width`` channels."""
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, 16, stride, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) to (N, width, h, w)."""
+        return self.proj(x)
+
+
+class ViT(nn.Module):
+    """A vision transformer in timm's layout, without its classifier; for pictures of one size."""
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        width: int,
+        depth: int,
+        heads: int,
+        *,
+        stride: int = 16,
+        clip: bool = False,
+    ):
+        """``size`` is (H, W); ``clip`` makes the visual tower of CLIP."""
+        super().__init__()
+        eps = 1e-5 if clip else 1e-6
+        self.patch_embed = PatchEmbedding(width, stride, bias=not clip)
+        count = math.prod((side - 16) // stride + 1 for side in size)
+        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + count, width))
+        self.norm_pre = nn.LayerNorm(width, eps) if clip else nn.Identity()
+        self.blocks = nn.Sequential(*(Block(width, heads, clip, eps) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width, eps)
+        self.channels = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) to the feature map (N, C, h, w): the patches' tokens."""
+        cells = self.patch_embed(x)
+        token = self.cls_token.expand(x.shape[0], -1, -1)
+        x = torch.cat([token, cells.flatten(2).transpose(1, 2)], 1) + self.pos_embed
+        x = self.norm(self.blocks(self.norm_pre(x)))
+        return x[:, 1:].transpose(1, 2).unflatten(2, cells.shape[2:])
+
+
+BACKBONES = MappingProxyType[str, Callable[[tuple[int, int]], ResNet | ViT]](
     {
-        "resnet8": lambda: ResNet(BasicBlock, (1, 1, 1), (48, 96, 192), (1, 2, 1), patch_stem=True),
-        "resnet18": lambda: ResNet(BasicBlock, (2, 2, 2, 2)),
-        "resnet34": lambda: ResNet(BasicBlock, (3, 4, 6, 3)),
-        "resnet50": lambda: ResNet(Bottleneck, (3, 4, 6, 3)),
-        "resnet50_ibn_a": lambda: ResNet(Bottleneck, (3, 4, 6, 3), ibn_stages=3),
+        "resnet8": lambda _: ResNet(
+            BasicBlock, (1, 1, 1), (48, 96, 192), (1, 2, 1), patch_stem=True
+        ),
+        "resnet18": lambda _: ResNet(BasicBlock, (2, 2, 2, 2)),
+        "resnet34": lambda _: ResNet(BasicBlock, (3, 4, 6, 3)),
+        "resnet50": lambda _: ResNet(Bottleneck, (3, 4, 6, 3)),
+        "resnet50_ibn_a": lambda _: ResNet(Bottleneck, (3, 4, 6, 3), ibn_stages=3),
+        "vit_tiny": lambda size: ViT(size, 192, 12, 3),
+        "vit_small": lambda size: ViT(size, 384, 12, 6),
+        "vit_base": lambda size: ViT(size, 768, 12, 12),
+        "vit_small_overlap": lambda size: ViT(size, 384, 12, 6, stride=12),
+        "vit_base_overlap": lambda size: ViT(size, 768, 12, 12, stride=12),
+        "vit_base_clip": lambda size: ViT(size, 768, 12, 12, clip=True),
     }
 )
+"""The trunk by name, for pictures of a height and width."""
 
 
 class Pooled(NamedTuple):
@@ -315,15 +420,23 @@ class MainBranch(nn.Module):
 
     Args:
         backbone: a name in :data:`BACKBONES`.
+        size: (H, W) of the pictures.
         pooling: ``gap``, ``gem``, ``context``, or by predicted maps, ``foreground`` or ``parts``.
         dtype: precision of the trunk; None means the precision of the parameters.
     """
 
-    def __init__(self, backbone: str, *, pooling: str = "gap", dtype: torch.dtype | None = None):
+    def __init__(
+        self,
+        backbone: str,
+        size: tuple[int, int],
+        *,
+        pooling: str = "gap",
+        dtype: torch.dtype | None = None,
+    ):
         """Build with PyTorch's initial weights."""
         super().__init__()
         self.dtype = dtype
-        self.trunk = BACKBONES[backbone]()
+        self.trunk = BACKBONES[backbone](size)
         channels = self.trunk.channels
         poolings: dict[str, Callable[[], nn.Module]] = {
             "gap": AveragePooling,
@@ -381,7 +494,7 @@ class Embedder(MainBranch):
     ):
         """Build with PyTorch's initial weights."""
         autocast = None if precision == "float32" else getattr(torch, precision)
-        super().__init__(backbone, pooling=pooling, dtype=autocast)
+        super().__init__(backbone, (height, width), pooling=pooling, dtype=autocast)
         self.row_shape = (3, height, width) if channels_first else (height, width, 3)
         self.input_dtype = getattr(torch, dtype)
         self.channels_first, self.normalised = channels_first, normalised

@@ -24,11 +24,12 @@ from pgfl_jax.experiment import Experiment
 from pgfl_jax.export import torch_model
 from pgfl_jax.losses import mine_hardest
 from pgfl_jax.models.backbones.resnet import BasicBlock, Bottleneck
+from pgfl_jax.models.backbones.vit import Block
 from pgfl_jax.models.batch_norm import BatchNorm
 from pgfl_jax.network_input import network_input
 from pgfl_jax.pretrained import to_state_dict, torch_name
 from pgfl_jax.train_state import Average, TrainState
-from pgfl_jax.train_step import loss_and_gradients, make_train_step
+from pgfl_jax.train_step import loss_and_gradients, make_train_step, random_keys
 from studies.pytorch import losses, models
 from studies.pytorch.train_step import Training, backward, to_tensors
 
@@ -83,6 +84,7 @@ def fresh_twin(experiment: Experiment) -> models.PGFL:
     return models.PGFL(
         network.num_identities,
         network.backbone,
+        (config.data.height, config.data.width),
         pooling=network.pooling,
         pose_branches=network.pose_branches,
         interaction=network.interaction,
@@ -94,7 +96,7 @@ def make_twin(experiment: Experiment, variables: Mapping[str, Any]) -> models.PG
     """The PyTorch network with the Flax network's variables."""
     arrays = to_state_dict(variables, experiment.model.num_identities)
     state = {name: torch.tensor(value) for name, value in arrays.items()}
-    twin = fresh_twin(experiment).to(state["trunk.conv1.weight"].dtype)
+    twin = fresh_twin(experiment).to(state["main_neck.weight"].dtype)
     twin.load_state_dict(state)
     return twin
 
@@ -152,8 +154,9 @@ def _flax_step(experiment: Experiment, state: TrainState, batch: Mapping[str, ja
         batch["visibility"],
         train=True,
         mutable=["batch_stats", "intermediates"],
+        rngs=random_keys(experiment, state.step),
         capture_intermediates=lambda module, _: isinstance(
-            module, BatchNorm | BasicBlock | Bottleneck
+            module, BatchNorm | BasicBlock | Bottleneck | Block
         ),
     )
     triplets = {}
@@ -214,9 +217,9 @@ def twin_step(
         hidden = name.rpartition(".")[2] in ("bn1", "bn2")
         layers[name] = _channels_last(output.relu() if hidden else output)
 
-    kinds = torch_model.BatchNorm | torch_model.BasicBlock | torch_model.Bottleneck
+    blocks = torch_model.BasicBlock | torch_model.Bottleneck | torch_model.Block
     for name, module in twin.named_modules():
-        if isinstance(module, kinds):
+        if isinstance(module, torch_model.BatchNorm | blocks):
             module.register_forward_hook(lambda _, __, output, name=name: keep(name, output))
     dtype = torch.float64 if batch["images"].dtype == np.float64 else torch.float32
     tensors = to_tensors(batch, dtype)
@@ -264,10 +267,10 @@ def twin_updates(experiment: Experiment, variables: Mapping[str, Any], gradients
     return _updates(experiment, twin)
 
 
-def _channels_last(
-    maps: Float[torch.Tensor, "batch channels height width"],
-) -> Float[np.ndarray, "batch height width channels"]:
-    maps = maps.detach().permute(0, 2, 3, 1)
+def _channels_last(maps: Float[torch.Tensor, "batch ..."]) -> Float[np.ndarray, "batch ..."]:
+    """Maps (N, C, h, w) as (N, h, w, C); tokens (N, tokens, C) as they are."""
+    maps = maps.detach()
+    maps = maps.permute(0, 2, 3, 1) if maps.ndim == 4 else maps
     return maps.to(torch.promote_types(maps.dtype, torch.float32)).numpy()
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pgfl_jax.export.torch_model import (
     BNNeck,
     MainBranch,
+    ViT,
     part_pooling,
 )
 
@@ -64,6 +65,7 @@ class PGFL(MainBranch):
     Args:
         num_identities: number of classes.
         backbone: a name in :data:`pgfl_jax.export.torch_model.BACKBONES`.
+        size: (H, W) of the pictures.
         pooling: of the main branch, as in :class:`pgfl_jax.export.torch_model.MainBranch`.
         pose_branches: False for the main branch only.
         interaction: ``shared_classifier`` gives all branches one classifier; ``cross_classifier``
@@ -75,6 +77,7 @@ class PGFL(MainBranch):
         self,
         num_identities: int,
         backbone: str,
+        size: tuple[int, int],
         *,
         pooling: str = "gap",
         pose_branches: bool = True,
@@ -82,7 +85,7 @@ class PGFL(MainBranch):
         dtype: torch.dtype | None = None,
     ):
         """Build and initialise."""
-        super().__init__(backbone, pooling=pooling, dtype=dtype)
+        super().__init__(backbone, size, pooling=pooling, dtype=dtype)
         self.pose_branches, self.interaction = pose_branches, interaction
         channels = self.trunk.channels
         self.main_classifier = Classifier(channels, num_identities, dtype)
@@ -150,7 +153,8 @@ def initialise(model: PGFL) -> None:
     """Draw weights from the Flax network's distributions, which are not PyTorch's defaults.
 
     Convolutions: N(0, 2 / fan-out), but 0 in the last layer of MB's pooling, and biases 0;
-    classifiers: N(0, 0.001²); normalisation layers keep 1 and 0.
+    classifiers: N(0, 0.001²); all else in a transformer: N(0, 0.02²), and biases 0; normalisation
+    layers keep 1 and 0.
     The fan-out of a k x k convolution is k²·outputs. The patch stem, which is a matrix product in
     Flax, has a fan-out of its outputs alone.
     """
@@ -164,3 +168,9 @@ def initialise(model: PGFL) -> None:
     for name, parameter in model.main_pooling.named_parameters():
         if name.startswith(("maps.", "change.")) or name.endswith(".bias"):
             nn.init.zeros_(parameter)
+    if isinstance(model.trunk, ViT):
+        for module in model.trunk.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)

@@ -108,6 +108,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "loss.interaction": 0.0,
         "loss.kd_ramp": 0.0,
     },
+    "vision transformer, predicted part maps": {
+        "model.backbone": "vit_tiny",
+        "model.pooling": "parts",
+    },
     "main branch alone": {
         "model.pose_branches": False,
         "model.pooling": "gap",

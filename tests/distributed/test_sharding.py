@@ -1,5 +1,6 @@
 """The same training on any mesh, and classifiers that no device ever holds whole."""
 
+import dataclasses
 import itertools
 import re
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from pgfl_jax.experiment import Experiment
 from pgfl_jax.losses import mine_hardest
 from pgfl_jax.models.branches import pose_mask
 from pgfl_jax.network_input import network_input
-from pgfl_jax.train_step import make_train_step
+from pgfl_jax.train_step import make_train_step, random_keys
 from tests.runs import code_of_users, one_block
 
 IDENTITIES, COLUMNS = 1000, 1024
@@ -56,7 +57,12 @@ def _train(config, mesh, start, dtype):
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         poses = batch["part_maps"], batch["visibility"]
         outputs, _ = experiment.model.apply(
-            variables, batch["images"], *poses, train=True, mutable=["batch_stats"]
+            variables,
+            batch["images"],
+            *poses,
+            train=True,
+            mutable=["batch_stats"],
+            rngs=random_keys(experiment, state.step),
         )
         masks = None, pose_mask(poses[1]), pose_mask(poses[1])  # as the losses mine
         branches = outputs.main, outputs.foreground, outputs.parts
@@ -125,10 +131,13 @@ def trainings(config, meshes, starts):
         for name in ("1x1", "2x4")
     }
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, start)
         for name, mesh in meshes.items():
-            results["float64", name] = _train(config, mesh, wide, np.float64)
+            results["float64", name] = _train(config, mesh, _wide(start), np.float64)
     return results
+
+
+def _wide(state):
+    return jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, state)
 
 
 def _flat(params):
@@ -158,6 +167,21 @@ def test_the_steps_are_the_same_on_any_mesh(trainings, name):
     So float64 cannot promise less than 1e-11.
     """
     one, training = trainings["float64", "1x1"], trainings["float64", name]
+    jax.tree.map(np.testing.assert_array_equal, training.mined, one.mined)
+    loss, params = _distances(training, one)
+    assert loss < 1e-11 and params < 1e-11
+
+
+def test_the_steps_of_a_transformer_are_the_same_on_any_mesh(config, meshes):
+    """And so is what drop-path drops."""
+    network = dataclasses.replace(config.model, backbone="vit_tiny", drop_path=0.5)
+    config = dataclasses.replace(config, model=network)
+    experiment = Experiment.create(config, num_identities=IDENTITIES, num_images=64)
+    start = jax.device_get(experiment.init_state(meshes["1x1"]))
+    with jax.enable_x64(True):
+        one, training = (
+            _train(config, meshes[name], _wide(start), np.float64) for name in ("1x1", "2x4")
+        )
     jax.tree.map(np.testing.assert_array_equal, training.mined, one.mined)
     loss, params = _distances(training, one)
     assert loss < 1e-11 and params < 1e-11

@@ -10,9 +10,10 @@ import tensorflow as tf
 from pgfl_jax.export.contract import CONTRACTS, batch_of
 from pgfl_jax.export.formats import FORMATS
 from pgfl_jax.export.graphs import _read_text, main_branch, multiply_adds
+from pgfl_jax.export.onnx_file import Graph
 from pgfl_jax.export.probe import probe_pictures
 from tests.export.test_quantise import worst_cosine
-from tests.networks import golden, random_embedder
+from tests.networks import golden, random_embedder, small_networks
 from tests.runs import one_block
 
 # By hand: patches of 4x4 pixels to 16 channels on 16x8 cells, of which the block makes 8x4.
@@ -25,6 +26,22 @@ def pictures():
     return probe_pictures(64, 32)
 
 
+# Patches of 16x16 pixels to 24 channels on 4x2 cells, with a class token, and two blocks.
+TOKENS = 4 * 2 + 1
+OF_A_BLOCK = 24 * 24 * (3 + 1 + 4 + 4)
+
+
+@small_networks()
+@pytest.mark.parametrize("name", ["onnx", "stablehlo", "saved_model", "litert"])
+def test_transformers(name, pictures, tmp_path):
+    """PyTorch's files are in test_torch.py."""
+    embedder = random_embedder("vit", "gap")
+    kernels = 768 * 24 + 2 * OF_A_BLOCK
+    main = Graph(("images",), kernels, 0, 8 * 768 * 24 + TOKENS * 2 * OF_A_BLOCK)
+    _check_format(name, embedder, main, pictures, tmp_path, int8=0.9)
+    assert_same_size(main_branch(embedder), main)
+
+
 @pytest.mark.parametrize(("pooling", "maps"), [("foreground", 1), ("parts", 8)])
 @pytest.mark.parametrize("name", ["onnx", "stablehlo", "saved_model", "litert"])
 def test_predicted_maps(name, pooling, maps, pictures, tmp_path):
@@ -32,20 +49,27 @@ def test_predicted_maps(name, pooling, maps, pictures, tmp_path):
     golden()  # is of the whole ResNet-8
     with one_block():
         embedder = random_embedder("resnet8", pooling)
-        expected, main = embedder(pictures), main_branch(embedder)
-        wanted, contract = FORMATS[name], CONTRACTS["uint8_nhwc"]
-        wanted.write(embedder, contract, tmp_path)
-        if quantise := wanted.quantise:
-            quantise(embedder, contract, tmp_path, probe_pictures(64, 32, seed=1))
-    assert main.inputs == ("images",)
-    head = 9 * 16 * 64 + 64 * maps  # the convolutions that predict the maps
-    assert main.kernels == KERNELS + head
-    assert main.multiply_adds == MULTIPLY_ADDS + 8 * 4 * head
-    least = {"float32": 0.999999, "float16": 0.99999, "bfloat16": 0.9999, "int8": 0.99}
+        head = 9 * 16 * 64 + 64 * maps  # the convolutions that predict the maps
+        main = Graph(("images",), KERNELS + head, 0, MULTIPLY_ADDS + 8 * 4 * head)
+        _check_format(name, embedder, main, pictures, tmp_path)
+        assert_same_size(main_branch(embedder), main)
+
+
+def assert_same_size(graph, main):
+    for number in ("inputs", "kernels", "multiply_adds"):
+        assert getattr(graph, number) == getattr(main, number), number
+
+
+def _check_format(name, embedder, main, pictures, tmp_path, *, int8=0.99):
+    """The size of each model of a format, and its embeddings."""
+    wanted, contract = FORMATS[name], CONTRACTS["uint8_nhwc"]
+    wanted.write(embedder, contract, tmp_path)
+    if quantise := wanted.quantise:
+        quantise(embedder, contract, tmp_path, probe_pictures(64, 32, seed=1))
+    expected = embedder(pictures)
+    least = {"float32": 0.999999, "float16": 0.99999, "bfloat16": 0.9999, "int8": int8}
     for model in (*wanted.models, *wanted.quantised):
-        graph = wanted.graph(tmp_path / model.file)
-        for number in ("inputs", "kernels", "multiply_adds"):
-            assert getattr(graph, number) == getattr(main, number), (model.file, number)
+        assert_same_size(wanted.graph(tmp_path / model.file), main)
         rows = embed_here(model, tmp_path, pictures)
         assert worst_cosine(rows, expected) >= least[model.precision], model.file
 

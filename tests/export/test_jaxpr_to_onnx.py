@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 from pgfl_jax.export.jaxpr_to_onnx import ExportError, convert
-from tests.networks import four_bottlenecks, golden, random_embedder
+from tests.networks import golden, random_embedder, small_networks
 
 
 def run(model, rows, name="images"):
@@ -33,7 +33,7 @@ def batch(shape, dtype):
     return jax.ShapeDtypeStruct((size, *shape), dtype)
 
 
-@four_bottlenecks()
+@small_networks()
 @pytest.mark.parametrize(
     ("backbone", "pooling", "convolutions"),
     [
@@ -61,6 +61,24 @@ def test_networks_give_the_same_embeddings_at_any_batch(backbone, pooling, convo
         predicted = 2 * (pooling in ("parts", "foreground"))
         assert counts["Mul"] == 2 + (backbone != "resnet8") + predicted
         assert counts["Sub"] == 1 and counts["Sqrt"] == 1
+
+
+@small_networks()
+@pytest.mark.parametrize(
+    ("backbone", "pooling"), [("vit", "parts"), ("vit_overlap", "gap"), ("vit_clip", "gap")]
+)
+def test_transformers_give_the_same_embeddings_at_any_batch(backbone, pooling):
+    embedder = random_embedder(backbone, pooling)
+    model = convert(lambda x: embedder.apply(embedder.variables, x), batch((64, 32, 3), np.uint8))
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 64, 32, 3), np.uint8)
+    expected = np.asarray(jax.jit(embedder.apply)(embedder.variables, pictures))
+    for count in (1, 3):
+        np.testing.assert_allclose(run(model, pictures[:count]), expected[:count], atol=1e-6)
+    counts = operations(model)
+    # Patches; in each block four products with weights, and two of activations.
+    assert counts["Conv"] == 1 + 2 * (pooling == "parts") and counts["MatMul"] == 2 * (4 + 2)
+    used = {name for node in model.graph.node for name in node.input}
+    assert {constant.name for constant in model.graph.initializer} <= used
 
 
 def test_a_stored_run_gives_the_same_embeddings():
@@ -229,4 +247,8 @@ def test_what_cannot_be_translated_is_named():
     with pytest.raises(ExportError, match="operation cumsum has no translation"):
         convert(flat(lambda x: jnp.cumsum(x, axis=1)), batch((6, 8, 4), np.float32))
     with pytest.raises(ExportError, match="only products with a constant matrix"):
-        convert(flat(lambda x: x @ jnp.swapaxes(x, 2, 3)), batch((6, 8, 4), np.float32))
+        convert(flat(lambda x: jnp.ones((5, 8)) @ x.max(1)), batch((6, 6, 4), np.float32))
+    with pytest.raises(ExportError, match="only matrices are multiplied"):
+        convert(
+            flat(lambda x: jnp.einsum("bhwc,bhwd->bcd", x, 2 * x)), batch((6, 8, 4), np.float32)
+        )

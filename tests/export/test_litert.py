@@ -17,7 +17,7 @@ from pgfl_jax.export.running import BATCHES, RuntimeFailed, embed_with
 from tests.export.test_contract import KERNELS, MULTIPLY_ADDS, arranged
 from tests.export.test_jaxpr_to_onnx import FUNCTIONS, batch, flat
 from tests.export.test_quantise import worst_cosine
-from tests.networks import four_bottlenecks, golden, random_embedder
+from tests.networks import golden, random_embedder, small_networks
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_it_gives_the_same_embeddings_at_any_batch(embedder, contract, tmp_path)
         assert 2 * 48 + 3 * 96 + 3 * 192 <= graph.others < main.others
 
 
-@four_bottlenecks()
+@small_networks()
 def test_bottlenecks_with_instance_normalisation(tmp_path):
     """A max-pool with padding, strided and 1x1 convolutions, GeM."""
     drawn = random_embedder("four_blocks_ibn_a", "gem")

@@ -23,7 +23,7 @@ from pgfl_jax.export.running import embed_with
 from pgfl_jax.export.torch import read_program, write_torch
 from pgfl_jax.pretrained import load_backbone
 from tests.export.test_contract import KERNELS, MULTIPLY_ADDS, arranged
-from tests.networks import FOUR_BLOCKS, four_bottlenecks, golden, random_embedder
+from tests.networks import FOUR_BLOCKS, golden, random_embedder, small_networks, small_twins
 from tests.runs import by_name
 
 torch = pytest.importorskip("torch")
@@ -85,15 +85,28 @@ def test_both_programs_give_jaxs_embeddings(backbone, pooling, name, largest, tm
             assert_same(embed(rows[:count]), wanted[:count])
 
 
-@four_bottlenecks()
+@small_networks()
 @pytest.mark.usefixtures("all_optimizations")
 def test_bottlenecks_with_instance_normalisation(tmp_path):
     """In this process, since the artifact's own source does not know this network."""
-    embedder = random_embedder("four_blocks_ibn_a", "foreground")
     twin = functools.partial(torch_model.ResNet, torch_model.Bottleneck, *FOUR_BLOCKS, ibn_stages=3)
-    with mock.patch.object(torch_model, "BACKBONES", {"four_blocks_ibn_a": twin}):
-        write_torch(embedder, CONTRACTS["normalised_nchw"], tmp_path)
-        network = torch_model.load(tmp_path)
+    with mock.patch.object(torch_model, "BACKBONES", {"four_blocks_ibn_a": lambda _: twin()}):
+        _same_in_pytorch(random_embedder("four_blocks_ibn_a", "foreground"), tmp_path)
+
+
+@small_networks()
+@pytest.mark.usefixtures("all_optimizations")
+def test_a_transformer(tmp_path):
+    embedder = random_embedder("vit_overlap", "parts")
+    with small_twins():
+        _same_in_pytorch(embedder, tmp_path)
+        graph, main = read_program(tmp_path / "model.pt2"), main_branch(embedder)
+    assert (graph.kernels, graph.multiply_adds) == (main.kernels, main.multiply_adds)
+
+
+def _same_in_pytorch(embedder, tmp_path):
+    write_torch(embedder, CONTRACTS["normalised_nchw"], tmp_path)
+    network = torch_model.load(tmp_path)
     rows = arranged(pictures(7), "normalised_nchw")
     wanted = expected(embedder, "normalised_nchw", rows)
     with torch.inference_mode():
@@ -214,7 +227,7 @@ def test_the_source_is_the_twins(tmp_path):
         "model.pt2", "model.py", "model.safetensors",
     ]  # fmt: skip
     # The same file defines the twin's trunk, pooling and neck.
-    twin = models.PGFL(3, "resnet8", pooling="gem")
+    twin = models.PGFL(3, "resnet8", (64, 32), pooling="gem")
     for part in (twin.trunk, twin.trunk.layer1[0], twin.main_pooling, twin.main_neck):
         assert sys.modules[type(part).__module__].__file__ == source
 

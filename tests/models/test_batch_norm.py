@@ -8,7 +8,7 @@ import pytest
 from pgfl_jax.models import PGFL, folded
 from pgfl_jax.models.batch_norm import BatchNorm, moments, normalise
 from pgfl_jax.models.convolution import _plain
-from tests.networks import four_bottlenecks, random_variables
+from tests.networks import random_variables, small_networks
 
 
 def _draw(*shape, seed=0):
@@ -96,7 +96,7 @@ def test_moments_and_their_gradient():
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-14)
 
 
-@four_bottlenecks()
+@small_networks()
 @pytest.mark.parametrize("backbone", ["resnet8", "four_blocks_ibn_a"])
 def test_folded_variables_compute_the_same(backbone):
     model = PGFL(10, backbone)

@@ -15,6 +15,7 @@ from pgfl_jax.experiment import Experiment
 from pgfl_jax.models.backbones.resnet import InstanceBatchNorm
 from pgfl_jax.pretrained import from_state_dict, read_state_dict, save_state_dict, to_state_dict
 from studies.pytorch.random_weights import draw_batch, draw_variables
+from tests.networks import small_networks, small_twins
 
 torch = pytest.importorskip("torch")
 torch_model = importlib.import_module("pgfl_jax.export.torch_model")
@@ -103,24 +104,25 @@ def test_the_running_variance_is_biased():
     torch.testing.assert_close(theirs.running_var, 0.81 + 0.19 * biased * 40 / 39)
 
 
-def test_initial_weights_are_drawn_from_the_same_distributions():
-    experiment = Experiment.create(
-        parity.make_config("data", **SMALL, **{"model.pooling": "parts"}),
-        num_identities=64,
-        num_images=64,
-    )
+@small_networks()
+@pytest.mark.parametrize("backbone", ["resnet8", "vit"])
+def test_initial_weights_are_drawn_from_the_same_distributions(backbone):
+    network = {"model.pooling": "parts", "model.backbone": backbone}
+    config = parity.make_config("data", **SMALL, **network)
+    experiment = Experiment.create(config, num_identities=64, num_images=64)
     variables = experiment.init_state(make_mesh(jax.devices()[:1]))
     variables = {"params": variables.params, "batch_stats": variables.batch_stats}
     ours = compare.to_arrays(variables, 64)
     torch.manual_seed(0)
-    twin = models.PGFL(64, "resnet8", pooling="parts", interaction="cross_classifier").state_dict()
+    with small_twins():
+        twin = compare.fresh_twin(experiment).state_dict()
     assert ours.keys() == {name for name in twin if not name.endswith("num_batches_tracked")}
     for name, value in ours.items():
         assert value.shape == tuple(twin[name].shape), name
         # The standard deviation of n values is known to about 1 / √(2 n).
         spread = twin[name].std(correction=0).item()
-        if name.startswith("main_pooling.") and not spread:
-            assert not np.any(value), name  # biases, and the layer that predicts the maps
+        if not spread:  # biases and scales, and the layer that predicts the maps
+            np.testing.assert_array_equal(value, twin[name], err_msg=name)
             continue
         assert np.std(value) == pytest.approx(spread, rel=4 / np.sqrt(value.size)), name
         assert np.mean(value) == pytest.approx(
@@ -167,7 +169,10 @@ def test_instance_and_batch_norm_side_by_side_in_training():
     same(updated["BN"]["var"], theirs.BN.running_var)
 
 
-@pytest.mark.parametrize("backbone", ["resnet8", "resnet50_ibn_a"])
+@small_networks()
+@pytest.mark.parametrize(
+    "backbone", ["resnet8", "resnet50_ibn_a", "vit", "vit_overlap", "vit_clip"]
+)
 def test_evaluation_runs_on_images_alone(backbone):
     experiment = parity.make_experiment(
         parity.make_config("data", **SMALL, **{"model.backbone": backbone})
@@ -176,7 +181,8 @@ def test_evaluation_runs_on_images_alone(backbone):
     with jax.enable_x64(True):
         evaluate = jax.jit(lambda v, x: experiment.model.apply(v, x, train=False).main.neck)
         expected = evaluate(variables, images)
-    twin = compare.make_twin(experiment, variables).eval()
+    with small_twins():
+        twin = compare.make_twin(experiment, variables).eval()
     with torch.no_grad():
         outputs = twin(torch.tensor(images))
     assert outputs.main.logits is None and outputs.parts is None

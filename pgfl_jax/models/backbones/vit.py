@@ -97,8 +97,9 @@ class _Attention(nn.Module):
         batch, count, width = x.shape
         qkv = nn.Dense(3 * width, kernel_init=_init, dtype=self.dtype, name="qkv")(x)
         qkv = checkpoint_name(qkv, "convolution")
-        qkv = qkv.reshape(batch, count, 3, self.heads, width // self.heads)
-        y = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        by_head = batch, count, self.heads, width // self.heads
+        parts = (jax.lax.slice_in_dim(qkv, i * width, (i + 1) * width, axis=2) for i in range(3))
+        y = attention(*(part.reshape(by_head) for part in parts))
         y = nn.Dense(width, kernel_init=_init, dtype=self.dtype, name="proj")(y.reshape(x.shape))
         return checkpoint_name(y, "convolution")
 
@@ -119,7 +120,7 @@ class _Mlp(nn.Module):
         return checkpoint_name(y, "convolution")
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """Attention and MLP, each after a LayerNorm and beside a shortcut."""
 
     heads: int
@@ -214,7 +215,7 @@ class ViT(nn.Module):
         x = jnp.pad(x, ((0, 0), (1, 0), (0, 0))) + self._offsets(rows * columns).astype(x.dtype)
         if self.clip:
             x = _layer_norm(True, self.dtype, "norm_pre")(x)
-        block: Any = _Block
+        block: Any = Block
         if self.remat != "none":
             policy = REMAT_POLICIES[self.remat]
             block = nn.remat(block, policy=policy)
@@ -223,7 +224,8 @@ class ViT(nn.Module):
             layer = block(self.heads, self.clip, self.dtype, name=f"blocks_{i}")
             x = layer(x, None if scales is None else scales[i])
         x = _layer_norm(self.clip, self.dtype, "norm")(x)
-        return x[:, 1:].reshape(batch, rows, columns, width)
+        patches_alone = jax.lax.slice_in_dim(x, 1, x.shape[1], axis=1)
+        return patches_alone.reshape(batch, rows, columns, width)
 
     def _residual_scales(self, batch: int) -> Float[Array, "depth two batch"] | None:
         if not self.drop_path or self.is_initializing():

@@ -1,0 +1,1 @@
+"""How PyTorch's files name the weights of each kind of trunk; one table each."""

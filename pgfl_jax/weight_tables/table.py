@@ -1,0 +1,58 @@
+"""What a table says of a kind of trunk."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from pgfl_jax.errors import UserError
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+StateDict = dict[str, np.ndarray]
+
+
+class PretrainedError(UserError):
+    """The weights cannot be used; the message names the file and the problem."""
+
+
+MapShape = tuple[int, int] | None
+
+
+def as_it_is(
+    arrays: StateDict, wanted: Shapes, map_shape: MapShape, source: str
+) -> tuple[StateDict, str]:
+    """A table's ``arrange`` for files that have our shapes."""
+    del wanted, map_shape, source
+    return arrays, ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A kind of trunk in files of PyTorch.
+
+    Attributes:
+        kind: its name in messages.
+        first: the name of an array in the first block, without the trunk's prefix.
+        stem: the name of an array that every whole trunk has.
+        layer: matches our names of the arrays that make up a trunk. A file with one that ours lacks
+            computes other features.
+        describe: the architecture, from our names and shapes, as far as they reveal it.
+        spellings: other names of the same arrays. For each naming scheme, the name by which it is
+            recognised and its replacements, in order; a prefix of the trunk precedes both.
+        teacher: matches the prefix of the trunk to take, where a file has it beside a student.
+        needs_stem: whether blocks without the stem are another kind of network.
+        arrange: brings the trunk's arrays, by our names, to the network's shapes, and says in a few
+            words what it changed.
+    """
+
+    kind: str
+    first: str
+    stem: str
+    layer: re.Pattern[str]
+    describe: Callable[[Shapes], str]
+    spellings: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    teacher: re.Pattern[str] | None = None
+    needs_stem: bool = False
+    arrange: Callable[[StateDict, Shapes, MapShape, str], tuple[StateDict, str]] = as_it_is

@@ -1,0 +1,136 @@
+"""Vision transformers, named as in timm; torchvision's and CLIP's names are respelled."""
+
+import math
+import re
+from types import MappingProxyType
+
+import numpy as np
+from jaxtyping import Float
+
+from pgfl_jax.weight_tables.table import MapShape, PretrainedError, Shapes, StateDict, Table
+
+_TORCHVISION = {
+    r"class_token$": "cls_token",
+    r"encoder\.pos_embedding$": "pos_embed",
+    r"conv_proj\.": "patch_embed.proj.",
+    r"encoder\.ln\.": "norm.",
+    r"encoder\.layers\.encoder_layer_(\d+)\.ln_([12])\.": r"blocks.\1.norm\2.",
+    r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.in_proj_": r"blocks.\1.attn.qkv.",
+    r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.out_proj\.": r"blocks.\1.attn.proj.",
+    # linear_1 and linear_2 in older versions
+    r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(0|linear_1)\.": r"blocks.\1.mlp.fc1.",
+    r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(3|linear_2)\.": r"blocks.\1.mlp.fc2.",
+}
+_CLIP = {
+    r"class_embedding$": "cls_token",
+    r"positional_embedding$": "pos_embed",
+    r"conv1\.": "patch_embed.proj.",
+    r"ln_pre\.": "norm_pre.",
+    r"ln_post\.": "norm.",
+    r"transformer\.resblocks\.(\d+)\.ln_([12])\.": r"blocks.\1.norm\2.",
+    r"transformer\.resblocks\.(\d+)\.attn\.in_proj_": r"blocks.\1.attn.qkv.",
+    r"transformer\.resblocks\.(\d+)\.attn\.out_proj\.": r"blocks.\1.attn.proj.",
+    r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.": r"blocks.\1.mlp.fc1.",
+    r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.": r"blocks.\1.mlp.fc2.",
+}
+_CLS, _POSITIONS = "trunk.cls_token", "trunk.pos_embed"
+
+
+def resample(
+    grid: Float[np.ndarray, "rows columns channels"], rows: int, columns: int
+) -> Float[np.ndarray, "new_rows new_columns channels"]:
+    """A grid of another size: bicubic, antialiased, as PyTorch's ``F.interpolate`` does it.
+
+    >>> resample(np.arange(4.0).reshape(4, 1, 1), 2, 1).ravel().round(3).tolist()
+    [0.508, 2.492]
+    """
+    by_rows, by_columns = (
+        _weights(old, new) for old, new in zip(grid.shape, (rows, columns), strict=False)
+    )
+    wide = np.asarray(grid, np.float64)
+    return np.einsum("ri,cj,ijk->rck", by_rows, by_columns, wide).astype(grid.dtype)
+
+
+def _weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """What each new cell takes of each old one. Wider than one cell where a grid shrinks."""
+    scale = old / new
+    centres = scale * (np.arange(new)[:, None] + 0.5)
+    x = np.abs(np.arange(old) + 0.5 - centres) / max(scale, 1)
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0))
+    return weights / weights.sum(1, keepdims=True)
+
+
+def _arrange(
+    arrays: StateDict, wanted: Shapes, map_shape: MapShape, source: str
+) -> tuple[StateDict, str]:
+    """Tokens in our shapes, position embeddings at our map's size."""
+    arrays, notes = dict(arrays), []
+    if _CLS in arrays:
+        arrays[_CLS] = arrays[_CLS].reshape(1, 1, -1)
+    if (found := arrays.pop("trunk.cls_pos", None)) is not None:  # PASS keeps them apart
+        arrays[_POSITIONS] = np.concatenate([found, arrays[_POSITIONS]], 1)
+    if copies := [name for name in arrays if name.startswith("trunk.b1.")]:
+        notes.append(_trained_end(arrays, copies))
+    if _POSITIONS not in arrays:
+        return arrays, "; ".join(notes)
+    positions = arrays[_POSITIONS].reshape(1, -1, arrays[_POSITIONS].shape[-1])
+    count = wanted[_POSITIONS][1]
+    if positions.shape[1] != count:
+        rows, columns = map_shape or _grid(count - 1, 2, source)
+        old = _grid(positions.shape[1] - 1, rows / columns, source)
+        cells = resample(positions[0, 1:].reshape(*old, -1), rows, columns)
+        positions = np.concatenate([positions[:, :1], cells.reshape(1, rows * columns, -1)], 1)
+        notes.append(f"position embeddings resampled from {old[0]}x{old[1]} to {rows}x{columns}")
+    arrays[_POSITIONS] = positions
+    return arrays, "; ".join(notes)
+
+
+def _trained_end(arrays: StateDict, names: list[str]) -> str:
+    """TransReID with its jigsaw module trains copies of the last block and LayerNorm, as ``b1``."""
+    last = max(int(m[1]) for m in map(re.compile(r"trunk\.blocks\.(\d+)\.").match, arrays) if m)
+    for name in names:
+        ours = name.replace("trunk.b1.0.", f"trunk.blocks.{last}.")
+        arrays[ours.replace("trunk.b1.1.", "trunk.norm.")] = arrays.pop(name)
+    return "the last block and LayerNorm are those of the global branch, b1"
+
+
+def _grid(count: int, ratio: float, source: str) -> tuple[int, int]:
+    """(Rows, columns) of a file's position embeddings: square, or about as tall as our map."""
+    side = math.isqrt(max(count, 0))
+    if side * side == count and count:
+        return side, side
+    pairs = [(count // n, n) for n in range(1, count + 1) if count % n == 0]
+    best = min(pairs, default=(0, 1), key=lambda p: abs(math.log(p[0] / p[1] / ratio)))
+    if not 0.75 < best[0] / best[1] / ratio < 4 / 3:
+        raise PretrainedError(
+            f"{source}: pos_embed has {count + 1} tokens, which are not one class token and a grid "
+            "of patches"
+        )
+    return best
+
+
+def _describe(shapes: Shapes) -> str:
+    blocks = {name.split(".")[2] for name in shapes if name.startswith("trunk.blocks.")}
+    width = shapes.get("trunk.norm.weight", shapes.get("trunk.blocks.0.norm1.weight", (0,)))[0]
+    patch = shapes.get("trunk.patch_embed.proj.weight", (0, 0, 0, 0))[-1]
+    clip = " of CLIP" if "trunk.norm_pre.weight" in shapes else ""
+    return f"ViT{clip} of {len(blocks)} blocks, {width} channels and patches of {patch} pixels"
+
+
+VIT = Table(
+    kind="ViT",
+    first="blocks.0.norm1.weight",
+    stem="patch_embed.proj.weight",
+    layer=re.compile(r"trunk\.(cls_token|pos_embed|patch_embed|norm_pre|blocks|norm|cls_pos|b1)\b"),
+    describe=_describe,
+    spellings=MappingProxyType(
+        {
+            "encoder.layers.encoder_layer_0.ln_1.weight": _TORCHVISION,
+            "transformer.resblocks.0.ln_1.weight": _CLIP,
+        }
+    ),
+    teacher=re.compile(r"(?:^|[._])teacher[._]"),
+    needs_stem=True,
+    arrange=_arrange,
+)

@@ -1,0 +1,268 @@
+"""Weights of vision transformers, in files with the key names that their authors' code writes."""
+
+import functools
+from unittest import mock
+
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from pgfl_jax.models.backbones import BACKBONES, ViT
+from pgfl_jax.pretrained import PretrainedError, load_backbone, save_state_dict
+from pgfl_jax.weight_tables.vit import resample
+from tests.test_pretrained import abstract
+
+torch = pytest.importorskip("torch")
+
+WIDTH, DEPTH = 16, 12
+SMALL = {
+    "vit_tiny": ViT(WIDTH, DEPTH, 2),
+    "vit_base_clip": ViT(WIDTH, DEPTH, 2, clip=True),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def narrow():
+    """Networks as deep as the published ones, with fewer channels; the map has 4x2 cells."""
+    abstract.cache_clear()
+    with mock.patch.dict(BACKBONES, SMALL):
+        yield
+    abstract.cache_clear()
+
+
+@functools.cache
+def timm(*, depth=DEPTH, width=WIDTH, patch=16, positions=1 + 14 * 14):
+    """What ``timm``'s VisionTransformer saves."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, positions, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+    }
+    for i in range(depth):
+        layers = {"attn.qkv": (3, 1), "attn.proj": (1, 1), "mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}
+        for layer, (outputs, inputs) in layers.items():
+            shapes[f"blocks.{i}.{layer}.weight"] = outputs * width, inputs * width
+            shapes[f"blocks.{i}.{layer}.bias"] = (outputs * width,)
+        for kind in ("weight", "bias"):
+            shapes |= {f"blocks.{i}.norm{n}.{kind}": (width,) for n in (1, 2)}
+    shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def prefixed(prefix, arrays):
+    return {prefix + name: value for name, value in arrays.items()}
+
+
+def in_torchvision(linear=("mlp.0", "mlp.3")):
+    """torchvision's VisionTransformer; older versions call the MLP's layers linear_1, linear_2."""
+    names = {
+        "cls_token": "class_token",
+        "pos_embed": "encoder.pos_embedding",
+        "patch_embed.proj": "conv_proj",
+        "norm": "encoder.ln",
+    }
+    for i in range(DEPTH):
+        ours, theirs = f"blocks.{i}.", f"encoder.layers.encoder_layer_{i}."
+        names |= {
+            f"{ours}norm1": f"{theirs}ln_1",
+            f"{ours}norm2": f"{theirs}ln_2",
+            f"{ours}attn.proj": f"{theirs}self_attention.out_proj",
+            f"{ours}mlp.fc1": f"{theirs}{linear[0]}",
+            f"{ours}mlp.fc2": f"{theirs}{linear[1]}",
+        }
+    return _renamed(names, "self_attention.in_proj_", "encoder.layers.encoder_layer_{}.")
+
+
+def in_clip():
+    """CLIP's visual tower, with the LayerNorm before the blocks and without a bias on patches."""
+    names = {
+        "cls_token": "class_embedding",
+        "pos_embed": "positional_embedding",
+        "patch_embed.proj": "conv1",
+        "norm": "ln_post",
+    }
+    for i in range(DEPTH):
+        ours, theirs = f"blocks.{i}.", f"transformer.resblocks.{i}."
+        names |= {
+            f"{ours}norm1": f"{theirs}ln_1",
+            f"{ours}norm2": f"{theirs}ln_2",
+            f"{ours}attn.proj": f"{theirs}attn.out_proj",
+            f"{ours}mlp.fc1": f"{theirs}mlp.c_fc",
+            f"{ours}mlp.fc2": f"{theirs}mlp.c_proj",
+        }
+    arrays = _renamed(names, "attn.in_proj_", "transformer.resblocks.{}.")
+    del arrays["conv1.bias"]
+    arrays["class_embedding"] = arrays["class_embedding"].reshape(-1)
+    arrays["positional_embedding"] = arrays["positional_embedding"][0]
+    norm = {f"ln_pre.{kind}": np.ones(WIDTH, np.float32) for kind in ("weight", "bias")}
+    return arrays | norm | {"proj": np.ones((WIDTH, 8), np.float32)}
+
+
+def _renamed(names, qkv, block):
+    renamed = {}
+    for name, value in timm().items():
+        layer, _, kind = name.rpartition(".")
+        if layer.endswith("attn.qkv"):
+            renamed[f"{block.format(layer.split('.')[1])}{qkv}{kind}"] = value
+        elif name in names:
+            renamed[names[name]] = value
+        else:
+            renamed[f"{names[layer]}.{kind}"] = value
+    return renamed
+
+
+def text_tower():
+    names = ("ln_1.weight", "attn.in_proj_weight", "mlp.c_fc.weight")
+    blocks = {f"transformer.resblocks.{i}.{name}": 8 for i in range(12) for name in names}
+    sizes = blocks | {"positional_embedding": 8, "token_embedding.weight": 8, "ln_final.weight": 8}
+    return {name: np.ones(size, np.float32) for name, size in sizes.items()}
+
+
+def teacher_and_student():
+    """DINO, iBOT and PersonViT save both, the student inside DistributedDataParallel."""
+    student = {name: value + 1 for name, value in timm().items()}
+    heads = {"head.mlp.0.weight": np.ones((4, WIDTH), np.float32)}
+    return (
+        prefixed("teacher.backbone.", timm())
+        | prefixed("student.module.backbone.", student)
+        | prefixed("teacher.", heads)
+        | prefixed("student.module.", heads)
+    )
+
+
+def mae():
+    decoder = {"mask_token": (1, 1, 8), "decoder_pos_embed": (1, 197, 8), "decoder_norm.bias": (8,),
+               "decoder_blocks.0.norm1.weight": (8,)}  # fmt: skip
+    return timm() | {name: np.ones(shape, np.float32) for name, shape in decoder.items()}
+
+
+def transreid(*, jigsaw):
+    """TransReID: embeddings of cameras, and the copies of the last block that it trains."""
+    base, last = dict(timm()), f"blocks.{DEPTH - 1}."
+    arrays = {"base.sie_embed": np.ones((6, 1, WIDTH), np.float32)}
+    if jigsaw:
+        end = {name: base[name] for name in base if name.startswith((last, "norm."))}
+        for branch in ("b1", "b2"):
+            shift = 0 if branch == "b1" else 1
+            for name, value in end.items():
+                copy = name.replace(last, "0.") if name.startswith(last) else f"1.{name[5:]}"
+                arrays[f"{branch}.{copy}"] = value + shift
+        base |= {name: value - 1 for name, value in end.items()}  # never trained
+    neck = {"weight": 1, "bias": 0, "running_mean": 2, "running_var": 3}
+    arrays |= {f"bottleneck.{k}": np.full(WIDTH, v, np.float32) for k, v in neck.items()}
+    return prefixed("base.", base) | arrays
+
+
+def pass_reid():
+    """PASS: part tokens, and the class token's position apart."""
+    arrays = dict(timm())
+    arrays["cls_pos"], arrays["pos_embed"] = np.split(arrays["pos_embed"], [1], axis=1)
+    parts = [f"part_token{i}" for i in (1, 2, 3)] + [f"part{i}_pos" for i in (1, 2, 3)]
+    return arrays | {name: np.ones((1, 1, WIDTH), np.float32) for name in parts}
+
+
+SCHEMES = {
+    "timm": lambda: timm() | {"head.weight": np.ones((1000, WIDTH), np.float32)},
+    "data parallel": lambda: prefixed("module.", timm()),
+    "torchvision": in_torchvision,
+    "torchvision, older": lambda: in_torchvision(("mlp.linear_1", "mlp.linear_2")),
+    "DINO": teacher_and_student,
+    "a teacher alone": lambda: prefixed("backbone.", timm()),
+    "PASS": pass_reid,
+    "MAE": mae,
+    "TransReID": lambda: transreid(jigsaw=False),
+    "TransReID with its jigsaw module": lambda: transreid(jigsaw=True),
+    "CLIP": lambda: prefixed("visual.", in_clip()) | text_tower(),
+    "CLIP-ReID": lambda: prefixed("image_encoder.", in_clip()),
+}
+
+
+def load(arrays, path, backbone="vit_tiny"):
+    save_state_dict(path, arrays)
+    return load_backbone(path, abstract(backbone), map_shape=(4, 2))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_fills_the_whole_trunk(scheme, tmp_path):
+    backbone = "vit_base_clip" if scheme.startswith("CLIP") else "vit_tiny"
+    variables, report = load(SCHEMES[scheme](), tmp_path / "w.safetensors", backbone)
+    assert dict(report.missing) == {}
+    assert "position embeddings resampled from 14x14 to 4x2" in str(report)
+    trunk, arrays = flatten_dict(variables["params"]["trunk"], sep="/"), timm()
+    for i in range(DEPTH):
+        for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+            theirs = arrays[f"blocks.{i}.{layer}.weight"]
+            found = trunk[f"blocks_{i}/{layer.replace('.', '/')}/kernel"]
+            np.testing.assert_array_equal(found, theirs.T)
+        for name in (f"blocks.{i}.norm1", f"blocks.{i}.norm2", "norm"):
+            found = trunk[f"{name.replace(f'blocks.{i}.', f'blocks_{i}/')}/scale"]
+            np.testing.assert_array_equal(found, arrays[f"{name}.weight"])
+    kernel = arrays["patch_embed.proj.weight"].transpose(2, 3, 1, 0).reshape(-1, WIDTH)
+    np.testing.assert_array_equal(trunk["patch_embed/kernel"], kernel)
+    np.testing.assert_array_equal(trunk["cls_token"], arrays["cls_token"])
+    positions = trunk["pos_embed"]
+    np.testing.assert_array_equal(positions[:, 0], arrays["pos_embed"][:, 0])
+    cells = resample(arrays["pos_embed"][0, 1:].reshape(14, 14, -1), 4, 2)
+    np.testing.assert_array_equal(positions[0, 1:], cells.reshape(8, -1))
+
+
+def test_the_neck_of_transreid_is_taken_and_its_cameras_are_left(tmp_path):
+    variables, report = load(transreid(jigsaw=True), tmp_path / "w.safetensors")
+    np.testing.assert_array_equal(variables["batch_stats"]["main_neck"]["var"], np.full(WIDTH, 3))
+    assert "base.sie_embed" in report.left_over
+    assert "the last block and LayerNorm are those of the global branch, b1" in str(report)
+
+
+WRONG = {
+    "another depth": (
+        timm(depth=11), "vit_tiny", r"blocks\.11\.attn\.proj\.bias is missing, in the network",
+    ),
+    "another patch size": (
+        timm(patch=32, positions=50), "vit_tiny", r"channels and patches of 32 pixels, not a ViT",
+    ),
+    "another width": (
+        timm(width=24), "vit_tiny", r"ViT of 12 blocks, 24 channels and patches of 16 pixels, not",
+    ),
+    "CLIP for a plain network": (
+        prefixed("visual.", in_clip()), "vit_tiny", r"it seems to hold a ViT of CLIP of 12 blocks",
+    ),
+    "a plain one for CLIP's": (timm(), "vit_base_clip", r"not a ViT of CLIP of 12 blocks"),
+    "a text tower": (text_tower(), "vit_base_clip", r"without patch_embed\.proj\.weight, as a tow"),
+    "layer scale": (
+        timm() | {"blocks.0.ls1.gamma": np.ones(WIDTH, np.float32)}, "vit_tiny",
+        r"in the file blocks\.0\.ls1\.gamma is \(16,\), in the network missing",
+    ),
+    "a distilled DeiT": (
+        timm(positions=198), "vit_tiny", r"198 tokens, which are not one class token and a grid",
+    ),
+    "a ResNet": (
+        {"layer1.0.conv1.weight": np.ones(3, np.float32)}, "vit_tiny",
+        "not a ViT in a known naming scheme",
+    ),
+    "a ViT for a ResNet": (timm(), "resnet18", "not a ResNet in a known naming scheme"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_nearest_wrong_file_gives_one_line(name, tmp_path):
+    arrays, backbone, message = WRONG[name]
+    with pytest.raises(PretrainedError, match=message) as error:
+        load(arrays, tmp_path / "w.safetensors", backbone)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("sizes", [((14, 14), (16, 8)), ((14, 14), (21, 10)), ((16, 8), (5, 3))])
+def test_grids_are_resampled_as_pytorch_does(sizes):
+    (old, new), rng = sizes, np.random.default_rng(0)
+    grid = rng.normal(size=(*old, 5))
+    tensor = torch.tensor(grid).permute(2, 0, 1)[None]
+    expected = torch.nn.functional.interpolate(tensor, size=new, mode="bicubic", antialias=True)
+    np.testing.assert_allclose(resample(grid, *new), expected[0].permute(1, 2, 0), atol=1e-13)
+
+
+@pytest.mark.parametrize(("count", "grid"), [(128, "16x8"), (210, "21x10"), (196, "14x14")])
+def test_the_grid_of_a_file_is_square_or_a_persons(count, grid, tmp_path):
+    _, report = load(timm(positions=count + 1), tmp_path / "w.safetensors")
+    assert f"resampled from {grid} to 4x2" in str(report)
