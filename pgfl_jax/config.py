@@ -224,6 +224,13 @@ class OptimConfig:
     scaling: Literal["none", "linear", "sqrt"] = "none"
     base_batch_size: PositiveInt = 64
     weight_decay: NonNegativeFloat = 5e-4
+    # all · kernels (no biases, scales, position embeddings and class tokens). With lars and lamb,
+    # kernels alone decay in any case.
+    decayed: Literal["all", "kernels"] = "all"
+    # Rate of a layer of the backbone relative to that of the next one; 1: all have the same.
+    layer_decay: PositiveFraction = 1.0
+    # Rate of what comes after the backbone, relative to the backbone's last layer.
+    head_rate: PositiveFloat = 1.0
     # For sgd and lars.
     momentum: FractionBelowOne = 0.9
     # For lars: a layer's step relative to its weights, at a rate of 1.

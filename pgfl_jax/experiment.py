@@ -18,6 +18,7 @@ from pgfl_jax.checksums import sha256
 from pgfl_jax.config import NUM_PARTS, Config
 from pgfl_jax.distributed.sharding import replicated
 from pgfl_jax.models import PGFL
+from pgfl_jax.models.backbones import BACKBONES
 from pgfl_jax.optim import learning_rate_schedule, make_optimizer
 from pgfl_jax.pretrained import Report, load_backbone
 from pgfl_jax.train_state import Average, TrainState
@@ -103,7 +104,8 @@ class Experiment:
             num_steps=num_steps,
             steps_per_epoch=steps_per_epoch,
         )
-        optimizer = make_optimizer(config.optim, schedule)
+        layers = BACKBONES[config.model.backbone].layers
+        optimizer = make_optimizer(config.optim, schedule, layers)
         return cls(config, model, optimizer, schedule, steps_per_epoch, num_steps)
 
     @classmethod

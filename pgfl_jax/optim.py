@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -70,16 +71,27 @@ def learning_rate_schedule(
     return lambda step: joined(jnp.asarray(step, float))
 
 
-def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimConfig, schedule: optax.Schedule, layers: Sequence[str] = ()
+) -> optax.GradientTransformation:
     """The configured optimizer, after clipping by the global norm if ``clip_norm`` is set.
 
     ``adam`` and ``sgd`` add the decay to the gradient (L2, as ``torch.optim`` does); ``adamw``
-    decouples it. With these three every parameter decays, as in the strong baseline. ``lars``
-    (Y. You et al., arXiv 1708.03888) and ``lamb`` (Y. You et al., ICLR 2020) scale each layer's
-    step by the norm of its weights. There scales and biases do not decay, and ``lars`` does not
-    scale their steps.
+    decouples it. With these three every parameter decays, as in the strong baseline, or the kernels
+    alone. ``lars`` (Y. You et al., arXiv 1708.03888) and ``lamb`` (Y. You et al., ICLR 2020) scale
+    each layer's step by the norm of its weights. There only kernels decay, and ``lars`` does not
+    scale the steps of others.
+
+    With ``layer_decay`` and ``head_rate``, each parameter has a rate of its own, decay included
+    where it is decoupled.
+
+    Args:
+        config: the options.
+        schedule: from the step to the rate of the backbone's last layer.
+        layers: the backbone's modules after its stem or embedding, from input to output.
     """
     decay = config.weight_decay
+    mask = _is_kernel if config.decayed == "kernels" else None
     if config.name == "lars":
         steps = [
             optax.lars(
@@ -95,16 +107,39 @@ def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.Gradi
         steps = [optax.lamb(schedule, weight_decay=decay, mask=_is_kernel)]
     else:
         scale = {
-            "adam": [optax.add_decayed_weights(decay), optax.scale_by_adam()],
-            "adamw": [optax.scale_by_adam(), optax.add_decayed_weights(decay)],
-            "sgd": [optax.add_decayed_weights(decay), optax.trace(config.momentum)],
+            "adam": [optax.add_decayed_weights(decay, mask), optax.scale_by_adam()],
+            "adamw": [optax.scale_by_adam(), optax.add_decayed_weights(decay, mask)],
+            "sgd": [optax.add_decayed_weights(decay, mask), optax.trace(config.momentum)],
         }[config.name]
         steps = [*scale, optax.scale_by_learning_rate(schedule)]
+    if config.layer_decay != 1 or config.head_rate != 1:
+        steps = [*steps, _own_rates(config, layers)]
     if config.clip_norm:
         steps = [optax.clip_by_global_norm(config.clip_norm), *steps]
     return optax.chain(*steps)
 
 
+def _names(path: Sequence[Any]) -> list[str]:
+    """The modules that a parameter is in, and its own name; boxes with shardings do not count."""
+    return [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+
+
 def _is_kernel(params: Any) -> Any:
-    """Which parameters are weights of a layer, rather than scales or biases."""
-    return jax.tree.map(lambda value: value.ndim >= 2, params)
+    """Which parameters are weights of a layer; not scales, biases, positions and tokens."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: _names(path)[-1] == "kernel", params)
+
+
+def _own_rates(config: OptimConfig, layers: Sequence[str]) -> optax.GradientTransformation:
+    """Scales the update of each parameter by its layer's relative rate.
+
+    Reference: H. Bao et al., "BEiT: BERT Pre-Training of Image Transformers", ICLR 2022.
+    """
+
+    def scaled(path: Sequence[Any], update: Any) -> Any:
+        names = _names(path)
+        if names[0] != "trunk":
+            return update * config.head_rate
+        depth = 1 + layers.index(names[1]) if names[1] in layers else 0
+        return update * config.layer_decay ** (len(layers) - depth)
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scaled, updates))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pgfl_jax.config import OptimConfig
 from pgfl_jax.optim import learning_rate_schedule, make_optimizer, scaled_learning_rate
@@ -131,12 +132,61 @@ def test_trust_ratios_follow_the_published_formulas(name):
 def test_columns_that_fill_a_classifier_up_change_no_trust_ratio():
     optimizer = make_optimizer(dataclasses.replace(CONFIG, name="lamb"), lambda step: 0.1)
     rng = np.random.default_rng(2)
-    kernel, gradient = (jnp.asarray(rng.normal(size=(3, 2)), jnp.float32) for _ in range(2))
-    wide = [jnp.pad(value, ((0, 0), (0, 6))) for value in (kernel, gradient)]
-    plain, _ = optimizer.update(gradient, optimizer.init(kernel), kernel)
-    filled, _ = optimizer.update(wide[1], optimizer.init(wide[0]), wide[0])
+    narrow = [{"kernel": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)} for _ in range(2)]
+    wide = [{"kernel": jnp.pad(value["kernel"], ((0, 0), (0, 6)))} for value in narrow]
+    plain, filled = (
+        optimizer.update(gradient, optimizer.init(kernel), kernel)[0]["kernel"]
+        for kernel, gradient in (narrow, wide)
+    )
     np.testing.assert_allclose(filled[:, :2], plain, rtol=1e-6)
     assert not np.any(filled[:, 2:])
+
+
+NO_KERNELS = ("trunk/cls_token", "trunk/pos_embed", "trunk/patch_embed/bias", "main_pooling/power",
+              "trunk/blocks_0/norm1/scale", "trunk/blocks_1/mlp/fc1/bias")  # fmt: skip
+KERNELS = ("trunk/patch_embed/kernel", "trunk/blocks_0/attn/qkv/kernel", "main_classifier/kernel")
+
+
+def _first_updates(config):
+    """What one step adds to parameters of 1 whose gradients are 1, by name."""
+    params = dict.fromkeys((*NO_KERNELS, *KERNELS, "trunk/norm/scale"), jnp.ones((1, 2, 3)))
+    tree = unflatten_dict(params, sep="/")
+    optimizer = make_optimizer(config, lambda step: 0.1, ("blocks_0", "blocks_1", "norm"))
+    updates, _ = optimizer.update(tree, optimizer.init(tree), tree)
+    return {name: float(x[0, 0, 0]) for name, x in flatten_dict(updates, sep="/").items()}
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb"])
+def test_biases_scales_positions_and_tokens_do_not_decay(name):
+    """Whatever their rank."""
+    config = dataclasses.replace(CONFIG, name=name, decayed="kernels")
+    found = _first_updates(config)
+    without = _first_updates(dataclasses.replace(config, weight_decay=0.0))
+    assert all(found[name] == without[name] for name in NO_KERNELS)
+    if name != "lamb":  # whose step is as long as the weights, decay or not
+        assert all(
+            found[name] - without[name] == pytest.approx(-0.001, rel=1e-3) for name in KERNELS
+        )
+
+
+def test_all_parameters_decay_by_default():
+    found = _first_updates(dataclasses.replace(CONFIG, name="sgd"))
+    assert list(found.values()) == pytest.approx([-0.1 * 1.01] * len(found))
+
+
+def test_rates_fall_from_the_heads_to_the_embedding():
+    config = dataclasses.replace(
+        CONFIG, name="sgd", weight_decay=0.0, layer_decay=0.5, head_rate=3.0
+    )
+    found = _first_updates(config)
+    expected = {
+        "trunk/cls_token": 0.125, "trunk/pos_embed": 0.125, "trunk/patch_embed/kernel": 0.125,
+        "trunk/blocks_0/attn/qkv/kernel": 0.25, "trunk/blocks_0/norm1/scale": 0.25,
+        "trunk/blocks_1/mlp/fc1/bias": 0.5, "trunk/norm/scale": 1.0,
+        "main_classifier/kernel": 3.0, "main_pooling/power": 3.0,
+    }  # fmt: skip
+    for name, factor in expected.items():
+        assert found[name] == pytest.approx(-0.1 * factor), name
 
 
 def test_long_gradients_are_shortened_together():

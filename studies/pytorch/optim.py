@@ -7,9 +7,10 @@ pgfl_jax/optim.py uses.
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -43,18 +44,44 @@ def make_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimiz
     """The configured optimizer; the caller sets the learning rate before each step.
 
     PyTorch and Optax agree here: Adam and SGD add the decay to the gradient, AdamW multiplies its
-    decay by the rate, and the momentum is b ← m·b + g.
+    decay by the rate, and the momentum is b ← m·b + g. Each parameter is a group: ``relative_rate``
+    is that of its layer, by which the caller multiplies the rate, and ``is_kernel`` tells a layer's
+    weights from biases, scales, position embeddings and tokens.
     """
-    parameters, decay = list(model.parameters()), config.weight_decay
+    groups = _groups(config, model)
     if config.name == "adam":
-        return torch.optim.Adam(parameters, weight_decay=decay)
+        return torch.optim.Adam(groups)
     if config.name == "adamw":
-        return torch.optim.AdamW(parameters, weight_decay=decay)
+        return torch.optim.AdamW(groups)
     if config.name == "sgd":
-        return torch.optim.SGD(parameters, momentum=config.momentum, weight_decay=decay)
+        return torch.optim.SGD(groups, momentum=config.momentum)
     if config.name == "lars":
-        return LARS(parameters, config.momentum, decay, config.trust_coefficient)
-    return LAMB(parameters, decay)
+        return LARS(groups, config.momentum, config.weight_decay, config.trust_coefficient)
+    return LAMB(groups, config.weight_decay)
+
+
+def _groups(config: OptimConfig, model: nn.Module) -> list[dict[str, Any]]:
+    layer = re.compile(r"trunk\.(layer\d+\.\d+|blocks\.\d+|norm)\.")
+    named = list(model.named_parameters())
+    order = list(dict.fromkeys(m[1] for m in map(layer.match, [name for name, _ in named]) if m))
+    groups = []
+    for name, parameter in named:
+        is_kernel = parameter.ndim >= 2 and not name.endswith(("cls_token", "pos_embed"))
+        rate = config.head_rate
+        if name.startswith("trunk."):
+            found = layer.match(name)
+            depth = 1 + order.index(found[1]) if found else 0
+            rate = config.layer_decay ** (len(order) - depth)
+        decays = is_kernel or config.decayed == "all"
+        groups.append(
+            {
+                "params": [parameter],
+                "weight_decay": config.weight_decay * decays,
+                "relative_rate": rate,
+                "is_kernel": is_kernel,
+            }
+        )
+    return groups
 
 
 def _trust_ratio(parameter: Tensor, update: Tensor, trust: float = 1.0) -> Tensor:
@@ -70,9 +97,9 @@ class LARS(torch.optim.Optimizer):
     their steps are not scaled. Reference: Y. You et al., arXiv 1708.03888.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], momentum: float, decay: float, trust: float):
+    def __init__(self, groups: list[dict], momentum: float, decay: float, trust: float):
         """The parameter groups hold the learning rate."""
-        super().__init__(parameters, {"lr": 0.0})
+        super().__init__(groups, {"lr": 0.0})
         self.momentum, self.decay, self.trust = momentum, decay, trust
 
     @torch.no_grad()
@@ -81,7 +108,7 @@ class LARS(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 update = parameter.grad
-                if parameter.ndim >= 2:
+                if group["is_kernel"]:
                     update = update + self.decay * parameter
                     update = _trust_ratio(parameter, update, self.trust) * update
                 state = self.state[parameter]
@@ -96,9 +123,9 @@ class LAMB(torch.optim.Optimizer):
     Scales and biases do not decay. Reference: Y. You et al., ICLR 2020; ε = 1e-6 as in Optax.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], decay: float):
+    def __init__(self, groups: list[dict], decay: float):
         """The parameter groups hold the learning rate."""
-        super().__init__(parameters, {"lr": 0.0})
+        super().__init__(groups, {"lr": 0.0})
         self.decay, self.betas, self.eps = decay, (0.9, 0.999), 1e-6
 
     @torch.no_grad()
@@ -114,7 +141,7 @@ class LAMB(torch.optim.Optimizer):
                 state["second"] = second
                 root = (second / (1 - beta2**count)).sqrt()
                 update = first / (1 - beta1**count) / (root + self.eps)
-                if parameter.ndim >= 2:
+                if group["is_kernel"]:
                     update = update + self.decay * parameter
                 parameter -= group["lr"] * _trust_ratio(parameter, update) * update
 

@@ -133,6 +133,13 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
         "optim.scaling": "linear",
         "optim.clip_norm": 1.0,
     },
+    "adamw, kernels alone decay, rates by layer": {
+        "optim.name": "adamw",
+        "optim.decayed": "kernels",
+        "optim.layer_decay": 0.65,
+        "optim.head_rate": 2.0,
+        "optim.warmup_epochs": 0.25,
+    },
     "lars, milestones without warm-up": {
         "optim.name": "lars",
         "optim.learning_rate": 1.0,

@@ -84,7 +84,7 @@ class Training:
         if self.config.optim.clip_norm:
             clip_gradients(self.model, self.config.optim.clip_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule(self.step)
+            group["lr"] = group["relative_rate"] * self.schedule(self.step)
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.model, self.step)
