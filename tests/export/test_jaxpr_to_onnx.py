@@ -247,7 +247,7 @@ def test_what_cannot_be_translated_is_named():
     with pytest.raises(ExportError, match="operation cumsum has no translation"):
         convert(flat(lambda x: jnp.cumsum(x, axis=1)), batch((6, 8, 4), np.float32))
     with pytest.raises(ExportError, match="only products with a constant matrix"):
-        convert(flat(lambda x: jnp.ones((5, 8)) @ x.max(1)), batch((6, 6, 4), np.float32))
+        convert(flat(lambda x: jnp.ones((5, 6)) @ x.max(1)), batch((6, 6, 4), np.float32))
     with pytest.raises(ExportError, match="only matrices are multiplied"):
         convert(
             flat(lambda x: jnp.einsum("bhwc,bhwd->bcd", x, 2 * x)), batch((6, 8, 4), np.float32)
