@@ -27,6 +27,7 @@ def test_a_map_cell_is_the_backbones_stride():
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
+        ("model.drop_path", 0.1, "must be 0 with resnet50"),
         (
             "data.height",
             250,
