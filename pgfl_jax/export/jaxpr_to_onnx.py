@@ -449,7 +449,7 @@ class _Graph:
     def _broadcast_in_dim(self, params: Mapping[str, Any], shape: Shape, operand: Value) -> Value:
         tensor, axes = self._once(operand), params["broadcast_dimensions"]
         order = with_new_axes(tensor.order, axes, len(shape))
-        if len(shape) == 4:
+        if len(shape) == 4 and len(axes) < 3:
             order = CHANNELS_SECOND
         name = self.contiguous(tensor, [axes.index(axis) for axis in order if axis in axes]).name
         if new := [place for place, axis in enumerate(order) if axis not in axes]:

@@ -77,6 +77,8 @@ def test_transformers_give_the_same_embeddings_at_any_batch(backbone, pooling):
     counts = operations(model)
     # Patches; in each block four products with weights, and two of activations.
     assert counts["Conv"] == 1 + 2 * (pooling == "parts") and counts["MatMul"] == 2 * (4 + 2)
+    # Queries, keys, values and result of each block; pixels, patches, and the map for its pooling.
+    assert counts["Transpose"] == 2 * 4 + 2 + 2 * (pooling == "parts")
     used = {name for node in model.graph.node for name in node.input}
     assert {constant.name for constant in model.graph.initializer} <= used
 

@@ -80,10 +80,11 @@ def attention(query: Heads, key: Heads, value: Heads) -> Heads:
     That of ``jax.nn.dot_product_attention`` is in float32 even in double precision, where results
     would agree with PyTorch's to 1e-8 only.
     """
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     precision = jnp.promote_types(query.dtype, jnp.float32)
-    scores = jnp.einsum("bqhc,bkhc->bhqk", query, key, preferred_element_type=precision)
+    scores = jnp.matmul(query, key.swapaxes(2, 3), preferred_element_type=precision)
     weights = nn.softmax(scores / math.sqrt(query.shape[-1])).astype(value.dtype)
-    return jnp.einsum("bhqk,bkhc->bqhc", weights, value)
+    return jnp.matmul(weights, value).swapaxes(1, 2)
 
 
 class _Attention(nn.Module):
