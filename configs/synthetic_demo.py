@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.data.augment.pad = 4
     config.model.backbone = "resnet8"
     config.optim.name = "adamw"
-    config.optim.learning_rate = 1.5e-3
+    config.optim.learning_rate = 3e-3
     config.optim.schedule = "cosine"
     config.optim.warmup_epochs = 1.0
     config.optim.warmup_factor = 0.1

@@ -16,6 +16,8 @@ def get_config() -> ConfigDict:
     config.data.height, config.data.width = 64, 32
     config.data.identities_per_batch, config.data.images_per_identity = 4, 4
     config.data.augment.pad = 2
+    config.optim.learning_rate = 1.5e-3
+    config.optim.learning_rate = 1.5e-3
     config.train.epochs = 5.0
     config.train.log_every, config.train.eval_every, config.train.checkpoint_every = 10, 20, 10
     config.eval.batch_size = 16

@@ -183,7 +183,7 @@ class LossConfig:
     triplet: NonNegativeFloat = 1.0
     alignment: NonNegativeFloat = 0.3
     semantic: NonNegativeFloat = 0.3
-    feature_kd: NonNegativeFloat = 6.0
+    feature_kd: NonNegativeFloat = 12.0
     logit_kd: NonNegativeFloat = 0.0
     interaction: NonNegativeFloat = 0.0
     # Prediction of the maps, where the main branch's pooling predicts any.
