@@ -48,11 +48,10 @@ def draw_skeleton(
     """
     drawn = (image * 0.6).astype(np.uint8)
     at = np.rint(((joints[:, :2] + 0.5) * scale - 0.5) * 16).astype(int)
-    seen = (joints[:, 2] >= threshold) & (joints[:, 2] > 0)
-    for part, color in zip(kp.PARTS, _PART_COLORS.tolist(), strict=True):
-        for start, end in part.segments:
-            if max(start, end) < kp.NUM_JOINTS and seen[start] and seen[end]:
-                cv2.line(drawn, at[start].tolist(), at[end].tolist(), color, 2, cv2.LINE_AA, 4)
+    seen = kp.shown_joints(joints, threshold)
+    for part, start, end in kp.shown_limbs(joints, threshold):
+        color = _PART_COLORS[part].tolist()
+        cv2.line(drawn, at[start].tolist(), at[end].tolist(), color, 2, cv2.LINE_AA, 4)
     for joint, point in enumerate(at.tolist()):
         if seen[joint]:
             cv2.circle(drawn, point, 40, (255, 255, 255), -1, cv2.LINE_AA, 4)

@@ -1,5 +1,7 @@
 """From a configuration to the data of a run: the training set and the evaluation splits."""
 
+import dataclasses
+import functools
 import hashlib
 import re
 import sys
@@ -19,6 +21,7 @@ from input_pipeline.copies import (
     copied_queries,
 )
 from input_pipeline.errors import DataError
+from input_pipeline.keypoints import PARTS, shown_limbs
 from input_pipeline.pipeline import (
     evaluation_batch_size,
     evaluation_batches,
@@ -42,7 +45,7 @@ from pgfl_jax.config import Config
 from pgfl_jax.distributed.collectives import is_primary
 from pgfl_jax.report.training_images import TRAINING_IMAGES, read_training_images
 from pgfl_jax.report.writers import STEP_SUFFIX
-from pgfl_jax.retrieval.protocols import EvaluationData, EvaluationSplit, Protocol
+from pgfl_jax.retrieval.protocols import EvaluationData, EvaluationSplit, Limb, Protocol
 from pgfl_jax.train import TrainingData
 
 _DRY_RUN_QUERIES = 4  # queries of each protocol
@@ -162,7 +165,8 @@ def evaluation_data(
             results would be named as those of another.
     """
     dry_run = EvaluationData(splits={}, protocols=[])
-    data = EvaluationData(splits={}, protocols=[], dry_run=dry_run)
+    parts = tuple(part.name for part in PARTS)
+    data = EvaluationData(splits={}, protocols=[], dry_run=dry_run, parts=parts)
     findings = Findings()
     train, train_sha256 = _trained_on(training, run, findings)
     poses = read_pose_files(config) if config.scores_with_poses else []
@@ -356,7 +360,30 @@ def evaluation_split(
         batches=batches,
         encoded=catalog.images,
         image_sha256=catalog.image_sha256,
+        limbs=functools.partial(_limbs, catalog, config) if config.scores_with_poses else None,
     )
+
+
+def _limbs(catalog: Catalog, config: Config, row: int) -> list[Limb]:
+    """The skeleton of an image."""
+    joints, (height, width) = catalog.keypoints[row], catalog.image_sizes[row]
+    at = (joints[:, :2] + 0.5) / np.maximum([width, height], 1)
+    limbs = shown_limbs(joints, config.data.pose.threshold)
+    return [Limb(part, (*at[start],), (*at[end],)) for part, start, end in limbs]
+
+
+def report_data(config: Config) -> EvaluationData:
+    """The data of :func:`evaluation_data` with poses, to look at; without, if they have none.
+
+    Raises:
+        DataError: a data set cannot be scored.
+    """
+    embeddings = dataclasses.replace(config.eval, embeddings=("main", "foreground", "parts"))
+    try:
+        return evaluation_data(dataclasses.replace(config, eval=embeddings))
+    except DataError:
+        main = dataclasses.replace(config.eval, embeddings=("main",))
+        return evaluation_data(dataclasses.replace(config, eval=main))
 
 
 def _describe(catalog: Catalog, builder: Any, config: Config) -> dict[str, Any]:

@@ -126,6 +126,34 @@ NUM_PARTS = len(PARTS)
 PART_FLIP: Int[np.ndarray, "8"] = np.array([0, 1, 3, 2, 5, 4, 7, 6])
 
 
+def shown_joints(
+    keypoints: Float32[np.ndarray, "*people 17 3"], threshold: float
+) -> Bool[np.ndarray, "*people 17"]:
+    """Which joints are drawn: those with a confidence of ``threshold`` or more, and above 0."""
+    return (keypoints[..., 2] >= threshold) & (keypoints[..., 2] > 0)
+
+
+def shown_limbs(
+    joints: Float32[np.ndarray, "17 3"], threshold: float
+) -> list[tuple[int, int, int]]:
+    """The limbs of a skeleton whose two joints are shown.
+
+    Args:
+        joints: keypoints of a person.
+        threshold: lowest confidence that is drawn.
+
+    Returns:
+        For each limb the number of its part and its two joints.
+    """
+    seen = shown_joints(joints, threshold)
+    return [
+        (number, start, end)
+        for number, part in enumerate(PARTS)
+        for start, end in part.segments
+        if start != end and max(start, end) < NUM_JOINTS and seen[start] and seen[end]
+    ]
+
+
 def without_origin(
     keypoints: Float32[np.ndarray, "*people 17 3"],
 ) -> tuple[Float32[np.ndarray, "*people 17 3"], Bool[np.ndarray, "*people 17"]]:

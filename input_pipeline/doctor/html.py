@@ -1,6 +1,5 @@
 """The diagnosis as one HTML file with sample images: no scripts, nothing fetched."""
 
-import base64
 import re
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -11,43 +10,17 @@ from input_pipeline.doctor.colours import Picture, suspects
 from input_pipeline.doctor.diagnosis import Diagnosis
 from input_pipeline.doctor.pictures import draw_picture, draw_sample
 from input_pipeline.doctor.statistics import Dataset, Listing, Protocol, Split, Survey
-from input_pipeline.doctor.text import Table, protocol_table, split_table, verdict
+from input_pipeline.doctor.text import protocol_table, split_table, verdict
+from pgfl_jax.files import replacing
+from pgfl_jax.report.page import data_uri, document, html_table
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --line: #8885; --good: #2a7d4f; --bad: #c0392b; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1rem; }}
-h1, h2, h3 {{ line-height: 1.2; overflow-wrap: anywhere; }}
-h2 {{ margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem; }}
-.verdict {{ border-left: .4rem solid var(--good); padding: .5rem 1rem; background: #8881; }}
-.verdict.bad {{ border-color: var(--bad); }}
-.verdict p {{ margin: 0; font-weight: 600; }}
-li {{ overflow-wrap: anywhere; }}
-.table {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
-  white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; }}
-.strip {{ display: flex; flex-wrap: wrap; gap: .8rem; margin-bottom: 1.2rem; }}
-.rows {{ column-gap: 3rem; }}
-figure {{ margin: 0; width: min-content; min-width: 9.5rem; }}
-figure img {{ display: block; max-width: 92vw; height: auto; }}
-.first figure:first-child img {{ outline: 3px solid var(--good); }}
-figcaption {{ font-size: .8rem; width: 0; min-width: 100%; overflow: hidden;
-  text-overflow: ellipsis; }}
-summary {{ cursor: pointer; overflow-wrap: anywhere; }}
-pre {{ overflow-x: auto; font-size: .85rem; }}
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
+_STYLE = """.strip { display: flex; flex-wrap: wrap; gap: .8rem; margin-bottom: 1.2rem; }
+.rows { column-gap: 3rem; }
+figure { width: min-content; min-width: 9.5rem; }
+figure img { display: block; max-width: 92vw; height: auto; }
+.first figure:first-child img { outline: 3px solid var(--good); }
+figcaption { font-size: .8rem; width: 0; min-width: 100%; overflow: hidden;
+  text-overflow: ellipsis; }
 """
 
 
@@ -58,12 +31,8 @@ def write_page(diagnosis: Diagnosis, path: Path) -> None:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    try:
+    with replacing(path) as beside:
         beside.write_text(format_page(diagnosis), encoding="utf-8", errors="backslashreplace")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def format_page(diagnosis: Diagnosis) -> str:
@@ -81,7 +50,7 @@ def format_page(diagnosis: Diagnosis) -> str:
         body += _dataset(survey, dataset)
     if diagnosis.listings:
         body += ["<h2>Files</h2>", *map(_listing, diagnosis.listings)]
-    return _PAGE.format(title=escape(title), body="\n".join(body))
+    return document(title, "\n".join(body), style=_STYLE)
 
 
 def _verdict(diagnosis: Diagnosis) -> str:
@@ -102,23 +71,15 @@ def _dataset(survey: Survey, dataset: Dataset) -> Iterator[str]:
     if not dataset.splits:
         yield "<p>It could not be opened.</p>"
         return
-    yield _table(split_table(survey, dataset))
+    yield html_table(split_table(survey, dataset))
     if dataset.protocols:
         yield "<h3>Protocols</h3>"
-        yield _table(protocol_table(dataset))
+        yield html_table(protocol_table(dataset))
     for split in dataset.splits.values():
         yield _samples(survey, split)
     for protocol in dataset.protocols:
         yield from _matches(protocol)
     yield from _suspects(dataset)
-
-
-def _table(table: Table) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    rows = "\n".join([row(table.header, "th"), *(row(cells, "td") for cells in table.rows)])
-    return f'<div class="table"><table>\n{rows}\n</table></div>'
 
 
 def _samples(survey: Survey, split: Split) -> str:
@@ -178,10 +139,10 @@ def _strip(figures: Sequence[str], classes: str = "strip") -> str:
 
 def _figure(jpeg: bytes, text: str) -> str:
     """A picture with its caption, which breaks after separators and is cut only if it must be."""
-    data, full = base64.b64encode(jpeg).decode(), escape(text)
+    full = escape(text)
     caption = "<wbr>".join(map(escape, re.split(r"(?<=[/_-])", text)))
     return (
-        f'<figure><img src="data:image/jpeg;base64,{data}" alt="{full}">'
+        f'<figure><img src="{data_uri(jpeg)}" alt="{full}">'
         f'<figcaption title="{full}">{caption}</figcaption></figure>'
     )
 

@@ -1,7 +1,6 @@
 """The diagnosis as text: tables (which the page shows, too), findings and the verdict."""
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +10,11 @@ from input_pipeline.doctor.duplicates import repeats
 from input_pipeline.doctor.statistics import Dataset, Listing, Protocol, Split, Survey
 from input_pipeline.keypoints import JOINTS
 from input_pipeline.validation import Findings
+from pgfl_jax.report.page import Table
 
 _SHOWN = 10  # lines of each listing
 _LEFT = "left_"
 _RANGE = "(min / median / max)"
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Cells of text; the first column names the rows."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 def split_table(survey: Survey, dataset: Dataset) -> Table:

@@ -13,7 +13,7 @@ from pgfl_jax.report.manifest import read_config, read_json
 from pgfl_jax.report.writers import STEP_SUFFIX, score_table
 
 # What the heading of its scores says about a checkpoint; empty: the newest.
-_TITLES = {
+CHECKPOINTS = {
     "": "",
     "best": ", the best",
     "step": ", chosen by its number",
@@ -37,17 +37,27 @@ def describe_run(workdir: Path) -> str:
         raise ConfigError(f"{path}: not the manifest of a run; put a copy back") from error
     width = max(map(len, facts))
     lines = [f"{name:<{width}}  {value}" for name, value in facts.items()]
+    scores = read_results(workdir)
+    for suffix, title in CHECKPOINTS.items():
+        chosen = [result for path, result in scores.items() if checkpoint_of(path) == suffix]
+        results = sorted(chosen, key=_step)
+        for step, scored in itertools.groupby(results, _step):
+            lines += ["", f"scores at step {step}{title}", score_table([*scored])]
+    return "\n".join([str(workdir), *lines])
+
+
+def read_results(workdir: Path) -> dict[Path, dict[str, Any]]:
+    """The scores that a run's folder holds, by their files.
+
+    Raises:
+        ConfigError: a file is damaged, or has no scores.
+    """
     # results/occluded.json, results/occluded.best.json …
     paths = sorted((workdir / "results").glob("[!.]*.json"))  # macOS adds ._occluded.json
     scores = {path: result for path in paths if _is_result(result := read_json(path))}
     for path, result in scores.items():
         _check_scores(path, result)
-    for suffix, title in _TITLES.items():
-        chosen = [result for path, result in scores.items() if _choice(path) == suffix]
-        results = sorted(chosen, key=_step)
-        for step, scored in itertools.groupby(results, _step):
-            lines += ["", f"scores at step {step}{title}", score_table([*scored])]
-    return "\n".join([str(workdir), *lines])
+    return scores
 
 
 def _is_result(content: Any) -> bool:
@@ -69,11 +79,11 @@ def _step(result: Mapping[str, Any]) -> int:
     return result["step"]
 
 
-def _choice(path: Path) -> str:
-    """Which checkpoint a result is of: a key of :data:`_TITLES`."""
+def checkpoint_of(path: Path) -> str:
+    """Which checkpoint a result is of: a key of :data:`CHECKPOINTS`."""
     last = path.stem.rpartition(".")[2]
     last = "step" if re.fullmatch(STEP_SUFFIX, last) else last
-    return last if last in _TITLES else ""
+    return last if last in CHECKPOINTS else ""
 
 
 def _facts(config: Config, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
@@ -15,6 +15,20 @@ Batch = Mapping[str, np.ndarray]
 
 CAMERA_RULE = "a match has the query's identity and another camera"
 JUNK_RULE = "the query's identity and camera: leaves the ranking"
+
+
+class Limb(NamedTuple):
+    """A line of a skeleton.
+
+    Attributes:
+        part: number of its body part.
+        start: x, y in [0, 1] of the image's width and height, for a joint inside it.
+        end: likewise.
+    """
+
+    part: int
+    start: tuple[float, float]
+    end: tuple[float, float]
 
 
 class EvaluationError(UserError):
@@ -56,11 +70,13 @@ class EvaluationSplit(Images):
             shape: ``images``, ``part_maps``, ``visibility``, and ``valid``, 0 for padding rows.
         encoded: the image files, for those who decode them another way.
         image_sha256: (N,) hex digests of the image files; empty if they are not known.
+        limbs: the skeleton of an image by its row; None if poses were not read.
     """
 
     batches: Callable[[], Iterator[Batch]]
     encoded: Sequence[bytes] | np.ndarray = ()
     image_sha256: Sequence[str] | np.ndarray = ()
+    limbs: Callable[[int], list[Limb]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +97,13 @@ class EvaluationData:
         splits: by name.
         protocols: over these splits.
         dry_run: a few images of each protocol, to see early what cannot work.
+        parts: names of the body parts, in the order of part maps and limbs.
     """
 
     splits: dict[str, EvaluationSplit]
     protocols: list[Protocol]
     dry_run: "EvaluationData | None" = None
+    parts: Sequence[str] = ()
 
     @property
     def selection_protocol(self) -> str:

@@ -1,11 +1,12 @@
 """The scores of an evaluation, ready for JSON."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from pgfl_jax.config import EvalConfig
 from pgfl_jax.report.writers import embedding_label
@@ -104,17 +105,29 @@ def scores(
     }
 
 
+def occlusion_bins(
+    occlusion: Float[np.ndarray, " queries"], edges: Sequence[float]
+) -> Iterator[tuple[float, float, Bool[np.ndarray, " queries"]]]:
+    """The ends of each bin [lo, hi), the last one closed, and which queries are in it.
+
+    >>> [inside.tolist() for *_, inside in occlusion_bins(np.array([0.0, 0.5, 1.0]), (0, 0.5, 1))]
+    [[True, False, False], [False, True, True]]
+    """
+    for lo, hi in itertools.pairwise(edges):
+        below = occlusion <= hi if hi == edges[-1] else occlusion < hi
+        yield lo, hi, (occlusion >= lo) & below
+
+
 def _by_occlusion(
     average_precision: np.ndarray,
     rank1: np.ndarray,
     occlusion: np.ndarray,
     edges: Sequence[float],
 ) -> list[dict[str, Any]]:
-    """Scores of the valid queries in each bin [lo, hi), the last one closed; no empty bins."""
+    """Scores of the valid queries in each bin; no empty bins."""
     bins = []
-    for lo, hi in itertools.pairwise(edges):
-        below = occlusion <= hi if hi == edges[-1] else occlusion < hi
-        inside = (occlusion >= lo) & below & ~np.isnan(average_precision)
+    for lo, hi, inside in occlusion_bins(occlusion, edges):
+        inside &= ~np.isnan(average_precision)
         if inside.any():
             bins.append(
                 {

@@ -1,0 +1,97 @@
+"""What the main branch's feature maps look like: energies and predicted maps of some images."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from pgfl_jax.config import NUM_PARTS, DataConfig
+from pgfl_jax.embedder import Embedder
+from pgfl_jax.models import PGFL
+from pgfl_jax.network_input import network_input
+from pgfl_jax.report.attention import pooled_energy
+from pgfl_jax.retrieval.protocols import Batch, EvaluationSplit
+
+_BATCH = 50
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureMaps:
+    """The maps of N images with G groups of channels, on the grid of the features.
+
+    Attributes:
+        energy: (N, h, w, G) as :func:`pgfl_jax.report.attention.pooled_energy` defines it.
+        predicted: (N, h, w, P) in [0, 1], one per group or the foreground's; None if the branch
+            predicts none.
+        part_maps: (N, h, w, G) of the pose in [0, 1]; None if poses were not read.
+        visibility: (N, G) of the pose in [0, 1]; None likewise.
+    """
+
+    energy: Float[np.ndarray, "images height width parts"]
+    predicted: Float[np.ndarray, "images height width maps"] | None
+    part_maps: Float[np.ndarray, "images height width parts"] | None
+    visibility: Float[np.ndarray, "images parts"] | None
+
+
+def feature_maps(
+    embedder: Embedder, split: EvaluationSplit, rows: Int[np.ndarray, " images"]
+) -> FeatureMaps:
+    """The maps of some images of a split.
+
+    Args:
+        embedder: the main branch.
+        split: with part maps in its batches, if poses were read.
+        rows: (N,) the images, ascending.
+    """
+    found: list[dict[str, np.ndarray]] = []
+    for batch, count in _rebatched(split, rows):
+        energy, predicted = jax.device_get(
+            _maps(embedder.model, embedder.config.data, embedder.variables, batch["images"])
+        )
+        maps = {"energy": energy, "predicted": predicted} | batch
+        found.append({name: maps[name][:count] for name in maps if maps[name] is not None})
+    whole = {name: np.concatenate([maps[name] for maps in found]) for name in found[0]}
+    predicted = whole.get("predicted")
+    energy = pooled_energy(whole["energy"], predicted)
+    return FeatureMaps(energy, predicted, whole.get("part_maps"), whole.get("visibility"))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _maps(
+    model: PGFL, data: DataConfig, variables: Any, images: Array
+) -> tuple[
+    Float[Array, "batch height width parts"], Float[Array, "batch height width maps"] | None
+]:
+    """The energy of each group, and the predicted maps."""
+    outputs: Any = model.apply(variables, network_input({"images": images}, data), train=False)
+    features = outputs.features.astype(jnp.float32)
+    grouped = features.reshape(*features.shape[:3], NUM_PARTS, -1)
+    logits = outputs.map_logits
+    return jnp.sum(jnp.square(grouped), axis=-1), None if logits is None else jax.nn.sigmoid(logits)
+
+
+def _rebatched(
+    split: EvaluationSplit, rows: Int[np.ndarray, " images"]
+) -> Iterator[tuple[Batch, int]]:
+    """The chosen images in batches of one size, and how many of each are not padding."""
+    waiting: list[Batch] = []
+    start, size = 0, min(_BATCH, len(rows))
+    for batch in split.batches():
+        inside = rows[(rows >= start) & (rows < start + len(batch["images"]))] - start
+        start += len(batch["images"])
+        names = [name for name in ("images", "part_maps", "visibility") if name in batch]
+        waiting += [{name: batch[name][row] for name in names} for row in inside]
+        while len(waiting) >= size:
+            yield _stacked(waiting[:size]), size
+            waiting = waiting[size:]
+    if waiting:
+        yield _stacked([*waiting, *[waiting[-1]] * (size - len(waiting))]), len(waiting)
+
+
+def _stacked(images: Sequence[Batch]) -> Batch:
+    return {name: np.stack([image[name] for image in images]) for name in images[0]}
