@@ -53,7 +53,7 @@ def feature_maps(
         energy, predicted = jax.device_get(
             _maps(embedder.model, embedder.config.data, embedder.variables, batch["images"])
         )
-        maps = {"energy": energy, "predicted": predicted} | batch
+        maps = {"energy": energy, "predicted": predicted} | {**batch}
         found.append({name: maps[name][:count] for name in maps if maps[name] is not None})
     whole = {name: np.concatenate([maps[name] for maps in found]) for name in found[0]}
     predicted = whole.get("predicted")

@@ -87,13 +87,12 @@ def _shown(folder: Path, checkpoint: str, scores: Mapping[str, Any]) -> Shown:
     end = (
         f".step{scores['step']}" if checkpoint == "step" else f".{checkpoint}" if checkpoint else ""
     )
-    queries = result_path(folder, scores, kind="queries", suffix=f"{end}.parquet")
-    calibration = result_path(folder, scores, kind="calibration", suffix=f"{end}.json")
-    return Shown(
-        scores=scores,
-        queries=read_queries(queries) if queries.exists() else None,
-        calibration=read_json(calibration) if calibration.exists() else None,
-    )
+    path = result_path(folder, scores, kind="queries", suffix=f"{end}.parquet")
+    queries = read_queries(path) if path.exists() else None
+    if queries and queries.facts["step"] != scores["step"]:  # an older version wrote the scores
+        queries = None
+    path = result_path(folder, scores, kind="calibration", suffix=f"{end}.json")
+    return Shown(scores, queries, read_json(path) if path.exists() else None)
 
 
 def _metrics(path: Path) -> list[dict[str, float]]:

@@ -32,7 +32,7 @@ def describe_run(workdir: Path) -> str:
     config, path = read_config(workdir), workdir / "manifest.json"
     manifest = read_json(path)
     try:
-        facts = dict(_facts(config, manifest)) | {"checkpoints": _checkpoints(workdir)}
+        facts = dict(run_facts(config, manifest)) | {"checkpoints": _checkpoints(workdir)}
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: not the manifest of a run; put a copy back") from error
     width = max(map(len, facts))
@@ -86,7 +86,8 @@ def checkpoint_of(path: Path) -> str:
     return last if last in CHECKPOINTS else ""
 
 
-def _facts(config: Config, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def run_facts(config: Config, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and text of what is worth knowing about a run at a glance."""
     data, model, train = manifest["data"], config.model, config.train
     channels = BACKBONES[model.backbone].channels
     yield (
