@@ -1,8 +1,9 @@
-"""Command line: train, evaluate or export a run.
+"""Command line: train, evaluate, export or report a run.
 
 ``python main.py --config=configs/X.py --workdir=DIR`` trains, or resumes what DIR holds.
 ``python main.py --mode=evaluate --workdir=DIR`` scores it, by the configuration that it stored.
 ``python main.py --mode=export --workdir=DIR --formats=onnx,torch`` writes it for other runtimes.
+``python main.py --mode=report --workdir=DIR --compare=OTHER`` writes a page that shows it.
 """
 
 import sys
@@ -23,13 +24,16 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 define_config(None)
 define_path("workdir", None, "Folder of the run; a run found there is continued.")
-flags.DEFINE_enum("mode", "train", ["train", "evaluate", "export"], "What to do.")
+flags.DEFINE_enum("mode", "train", ["train", "evaluate", "export", "report"], "What to do.")
 # For --mode=export (docs/export.md).
 flags.DEFINE_string("formats", "onnx", "Formats to export, with commas between them.")
-define_path("out", None, "Folder of the exported artifacts; default: export in the workdir.")
+define_path("out", None, "Folder of the exported artifacts, or the page; default: in the workdir.")
 flags.DEFINE_string("contract", "uint8_nhwc", "What the exported models take.")
 flags.DEFINE_string("checkpoint", "newest", "Checkpoint to export: newest, best or a step.")
 flags.DEFINE_enum("parameters", "trained", ["trained", "average"], "Parameters to export.")
+# For --mode=report (docs/report.md).
+flags.DEFINE_multi_string("compare", [], "Folder of another run, to show beside; may be repeated.")
+flags.DEFINE_integer("queries", 500, "Queries of each protocol that the page shows, at most.")
 # For several processes that JAX does not find by itself (docs/scaling.md).
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, the same in all processes.")
 flags.DEFINE_integer("num_processes", None, "How many processes there are.")
@@ -71,6 +75,9 @@ def work(config: "Config") -> None:
     config.check_devices(jax.device_count())  # before any data is prepared
     workdir = writable_folder(Path(FLAGS.workdir), "--workdir")
     collectives.check_shared(workdir)
+    if FLAGS.mode == "report":
+        write_page(config, [workdir, *map(Path, FLAGS.compare)])
+        return
     trains = FLAGS.mode == "train"
     pretrained = begin(config, workdir, evaluates=not trains)
     export = export_of(workdir) if FLAGS.mode == "export" else None
@@ -89,10 +96,28 @@ def work(config: "Config") -> None:
     collectives.assert_same_everywhere(named | evaluation.facts())
     if training:
         train(config, workdir, training, evaluation, pretrained=pretrained)
+        if config.eval.report and jax.process_count() == 1:
+            write_page(config, [workdir, *map(Path, config.eval.compare)])
     elif export:
         sys.exit(export(evaluation, training_images(config, 128)))
     else:
         evaluate_checkpoint(config, workdir, evaluation, pretrained=pretrained)
+
+
+def write_page(config: "Config", runs: list[Path]) -> None:
+    """Write the report of some runs, whose test sets are read as the configuration says."""
+    from pgfl_jax.report.report import Request, write_report
+
+    def open_data(run: "Config") -> "EvaluationData":
+        import tensorflow as tf
+
+        from input_pipeline.from_config import report_data
+
+        tf.config.set_visible_devices([], "GPU")  # they are JAX's
+        return report_data(config, run)
+
+    out = Path(FLAGS.out) if FLAGS.out else None
+    print(f"report: {write_report(Request(runs, out, FLAGS.queries), open_data)}", flush=True)
 
 
 def export_of(workdir: Path) -> "Callable[[EvaluationData, dict[str, bytes]], int]":

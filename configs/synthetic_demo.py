@@ -28,4 +28,5 @@ def get_config() -> ConfigDict:
     config.train.eval_every = 384
     config.train.checkpoint_every = 192
     config.eval.batch_size = 200
+    config.eval.report = True
     return config

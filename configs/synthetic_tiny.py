@@ -21,4 +21,5 @@ def get_config() -> ConfigDict:
     config.train.epochs = 5.0
     config.train.log_every, config.train.eval_every, config.train.checkpoint_every = 10, 20, 10
     config.eval.batch_size = 16
+    config.eval.report = False
     return config

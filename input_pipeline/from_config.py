@@ -41,7 +41,7 @@ from input_pipeline.validation import (
     known,
     queries_without_match,
 )
-from pgfl_jax.config import Config
+from pgfl_jax.config import Config, Embedding
 from pgfl_jax.distributed.collectives import is_primary
 from pgfl_jax.report.training_images import TRAINING_IMAGES, read_training_images
 from pgfl_jax.report.writers import STEP_SUFFIX
@@ -372,18 +372,29 @@ def _limbs(catalog: Catalog, config: Config, row: int) -> list[Limb]:
     return [Limb(part, (*at[start],), (*at[end],)) for part, start, end in limbs]
 
 
-def report_data(config: Config) -> EvaluationData:
-    """The data of :func:`evaluation_data` with poses, to look at; without, if they have none.
+def report_data(here: Config, run: Config) -> EvaluationData:
+    """The test sets of a run with poses, to look at; without, if they have none.
+
+    Args:
+        here: says where the data are, and which sets were scored.
+        run: the configuration of the run.
 
     Raises:
         DataError: a data set cannot be scored.
     """
-    embeddings = dataclasses.replace(config.eval, embeddings=("main", "foreground", "parts"))
+    places = {name: getattr(here.data, name) for name in ("data_dir", "manual_dir", "memory_gib")}
+    data = dataclasses.replace(run.data, **places)
+
+    def with_embeddings(*names: Embedding) -> Config:
+        evaluation = dataclasses.replace(
+            run.eval, datasets=here.eval.datasets, batch_size=here.eval.batch_size, embeddings=names
+        )
+        return dataclasses.replace(run, data=data, eval=evaluation)
+
     try:
-        return evaluation_data(dataclasses.replace(config, eval=embeddings))
+        return evaluation_data(with_embeddings("main", "foreground", "parts"))
     except DataError:
-        main = dataclasses.replace(config.eval, embeddings=("main",))
-        return evaluation_data(dataclasses.replace(config, eval=main))
+        return evaluation_data(with_embeddings("main"))
 
 
 def _describe(catalog: Catalog, builder: Any, config: Config) -> dict[str, Any]:

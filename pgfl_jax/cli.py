@@ -35,7 +35,11 @@ def _run(argv: list[str] | None) -> int:
         add_arguments(command)
         command.set_defaults(function=function)
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command not in ("evaluate", "export"):  # their overrides are main.py's
+    if rest and arguments.command not in (
+        "evaluate",
+        "export",
+        "report",
+    ):  # their overrides are main.py's
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
     return arguments.function(arguments)
@@ -292,6 +296,35 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def report(arguments: argparse.Namespace) -> int:
+    """Write a page that shows a run: scores, curves, every query with its nearest pictures.
+
+    Further runs are compared with the first one. Pictures and feature maps need the test sets, which
+    a clone with the extra [train] reads; options such as ``--config.data.data_dir=DIR`` may follow.
+    The wheel alone, and ``--no-pictures``, write the page without them.
+    """
+    runs, out, queries = arguments.runs, arguments.out, arguments.queries
+    if _PROGRAM.is_file() and not arguments.no_pictures:
+        options = [f"--compare={run}" for run in runs[1:]] + [f"--queries={queries}"]
+        options += [f"--out={out}"] if out else []
+        _run_main("--mode=report", f"--workdir={runs[0]}", *options, *arguments.rest)
+    if arguments.rest:
+        raise UserError(f"{arguments.rest[0]}: only where the test sets are read")
+    from pgfl_jax.report.report import Request, write_report
+
+    print(f"report: {write_report(Request(runs, out, queries), None)}")
+    return 0
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="the runs' folders")
+    parser.add_argument("--out", type=user_path, help="default: report/index.html in the first run")
+    parser.add_argument(
+        "--queries", type=int, default=500, help="shown of each protocol, at most; default: 500"
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="read no data sets")
+
+
 COMMANDS: Mapping[str, tuple[Callable[..., int], Callable[[argparse.ArgumentParser], None]]] = {
     "info": (info, _info_arguments),
     "embed": (embed, _embed_arguments),
@@ -299,6 +332,7 @@ COMMANDS: Mapping[str, tuple[Callable[..., int], Callable[[argparse.ArgumentPars
     "index": (index, _index_arguments),
     "evaluate": (evaluate, _info_arguments),
     "compare": (compare, _compare_arguments),
+    "report": (report, _report_arguments),
     "export": (export, _export_arguments),
     "verify": (verify, _verify_arguments),
 }

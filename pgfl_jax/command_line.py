@@ -166,7 +166,7 @@ def with_stored_config(argv: list[str], stored: Path) -> list[str]:
     for name in ("config", "mode", "workdir"):
         parser.add_argument(f"--{name}")
     given, _ = parser.parse_known_args(argv)
-    if given.mode not in ("evaluate", "export") or given.config or not given.workdir:
+    if given.mode not in ("evaluate", "export", "report") or given.config or not given.workdir:
         return argv
     return [f"--config={stored}:{user_path(given.workdir)}", *argv]
 

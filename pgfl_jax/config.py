@@ -311,6 +311,10 @@ class EvalConfig:
     occlusion_bins: tuple[float, ...] = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0)
     # Resamples of the 95 % intervals over queries.
     bootstrap_resamples: PositiveInt = 1000
+    # True: training ends with report/index.html in the run's folder (docs/report.md).
+    report: bool = False
+    # Folders of other runs that this report shows beside the run.
+    compare: tuple[FilePath, ...] = ()
     # Rates of accepted pairs of different people, in (0, 1), that a threshold is calibrated for.
     false_accept_rates: _Rates = (1e-4, 1e-3, 1e-2, 1e-1)
 

@@ -12,10 +12,10 @@ from pgfl_jax.report.attention import BinShares, Shares, by_occlusion, mean_of, 
 from pgfl_jax.report.figures import Bar, Chart, Series, bar_chart, line_chart
 from pgfl_jax.report.gallery import Comparison
 from pgfl_jax.report.page import Table
-from pgfl_jax.report.run_files import RunFiles
+from pgfl_jax.report.run_files import EMBEDDINGS, RunFiles
 from pgfl_jax.report.summary import CHECKPOINTS, run_facts
 from pgfl_jax.report.writers import BRANCHES, embedding_label
-from pgfl_jax.retrieval.metrics import bootstrap_interval
+from pgfl_jax.retrieval.compare import MEASURES, Difference, compare
 from pgfl_jax.retrieval.results import occlusion_bins
 
 CMC_LENGTH = 20
@@ -36,23 +36,35 @@ def headline_sentences(runs: Sequence[RunFiles], comparisons: Sequence[Compariso
             f"{percent(scores['cmc']['1'])} % of {scores['num_valid_queries']:,} queries; mAP "
             f"{percent(scores['mAP'])} %."
         )
-    for comparison in comparisons:
-        for place, run in enumerate(comparison.runs[1:], 1):
-            mean, (low, high) = _difference(comparison, place)
-            verdict = "better" if low > 0 else "worse" if high < 0 else "neither better nor worse"
-            sentences.append(
-                f"{comparison.protocol}: {runs[comparison.runs[0]].name} is {verdict} than "
-                f"{runs[run].name} by {100 * mean:+.1f} points of mAP (95 %: {100 * low:+.1f} to "
-                f"{100 * high:+.1f}, paired over queries)."
-            )
+    for protocol, other, difference in _differences(runs, comparisons):
+        found = difference["mAP"]
+        verdict = {"undecided": "neither better nor worse"}.get(found.verdict, found.verdict)
+        sentences.append(
+            f"{protocol}: {runs[0].name} is {verdict} than {other} by "
+            f"{points(found.difference)} points of mAP (95 %: {points(found.low)} to "
+            f"{points(found.high)}, paired over queries)."
+        )
     return sentences
 
 
-def _difference(comparison: Comparison, place: int) -> tuple[float, tuple[float, float]]:
-    """Mean paired difference of AP, the first run minus another, and its interval."""
-    scores = comparison.average_precision
-    difference = scores[0] - scores[place]
-    return float(np.nanmean(difference)), bootstrap_interval(difference, seed=0)
+def _differences(
+    runs: Sequence[RunFiles], comparisons: Sequence[Comparison]
+) -> Iterator[tuple[str, str, Mapping[str, Difference]]]:
+    """For each protocol and other run, how the first run differs from it."""
+    for comparison in comparisons:
+        for run, queries in zip(comparison.runs[1:], comparison.queries[1:], strict=True):
+            if comparison.runs[0] == 0:
+                yield comparison.protocol, runs[run].name, compare(queries, comparison.queries[0])
+
+
+def difference_rows(runs: Sequence[RunFiles], comparisons: Sequence[Comparison]) -> Table:
+    """By how many points the first run is better than each other, with 95 % intervals."""
+    rows = [
+        [protocol, f"{runs[0].name} − {other}"]
+        + [f"{points(d.difference)} ({points(d.low)} to {points(d.high)})" for d in found.values()]
+        for protocol, other, found in _differences(runs, comparisons)
+    ]
+    return Table(["protocol", "points (95 %)", *MEASURES], rows, texts=2)
 
 
 def score_rows(runs: Sequence[RunFiles]) -> Table:
@@ -73,7 +85,7 @@ def score_rows(runs: Sequence[RunFiles]) -> Table:
             for checkpoint, scores in run.results:
                 if scores["protocol"] == protocol:
                     rows.append([protocol, run.name, *_score_cells(checkpoint, scores)])
-    return Table(header, rows)
+    return Table(header, rows, texts=3)
 
 
 def _score_cells(checkpoint: str, scores: Mapping[str, Any]) -> list[str]:
@@ -149,7 +161,7 @@ def occlusion_charts(runs: Sequence[RunFiles]) -> list[tuple[Chart, Table]]:
             y_label="mAP, %",
             runs=[run.name for run in runs],
         )
-        found.append((chart, Table(["hidden", "run", "queries", "mAP", "Rank-1"], rows)))
+        found.append((chart, Table(["hidden", "run", "queries", "mAP", "Rank-1"], rows, texts=2)))
     return found
 
 
@@ -164,8 +176,9 @@ def training_charts(runs: Sequence[RunFiles]) -> list[Chart]:
             groups.setdefault(group, []).append(Series(label, points, number, dash))
     charts = []
     for group, series in sorted(groups.items(), key=lambda item: _group_order(item[0])):
+        series.sort(key=lambda one: (one.run, one.dash))
         scores = group.startswith("mAP")
-        y_label = "mAP, %" if scores else group
+        y_label = "mAP, %" if scores else group.partition(":")[0]
         charts.append(line_chart(group, series, x_label="step", y_label=y_label, percent=scores))
     return charts
 
@@ -184,7 +197,7 @@ def _curve_group(name: str) -> tuple[str, str, int]:
     """The chart that a curve is in, its label there and its dash pattern."""
     if name.endswith("/mAP"):
         protocol, branch, _ = name.rsplit("/", 2)
-        return f"mAP, {protocol}", branch, [*_LABELS].index(branch.partition(".")[0])
+        return f"mAP, {protocol}", branch, EMBEDDINGS.index(branch.partition(".")[0])
     for dash, branch in enumerate(BRANCHES):
         if name.endswith(branch):
             return f"loss: {name.removesuffix(branch)}", branch.removeprefix("_"), dash
@@ -202,7 +215,7 @@ def data_table(runs: Sequence[RunFiles]) -> Table:
     columns = [dict(run_facts(run.config, run.manifest)) for run in runs]
     names = list(dict.fromkeys(name for column in columns for name in column))
     rows = [[name, *(column.get(name, "–") for column in columns)] for name in names]
-    return Table(["", *(run.name for run in runs)], rows)
+    return Table(["", *(run.name for run in runs)], rows, texts=1 + len(runs))
 
 
 def protocol_rows(comparisons: Sequence[Comparison]) -> Table:
@@ -278,7 +291,7 @@ def attention_tables(
             ]
         if rows:
             header = "hidden", "run", "queries", "on the person", "spread evenly"
-            table = Table([*header, "groups on their parts", "spread evenly"], rows)
+            table = Table([*header, "groups on their parts", "spread evenly"], rows, texts=2)
             by_part = Table(["", *parts], _unique(part_rows))
             found.append((comparison.protocol, table, by_part))
     return found
@@ -370,7 +383,7 @@ def manifests(runs: Sequence[RunFiles]) -> list[tuple[str, Table]]:
             f"config.{name}": value for name, value in run.config.flat_options().items()
         }
         rows = [[name, json.dumps(value)] for name, value in facts.items()]
-        found.append((run.name, Table(["", "value"], rows)))
+        found.append((run.name, Table(["option or fact", "value"], rows, texts=2)))
     return found
 
 
@@ -411,6 +424,15 @@ def percent(value: float) -> str:
     ('45.7', '–')
     """
     return "–" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def points(value: float) -> str:
+    """A difference of fractions in points, with its sign.
+
+    >>> points(0.123), points(-0.05)
+    ('+12.3', '−5.0')
+    """
+    return f"{100 * value:+.1f}".replace("-", "−")
 
 
 def _bin_text(low: float, high: float) -> str:

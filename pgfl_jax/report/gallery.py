@@ -14,7 +14,7 @@ from pgfl_jax.report.feature_maps import FeatureMaps, feature_maps
 from pgfl_jax.report.run_files import RunFiles
 from pgfl_jax.report.thumbnails import Thumbnails
 from pgfl_jax.retrieval.protocols import EvaluationData, EvaluationSplit, fingerprint
-from pgfl_jax.retrieval.queries import QueryResults
+from pgfl_jax.retrieval.query_results import QueryResults
 
 TOP = 10
 """Gallery items shown of each ranking."""
@@ -55,7 +55,7 @@ class Comparison:
         return np.stack([queries.average_precision for queries in self.queries])
 
 
-def compare(runs: Sequence[RunFiles], limit: int) -> Iterator[Comparison]:
+def comparisons(runs: Sequence[RunFiles], limit: int) -> Iterator[Comparison]:
     """The protocols that have results of single queries.
 
     A run whose files or rules differ from the first one's is left out.
@@ -103,18 +103,18 @@ def choose(scores: Float[np.ndarray, "runs queries"], limit: int) -> Int[np.ndar
 
 
 def gallery_data(
-    comparisons: Sequence[Comparison], runs: Sequence[RunFiles], sources: Sequence[Source]
+    compared: Sequence[Comparison], runs: Sequence[RunFiles], sources: Sequence[Source]
 ) -> tuple[dict[str, Any], dict[tuple[str, int], Shares]]:
     """What the page's script reads, and the shares of energy by protocol and run.
 
     Args:
-        comparisons: the protocols.
+        compared: the protocols.
         runs: the runs.
         sources: of each run.
     """
     pictures, shares = Thumbnails(), {}
     protocols = []
-    for comparison in comparisons:
+    for comparison in compared:
         maps = dict(_all_maps(comparison, sources))
         for run, found in maps.items():
             if found.part_maps is not None and found.visibility is not None:

@@ -27,10 +27,17 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Cells of text; the first column names the rows."""
+    """Cells of text; the first column names the rows.
+
+    Attributes:
+        header: the names of the columns.
+        rows: the cells.
+        texts: how many columns, from the left, hold words rather than numbers.
+    """
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    texts: int = 1
 
 
 def template(name: str) -> str:
@@ -63,11 +70,15 @@ def html_table(table: Table) -> str:
     </table></div>
     """
 
-    def row(cells: Sequence[str], start: str, end: str) -> str:
-        return "<tr>" + "".join(f"<{start}>{escape(cell)}</{end}>" for cell in cells) + "</tr>"
+    def row(cells: Sequence[str], tag: str, scope: str = "") -> str:
+        # The style sheet aligns the first column by itself.
+        words = [""] + [' class="words"'] * (table.texts - 1) + [""] * len(cells)
+        marked = zip(words, cells, strict=False)
+        return "".join(f"<{tag}{scope}{mark}>{escape(cell)}</{tag}>" for mark, cell in marked)
 
-    head = row(table.header, 'th scope="col"', "th")
-    rows = "\n".join([head, *(row(cells, "td", "td") for cells in table.rows)])
+    head = row(table.header, "th", ' scope="col"')
+    lines = [head, *(row(cells, "td") for cells in table.rows)]
+    rows = "\n".join(f"<tr>{line}</tr>" for line in lines)
     # What scrolls must be reachable by keyboard.
     return f'<div class="table" tabindex="0"><table>\n{rows}\n</table></div>'
 

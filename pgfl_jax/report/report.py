@@ -12,7 +12,7 @@ from pgfl_jax.embedder import load
 from pgfl_jax.errors import UserError
 from pgfl_jax.files import replacing
 from pgfl_jax.report import content
-from pgfl_jax.report.gallery import Comparison, Source, compare, gallery_data
+from pgfl_jax.report.gallery import Comparison, Source, comparisons, gallery_data
 from pgfl_jax.report.page import document, html_table, template
 from pgfl_jax.report.run_files import RunFiles, read_runs
 from pgfl_jax.retrieval.protocols import EvaluationData
@@ -66,9 +66,9 @@ def write_report(request: Request, open_data: OpenData | None) -> Path:
         if not run.shown:
             raise UserError(f"{run.path}: has no scores yet; evaluate it first (pgfl evaluate)")
     missing: list[str] = []
-    comparisons = [*compare(runs, request.queries)]
-    sources = [_source(run, open_data if comparisons else None, missing) for run in runs]
-    values = _values(runs, comparisons, sources, missing)
+    compared = [*comparisons(runs, request.queries)]
+    sources = [_source(run, open_data if compared else None, missing) for run in runs]
+    values = _values(runs, compared, sources, missing)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(template),
         autoescape=True,
@@ -106,29 +106,30 @@ def _source(run: RunFiles, open_data: OpenData | None, missing: list[str]) -> So
 
 def _values(
     runs: Sequence[RunFiles],
-    comparisons: Sequence[Comparison],
+    compared: Sequence[Comparison],
     sources: Sequence[Source],
     missing: list[str],
 ) -> dict[str, Any]:
     """What the template shows."""
-    data, shares = gallery_data(comparisons, runs, sources)
-    data["bins"] = content.occlusion_choices(comparisons, runs[0].config.eval.occlusion_bins)
-    missing += _left_out(runs, comparisons, data)
+    data, shares = gallery_data(compared, runs, sources)
+    data["bins"] = content.occlusion_choices(compared, runs[0].config.eval.occlusion_bins)
+    missing += _left_out(runs, compared, data)
     return {
         "runs": [run.name for run in runs],
-        "sentences": content.headline_sentences(runs, comparisons),
+        "sentences": content.headline_sentences(runs, compared),
         "missing": missing,
         "scores": content.score_rows(runs),
-        "cmc": content.cmc_charts(comparisons, runs),
+        "differences": content.difference_rows(runs, compared),
+        "cmc": content.cmc_charts(compared, runs),
         "occlusion": content.occlusion_charts(runs),
-        "attention": content.attention_tables(shares, comparisons, runs, data["parts"]),
+        "attention": content.attention_tables(shares, compared, runs, data["parts"]),
         "training": content.training_charts(runs),
         "data_table": content.data_table(runs),
-        "protocols": content.protocol_rows(comparisons),
-        "cameras": content.camera_rows(comparisons, runs),
+        "protocols": content.protocol_rows(compared),
+        "cameras": content.camera_rows(compared, runs),
         "calibrations": [*content.calibrations(runs)],
         "manifests": content.manifests(runs),
-        "queries": [(one.protocol, content.query_rows(one, runs)) for one in comparisons],
+        "queries": [(one.protocol, content.query_rows(one, runs)) for one in compared],
         "table": html_table,
         # "<" would end the script where a file is named so.
         "gallery": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
@@ -137,11 +138,11 @@ def _values(
 
 
 def _left_out(
-    runs: Sequence[RunFiles], comparisons: Sequence[Comparison], data: dict[str, Any]
+    runs: Sequence[RunFiles], compared: Sequence[Comparison], data: dict[str, Any]
 ) -> list[str]:
     """What the gallery lacks, one sentence each."""
     lines = []
-    compared = {comparison.protocol: comparison.runs for comparison in comparisons}
+    ranked = {one.protocol: one.runs for one in compared}
     for number, run in enumerate(runs):
         for protocol, shown in run.shown.items():
             if shown.queries is None:
@@ -149,10 +150,10 @@ def _left_out(
                     f"{run.name}: no results of the single queries of {protocol}; evaluate again "
                     "(pgfl evaluate)."
                 )
-            elif number not in compared[protocol]:
+            elif number not in ranked[protocol]:
                 lines.append(
                     f"{run.name}: {protocol} was scored on other files or by other rules than in "
-                    f"{runs[compared[protocol][0]].name}, so their queries are not compared."
+                    f"{runs[ranked[protocol][0]].name}, so their queries are not compared."
                 )
     for one in data["protocols"]:
         if len(one["queries"]) < one["total"]:

@@ -4,14 +4,17 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pgfl_jax.config import Config
+from pgfl_jax.config import Config, Embedding
 from pgfl_jax.report.manifest import read_config, read_json
 from pgfl_jax.report.summary import CHECKPOINTS, checkpoint_of, read_results
 from pgfl_jax.report.writers import embedding_label
-from pgfl_jax.retrieval.queries import QueryResults, read_queries
+from pgfl_jax.retrieval.queries import read_queries
+from pgfl_jax.retrieval.query_results import QueryResults
 from pgfl_jax.retrieval.results import result_path
+
+EMBEDDINGS = get_args(Embedding)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,9 +67,9 @@ def read_runs(paths: Sequence[Path]) -> list[RunFiles]:
 
 
 def _read_run(path: Path, name: str) -> RunFiles:
+    metrics = _metrics(path / "metrics.jsonl")
     stored = [(checkpoint_of(file), scores) for file, scores in read_results(path).items()]
-    order = [*CHECKPOINTS]
-    results = sorted(stored, key=lambda result: order.index(result[0]))
+    results = sorted(stored, key=lambda result: _place(result[0], result[1], metrics))
     shown: dict[str, Shown] = {}
     for checkpoint, scores in results:
         if embedding_label(scores) == "main" and scores["protocol"] not in shown:
@@ -78,8 +81,19 @@ def _read_run(path: Path, name: str) -> RunFiles:
         manifest=read_json(path / "manifest.json"),
         results=results,
         shown=shown,
-        metrics=_metrics(path / "metrics.jsonl"),
+        metrics=metrics,
     )
+
+
+def _place(
+    checkpoint: str, scores: Mapping[str, Any], metrics: Sequence[Mapping[str, float]]
+) -> tuple[int, int, int]:
+    """Where a result comes: by checkpoint, by protocol as evaluated, main branch first."""
+    order = dict.fromkeys(name.partition("/")[0] for line in metrics for name in line)
+    protocols, protocol = [*order], scores["protocol"]
+    place = protocols.index(protocol) if protocol in protocols else len(protocols)
+    label = embedding_label(scores).split(".")
+    return [*CHECKPOINTS].index(checkpoint), place, EMBEDDINGS.index(label[0]) + 10 * len(label)
 
 
 def _shown(folder: Path, checkpoint: str, scores: Mapping[str, Any]) -> Shown:

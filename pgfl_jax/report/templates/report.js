@@ -39,7 +39,7 @@
   }
 
   function facts(query) {
-    const hidden = query.o === null ? "" : `, ${percent(query.o)} % hidden`;
+    const hidden = query.o === null ? "" : `, ${Math.round(100 * query.o)} % hidden`;
     return `identity ${query.i}, camera ${query.c}${hidden}`;
   }
 
@@ -200,6 +200,7 @@
 
   function panel(query, height, caption, layers, grey = true) {
     const [rows, columns] = query.a.find(Boolean)?.grid ?? [2, 1];
+    if (height > 100 && innerWidth < 640) height = 150;
     const frame = make("span", { class: grey ? "over grey" : "over" });
     frame.style.height = `${height}px`;
     frame.style.width = `${Math.round(height * columns / rows)}px`;
@@ -272,9 +273,11 @@
     const file = make("p", {}, `${query.f}; ${query.m} matches under other cameras, ${query.x} junk. `,
       make("a", { href: address(query) }, "Link to this query"));
     viewer.replaceChildren(bar, file, look(query));
+    const runs = make("div", { class: "runs" });
     query.r.forEach((ranking, place) => {
-      viewer.append(rankingTitle(query, place), ranked(query, ranking, true), ...maps(query, place));
+      runs.append(make("section", {}, rankingTitle(query, place), ranked(query, ranking, true), ...maps(query, place)));
     });
+    viewer.append(runs);
     viewer.dataset.query = query.n;
     if (!viewer.open) viewer.showModal();
     viewer.scrollTop = 0;
