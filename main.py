@@ -88,6 +88,11 @@ def work(config: "Config") -> None:
 
     tf.config.set_visible_devices([], "GPU")  # they are JAX's
 
+    compared = [*map(Path, config.eval.compare)]
+    if trains and config.eval.report:
+        from pgfl_jax.report.report import check_report
+
+        check_report(compared)
     training = training_data(config) if trains else None
     trained = not trains and config.eval.checkpoint != "untrained"
     evaluation = evaluation_data(config, training, run=workdir if trained else None)
@@ -97,7 +102,7 @@ def work(config: "Config") -> None:
     if training:
         train(config, workdir, training, evaluation, pretrained=pretrained)
         if config.eval.report and jax.process_count() == 1:
-            write_page(config, [workdir, *map(Path, config.eval.compare)])
+            write_page(config, [workdir, *compared])
     elif export:
         sys.exit(export(evaluation, training_images(config, 128)))
     else:

@@ -35,11 +35,8 @@ def _run(argv: list[str] | None) -> int:
         add_arguments(command)
         command.set_defaults(function=function)
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command not in (
-        "evaluate",
-        "export",
-        "report",
-    ):  # their overrides are main.py's
+    # The overrides of some commands are those of main.py.
+    if rest and arguments.command not in ("evaluate", "export", "report"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
     return arguments.function(arguments)
@@ -299,9 +296,9 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
 def report(arguments: argparse.Namespace) -> int:
     """Write a page that shows a run: scores, curves, every query with its nearest pictures.
 
-    Further runs are compared with the first one. Pictures and feature maps need the test sets, which
-    a clone with the extra [train] reads; options such as ``--config.data.data_dir=DIR`` may follow.
-    The wheel alone, and ``--no-pictures``, write the page without them.
+    Further runs are compared with the first one. Pictures and feature maps need the test sets,
+    which a clone with the extra [train] reads; options such as ``--config.data.data_dir=DIR`` may
+    follow. The wheel alone, and ``--no-pictures``, write the page without them.
     """
     runs, out, queries = arguments.runs, arguments.out, arguments.queries
     if _PROGRAM.is_file() and not arguments.no_pictures:

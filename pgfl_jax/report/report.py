@@ -85,6 +85,20 @@ def write_report(request: Request, open_data: OpenData | None) -> Path:
     return request.page
 
 
+def check_report(compared: Sequence[Path]) -> None:
+    """Make sure that a training can end with a report.
+
+    Args:
+        compared: folders of the runs to show beside.
+
+    Raises:
+        UserError: jinja2 is not installed, or a run cannot be read.
+        FileNotFoundError: a folder holds no run.
+    """
+    _jinja2()
+    read_runs(compared)
+
+
 def _source(run: RunFiles, open_data: OpenData | None, missing: list[str]) -> Source:
     """The pictures and the main branch of a run; what is missing is added to ``missing``."""
     data, embedder = None, None
