@@ -112,7 +112,7 @@ class BinShares:
 
 
 def by_occlusion(
-    shares: Shares, occlusion: Float[np.ndarray, " images"], edges: Sequence[float]
+    shares: Shares, occlusion: Float[np.ndarray, " images"], edges: Sequence[float | int]
 ) -> Iterator[BinShares]:
     """The mean shares in each bin of occlusion, without empty bins.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pgfl_jax.options import flatten
 from pgfl_jax.report.attention import BinShares, Shares, by_occlusion, mean_of, overall
-from pgfl_jax.report.figures import Bar, Chart, Series, bar_chart, line_chart
+from pgfl_jax.report.figures import Bar, Chart, Number, Series, bar_chart, line_chart
 from pgfl_jax.report.gallery import Comparison
 from pgfl_jax.report.page import Table
 from pgfl_jax.report.run_files import EMBEDDINGS, RunFiles
@@ -38,12 +38,13 @@ def headline_sentences(runs: Sequence[RunFiles], comparisons: Sequence[Compariso
         )
     for protocol, other, difference in _differences(runs, comparisons):
         found = difference["mAP"]
-        verdict = {"undecided": "neither better nor worse"}.get(found.verdict, found.verdict)
-        sentences.append(
-            f"{protocol}: {runs[0].name} is {verdict} than {other} by "
-            f"{points(found.difference)} points of mAP (95 %: {points(found.low)} to "
-            f"{points(found.high)}, paired over queries)."
-        )
+        verdict = {
+            "better": f"better by {points(found.difference)} points of mAP",
+            "worse": f"worse by {points(-found.difference)} points of mAP",
+            "undecided": f"neither better nor worse for sure ({points(found.difference)} points)",
+        }[found.verdict].replace("+", "")
+        interval = f"95 %: {points(found.low)} to {points(found.high)}"
+        sentences.append(f"{protocol}: {runs[0].name} against {other}: {verdict} ({interval}).")
     return sentences
 
 
@@ -128,7 +129,7 @@ def occlusion_charts(runs: Sequence[RunFiles]) -> list[tuple[Chart, Table]]:
     """Scores by how much of the person is hidden, with the numbers as a table."""
     found = []
     for protocol in dict.fromkeys(name for run in runs for name in run.shown):
-        bins: dict[tuple[float, float], dict[int, Mapping[str, Any]]] = {}
+        bins: dict[tuple[Number, Number], dict[int, Mapping[str, Any]]] = {}
         for number, run in enumerate(runs):
             for one in run.shown[protocol].scores["by_occlusion"] if protocol in run.shown else ():
                 bins.setdefault((one["bin"][0], one["bin"][1]), {})[number] = one
@@ -183,9 +184,9 @@ def training_charts(runs: Sequence[RunFiles]) -> list[Chart]:
     return charts
 
 
-def _curves(metrics: Sequence[Mapping[str, float]]) -> dict[str, list[tuple[float, float]]]:
+def _curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[Number, Number]]]:
     """Steps and finite values of each quantity."""
-    curves: dict[str, list[tuple[float, float]]] = {}
+    curves: dict[str, list[tuple[Number, Number]]] = {}
     for line in metrics:
         for name, value in line.items():
             if name not in ("step", "images_per_second", "gradient_norm") and math.isfinite(value):
@@ -316,10 +317,10 @@ def calibrations(runs: Sequence[RunFiles]) -> Iterator[tuple[str, Chart | None, 
             if shown.calibration is not None:
                 title = f"{protocol}, {run.name}"
                 known = shown.calibration
-                yield title, _histogram(title, known), _points(known), _camera_pairs(known)
+                yield title, _histogram(known), _points(known), _camera_pairs(known)
 
 
-def _histogram(title: str, calibration: Mapping[str, Any]) -> Chart | None:
+def _histogram(calibration: Mapping[str, Any]) -> Chart | None:
     """Shares of matches and impostors by distance."""
     histogram, series = calibration["histogram"], []
     for dash, kind in enumerate(("matches", "impostors")):
@@ -334,7 +335,7 @@ def _histogram(title: str, calibration: Mapping[str, Any]) -> Chart | None:
     if not series:
         return None
     return line_chart(
-        f"Distances, {title}", series, x_label="cosine distance", y_label="share of pairs"
+        "Distances of pairs", series, x_label="cosine distance", y_label="share of pairs"
     )
 
 
@@ -344,13 +345,15 @@ def _points(calibration: Mapping[str, Any]) -> Table:
         [
             f"{100 * point['far']:g} %",
             _with_interval(point["threshold"], point["threshold_ci95"], "{:.4f}"),
-            _with_interval(point["tar"], point["tar_ci95"], "{:.1%}"),
+            _with_interval(point["tar"], point["tar_ci95"], "{:.1f} %", 100),
         ]
         for point in calibration["operating_points"]
     ]
     eer = calibration["eer"]
     if eer:
-        rows.append(["equal error rate", "", _with_interval(eer["rate"], eer["ci95"], "{:.1%}")])
+        rows.append(
+            ["equal error rate", "", _with_interval(eer["rate"], eer["ci95"], "{:.1f} %", 100)]
+        )
     header = "impostors accepted", "largest distance (95 %)", "matches accepted (95 %)"
     return Table(header, rows)
 
@@ -368,11 +371,18 @@ def _camera_pairs(calibration: Mapping[str, Any]) -> Table:
     return Table(["cameras", "matches", "impostors", "equal error rate, %"], rows)
 
 
-def _with_interval(value: float | None, ends: Sequence[float] | None, form: str) -> str:
+def _with_interval(
+    value: Number | None, ends: Sequence[Number] | None, form: str, scale: Number = 1
+) -> str:
+    """A number with the ends of its interval.
+
+    >>> _with_interval(0.5, [0.4, 0.6], "{:.1f} %", 100)
+    '50.0 % (40.0–60.0)'
+    """
     if value is None:
         return "too few pairs"
-    low_high = f" ({form.format(ends[0])}–{form.format(ends[1])})" if ends else ""
-    return form.format(value) + low_high
+    low_high = [form.removesuffix(" %").format(scale * end) for end in ends or ()]
+    return form.format(scale * value) + (f" ({'–'.join(low_high)})" if ends else "")
 
 
 def manifests(runs: Sequence[RunFiles]) -> list[tuple[str, Table]]:
@@ -409,15 +419,15 @@ def query_rows(comparison: Comparison, runs: Sequence[RunFiles]) -> Table:
 
 
 def occlusion_choices(
-    comparisons: Sequence[Comparison], edges: Sequence[float]
-) -> list[list[float]]:
+    comparisons: Sequence[Comparison], edges: Sequence[Number]
+) -> list[list[Number]]:
     """The bins of occlusion that hold a query, for the page's filter."""
     hidden = [comparison.queries[0].query.occlusion for comparison in comparisons]
     values = np.concatenate(hidden) if hidden else np.zeros(0)
     return [[low, high] for low, high, inside in occlusion_bins(values, edges) if inside.any()]
 
 
-def percent(value: float) -> str:
+def percent(value: Number) -> str:
     """A fraction in percent with one decimal; a dash for NaN.
 
     >>> percent(0.4567), percent(float("nan"))
@@ -426,7 +436,7 @@ def percent(value: float) -> str:
     return "–" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-def points(value: float) -> str:
+def points(value: Number) -> str:
     """A difference of fractions in points, with its sign.
 
     >>> points(0.123), points(-0.05)
@@ -435,5 +445,5 @@ def points(value: float) -> str:
     return f"{100 * value:+.1f}".replace("-", "−")
 
 
-def _bin_text(low: float, high: float) -> str:
+def _bin_text(low: Number, high: Number) -> str:
     return f"{100 * low:g}–{100 * high:g}"

@@ -4,6 +4,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+Number = float | int
+
 WIDTH, HEIGHT = 440, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 42
 """Margins around the plot, in the units of the picture."""
@@ -21,7 +23,7 @@ class Series:
     """
 
     label: str
-    points: Sequence[tuple[float, float]]
+    points: Sequence[tuple[Number, Number]]
     run: int = 0
     dash: int = 0
 
@@ -36,7 +38,7 @@ class Bar:
         text: what a pointer shows.
     """
 
-    value: float | None
+    value: Number | None
     run: int
     text: str
 
@@ -68,7 +70,7 @@ class Chart:
     legend: Sequence[tuple[str, int, int]] = ()
 
 
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+def nice_ticks(low: Number, high: Number, count: int = 5) -> list[float]:
     """Round numbers that cover a range in about ``count`` steps.
 
     >>> nice_ticks(0, 0.93)
@@ -76,13 +78,13 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     >>> nice_ticks(0, 1152)
     [0.0, 250.0, 500.0, 750.0, 1000.0, 1250.0]
     """
-    span = (high - low) or abs(high) or 1.0
+    span = high - low or abs(high) or 1.0
     power = 10 ** math.floor(math.log10(span / count))
     step = min(
         (factor * power for factor in (1, 2, 2.5, 5, 10)), key=lambda s: abs(span / s - count)
     )
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, max(last, first + 1) + 1)]
+    return [float(round(index * step, 12)) for index in range(first, max(last, first + 1) + 1)]
 
 
 def line_chart(
@@ -92,7 +94,6 @@ def line_chart(
     x_label: str,
     y_label: str,
     percent: bool = False,
-    y_from_zero: bool = True,
 ) -> Chart:
     """A chart of curves.
 
@@ -102,11 +103,10 @@ def line_chart(
         x_label: the quantity along the horizontal axis.
         y_label: the quantity along the vertical axis.
         percent: whether y is a fraction, to be shown in percent from 0 to 100.
-        y_from_zero: whether the vertical axis begins at 0.
     """
     xs = [x for one in series for x, _ in one.points]
     ys = [y for one in series for _, y in one.points]
-    x_ticks, y_ticks = nice_ticks(min(xs), max(xs)), _y_ticks(ys, percent, y_from_zero)
+    x_ticks, y_ticks = nice_ticks(min(xs), max(xs)), _y_ticks(ys, percent)
     x_ends, y_ends = (min(xs), max(xs)), (y_ticks[0], y_ticks[-1])
     lines = [
         (one, " ".join(f"{_x(x, x_ends):.1f},{_y(y, y_ends):.1f}" for x, y in one.points))
@@ -144,7 +144,7 @@ def bar_chart(
         percent: whether the values are fractions, to be shown in percent from 0 to 100.
     """
     values = [bar.value for _, bars in groups for bar in bars if bar.value is not None]
-    y_ticks = _y_ticks(values, percent, True)
+    y_ticks = _y_ticks(values, percent)
     y_ends = y_ticks[0], y_ticks[-1]
     slot = (WIDTH - LEFT - RIGHT) / len(groups)
     bars = []
@@ -168,23 +168,22 @@ def bar_chart(
     )
 
 
-def _y_ticks(values: Sequence[float], percent: bool, from_zero: bool) -> list[float]:
+def _y_ticks(values: Sequence[Number], percent: bool) -> list[float]:
     if percent:
         return [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    low, high = min(values), max(values)
-    return nice_ticks(min(low, 0.0) if from_zero else low, high)
+    return nice_ticks(min(*values, 0.0), max(values))
 
 
-def _x(x: float, ends: tuple[float, float]) -> float:
+def _x(x: Number, ends: tuple[Number, Number]) -> float:
     share = (x - ends[0]) / (ends[1] - ends[0]) if ends[1] > ends[0] else 0.5
     return LEFT + share * (WIDTH - LEFT - RIGHT)
 
 
-def _y(y: float, ends: tuple[float, float]) -> float:
+def _y(y: Number, ends: tuple[Number, Number]) -> float:
     return HEIGHT - BOTTOM - (y - ends[0]) / (ends[1] - ends[0]) * (HEIGHT - TOP - BOTTOM)
 
 
-def _text(value: float, percent: bool) -> str:
+def _text(value: Number, percent: bool) -> str:
     return f"{100 * value:.0f}" if percent else f"{value:g}"
 
 

@@ -137,12 +137,12 @@ def _all_maps(
 ) -> Iterator[tuple[int, FeatureMaps]]:
     """The feature maps of the shown queries, by the number of the run."""
     for run, queries in zip(comparison.runs, comparison.queries, strict=True):
-        embedder, splits = sources[run].embedder, _splits(sources[run].data, queries)
+        embedder, splits = sources[run].embedder, splits_of(sources[run].data, queries)
         if embedder is not None and splits is not None:
             yield run, feature_maps(embedder, splits[0], comparison.chosen)
 
 
-def _splits(
+def splits_of(
     data: EvaluationData | None, queries: QueryResults
 ) -> tuple[EvaluationSplit, EvaluationSplit] | None:
     """Query and gallery split of some results; None if these are not the files that were ranked."""
@@ -166,7 +166,7 @@ def _protocol(
     """A protocol's queries and gallery items."""
     first = comparison.queries[0]
     splits = next(
-        (found for run in comparison.runs if (found := _splits(sources[run].data, first))), None
+        (found for run in comparison.runs if (found := splits_of(sources[run].data, first))), None
     )
     gallery: dict[int, list[Any]] = {}
     for queries in comparison.queries:

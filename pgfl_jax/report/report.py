@@ -12,7 +12,7 @@ from pgfl_jax.embedder import load
 from pgfl_jax.errors import UserError
 from pgfl_jax.files import replacing
 from pgfl_jax.report import content
-from pgfl_jax.report.gallery import Comparison, Source, comparisons, gallery_data
+from pgfl_jax.report.gallery import Comparison, Source, comparisons, gallery_data, splits_of
 from pgfl_jax.report.page import document, html_table, template
 from pgfl_jax.report.run_files import RunFiles, read_runs
 from pgfl_jax.retrieval.protocols import EvaluationData
@@ -128,6 +128,7 @@ def _values(
     data, shares = gallery_data(compared, runs, sources)
     data["bins"] = content.occlusion_choices(compared, runs[0].config.eval.occlusion_bins)
     missing += _left_out(runs, compared, data)
+    missing += _other_data(runs, compared, sources)
     return {
         "runs": [run.name for run in runs],
         "sentences": content.headline_sentences(runs, compared),
@@ -181,6 +182,19 @@ def _left_out(
                 )
             )
     return lines
+
+
+def _other_data(
+    runs: Sequence[RunFiles], compared: Sequence[Comparison], sources: Sequence[Source]
+) -> list[str]:
+    """The protocols whose pictures are others on this machine."""
+    return [
+        f"{runs[run].name}: no pictures of {one.protocol}: the data here are not those that were "
+        "ranked."
+        for one in compared
+        for run, queries in zip(one.runs, one.queries, strict=True)
+        if sources[run].data is not None and splits_of(sources[run].data, queries) is None
+    ]
 
 
 def _jinja2() -> ModuleType:

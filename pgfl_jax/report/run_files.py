@@ -52,7 +52,7 @@ class RunFiles:
     manifest: Mapping[str, Any]
     results: Sequence[tuple[str, Mapping[str, Any]]]
     shown: Mapping[str, Shown]
-    metrics: Sequence[Mapping[str, float]]
+    metrics: Sequence[Mapping[str, Any]]
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunFiles]:
@@ -86,7 +86,7 @@ def _read_run(path: Path, name: str) -> RunFiles:
 
 
 def _place(
-    checkpoint: str, scores: Mapping[str, Any], metrics: Sequence[Mapping[str, float]]
+    checkpoint: str, scores: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
 ) -> tuple[int, int, int]:
     """Where a result comes: by checkpoint, by protocol as evaluated, main branch first."""
     order = dict.fromkeys(name.partition("/")[0] for line in metrics for name in line)
@@ -109,7 +109,7 @@ def _shown(folder: Path, checkpoint: str, scores: Mapping[str, Any]) -> Shown:
     return Shown(scores, queries, read_json(path) if path.exists() else None)
 
 
-def _metrics(path: Path) -> list[dict[str, float]]:
+def _metrics(path: Path) -> list[dict[str, Any]]:
     """The whole lines; a killed process may leave half a line at the end."""
     if not path.exists():
         return []

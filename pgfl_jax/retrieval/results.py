@@ -106,8 +106,8 @@ def scores(
 
 
 def occlusion_bins(
-    occlusion: Float[np.ndarray, " queries"], edges: Sequence[float]
-) -> Iterator[tuple[float, float, Bool[np.ndarray, " queries"]]]:
+    occlusion: Float[np.ndarray, " queries"], edges: Sequence[float | int]
+) -> Iterator[tuple[float | int, float | int, Bool[np.ndarray, " queries"]]]:
     """The ends of each bin [lo, hi), the last one closed, and which queries are in it.
 
     >>> [inside.tolist() for *_, inside in occlusion_bins(np.array([0.0, 0.5, 1.0]), (0, 0.5, 1))]

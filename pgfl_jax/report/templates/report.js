@@ -229,10 +229,10 @@
     const head = make("tr", {}, make("td"), ...data.parts.map((part) => make("th", { scope: "col" }, part)));
     const table = make("table", {}, make("thead", {}, head));
     const body = make("tbody");
-    body.append(groupRow(query, "energy of the group", unpack(found.g), found.grid, (part) => {
+    body.append(groupRow(query, "energy of the group, share on its part", unpack(found.g), found.grid, (part) => {
       const share = found.gs[part];
-      const text = share === undefined || share === null ? "part not seen" : `${percent(share)} % on it`;
-      return [text, `Energy of the group of ${data.parts[part]}: ${text}`];
+      const text = share === undefined || share === null ? "hidden" : `${percent(share)} %`;
+      return [text, `Energy of the group of ${data.parts[part]}, share on its part: ${text}`];
     }));
     if (found.q) {
       body.append(groupRow(query, "map it predicts", unpack(found.q), found.grid,
