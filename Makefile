@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # training on small images goes into fresh pages otherwise. GNU's C library alone reads this.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.arena_max=2
 
-.PHONY: setup demo test lint docs scaling parity verify bench
+.PHONY: setup demo test test-browser lint docs scaling parity verify bench
 
 setup: $(INSTALLED)
 
@@ -29,6 +29,11 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The report in Chromium or Chrome, which must be installed (Debian: apt install chromium).
+test-browser: setup
+	@$(PIP) -e '.[browser]'
+	$(BIN)/python -m pytest -n 0 -m browser tests/browser
 
 lint: setup
 	$(BIN)/ruff check .
