@@ -28,24 +28,29 @@ _LABELS = {
 
 def headline_sentences(runs: Sequence[RunFiles], comparisons: Sequence[Comparison]) -> list[str]:
     """What the scores say, one protocol a sentence."""
+    against: dict[str, list[str]] = {}
+    for protocol, other, found in _differences(runs, comparisons):
+        against.setdefault(protocol, []).append(_verdict(other, found["mAP"]))
     sentences = []
     for protocol, shown in runs[0].shown.items():
         scores = shown.scores
-        sentences.append(
-            f"{protocol}: the first picture shows the right person for "
+        first = (
+            f"{protocol}: {runs[0].name} puts the right person first for "
             f"{percent(scores['cmc']['1'])} % of {scores['num_valid_queries']:,} queries; mAP "
-            f"{percent(scores['mAP'])} %."
+            f"{percent(scores['mAP'])} %"
         )
-    for protocol, other, difference in _differences(runs, comparisons):
-        found = difference["mAP"]
-        verdict = {
-            "better": f"better by {points(found.difference)} points of mAP",
-            "worse": f"worse by {points(-found.difference)} points of mAP",
-            "undecided": f"neither better nor worse for sure ({points(found.difference)} points)",
-        }[found.verdict].replace("+", "")
-        interval = f"95 %: {points(found.low)} to {points(found.high)}"
-        sentences.append(f"{protocol}: {runs[0].name} against {other}: {verdict} ({interval}).")
+        sentences.append(", ".join([first, *against.get(protocol, ())]) + ".")
     return sentences
+
+
+def _verdict(other: str, found: Difference) -> str:
+    """How the first run compares with another, in words."""
+    verdict = {
+        "better": f"{points(found.difference)} points better than {other}",
+        "worse": f"{points(-found.difference)} points worse than {other}",
+        "undecided": f"neither better nor worse than {other} for sure",
+    }[found.verdict].removeprefix("+")
+    return f"{verdict} (95 %: {points(found.low)} to {points(found.high)})"
 
 
 def _differences(

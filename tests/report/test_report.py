@@ -25,7 +25,7 @@ from pgfl_jax.report.report import Request, write_report
 from pgfl_jax.report.thumbnails import HEIGHT, thumbnail
 from pgfl_jax.retrieval.queries import encode_queries, read_queries
 from tests.report.pages import Page, evaluated_run, other_run, scores, write
-from tests.runs import GOLDEN_RUN, finish, launch
+from tests.runs import GOLDEN_RUN, finish, launch, start
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +283,39 @@ def test_colours_have_the_contrast_of_level_aa(theme):
             assert _contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
         for run in range(6):  # graphics: 3:1
             assert _contrast(colours[f"run{run}"], colours[ground]) >= 3, (run, ground)
+
+
+def test_a_baseline_is_looked_at_with_poses_too(run):
+    model = dataclasses.replace(run[1].model, pose_branches=False)
+    data = report_data(run[1], dataclasses.replace(run[1], model=model))
+    split = data.splits[data.protocols[0].query]
+    assert {"images", "part_maps", "visibility"} <= next(split.batches()).keys()
+    assert split.limbs(0)
+
+
+def test_a_training_ends_with_the_report(run, tiny_data_dir, tmp_path):
+    workdir = tmp_path / "new"
+    status, printed, err = finish(
+        start(
+            tiny_data_dir, workdir, "--config.train.epochs=2", "--config.eval.report=True",
+            f"--config.eval.compare=('{run[0]}',)",
+        )
+    )  # fmt: skip
+    assert status == 0, err
+    page = workdir / "report" / "index.html"
+    assert printed.splitlines()[-1] == f"report: {page}"
+    found = Page(page.read_text())
+    assert found.gallery["runs"] == ["new", "one"]
+    assert [one["runs"] for one in found.gallery["protocols"]] == [[0, 1], [0, 1]]
+    query = found.gallery["protocols"][0]["queries"][0]
+    assert query["a"][0]["q"] and not query["a"][1]["q"]  # only the new one predicts maps
+    status, printed, err = finish(
+        start(
+            tiny_data_dir, tmp_path / "bad", "--config.eval.report=True",
+            f"--config.eval.compare=('{tmp_path}',)",
+        )
+    )  # fmt: skip
+    assert (status, "is " in err, "the folder of a training run?" in err) == (1, True, True), err
 
 
 def test_the_commands(run, tmp_path, capsys):

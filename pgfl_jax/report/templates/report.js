@@ -254,8 +254,8 @@
       if (!found) return;
       const name = several() ? `${runName(place)}: ` : "";
       const share = found.s === null ? "" : `, ${percent(found.s)} % on the person`;
-      const text = `${name}energy of the main branch${share}`;
-      panels.append(panel(query, 220, text, [heat(unpack(found.e), found.grid, 35, text)]));
+      const text = `${name}energy${share}`;
+      panels.append(panel(query, 220, text, [heat(unpack(found.e), found.grid, 35, `Energy of the main branch, ${text}`)]));
     });
     return panels;
   }
