@@ -23,6 +23,7 @@ _LABELS = {
     "main": "main branch",
     "foreground": "teacher: foreground (poses at test)",
     "parts": "teacher: parts (poses at test)",
+    "joined": "all three branches (poses at test)",
 }
 
 
@@ -326,22 +327,21 @@ def calibrations(runs: Sequence[RunFiles]) -> Iterator[tuple[str, Chart | None, 
 
 
 def _histogram(calibration: Mapping[str, Any]) -> Chart | None:
-    """Shares of matches and impostors by distance."""
+    """Densities of matches and impostors by distance; the bins differ in width."""
     histogram, series = calibration["histogram"], []
     for dash, kind in enumerate(("matches", "impostors")):
         counts, edges = histogram[kind], histogram["edges"]
         if total := sum(counts):
             steps = [
-                (x, count / total)
+                (x, count / total / (hi - lo))
                 for lo, hi, count in zip(edges, edges[1:], counts, strict=False)
                 for x in (lo, hi)
             ]
             series.append(Series(kind, steps, dash, dash))
     if not series:
         return None
-    return line_chart(
-        "Distances of pairs", series, x_label="cosine distance", y_label="share of pairs"
-    )
+    label = f"{calibration['scored']['distance']} distance"
+    return line_chart("Distances of pairs", series, x_label=label, y_label="density of pairs")
 
 
 def _points(calibration: Mapping[str, Any]) -> Table:
