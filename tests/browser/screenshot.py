@@ -12,7 +12,7 @@ from tests.browser.program import launched
 def shoot(page: Path, out: Path) -> None:
     """Write a JPEG of the page's first query."""
     with launched() as browser:
-        tab = browser.new_page(viewport={"width": 1280, "height": 880})
+        tab = browser.new_page(viewport={"width": 1280, "height": 1180})
         tab.goto(page.absolute().as_uri())
         tab.click("#list .query a")
         tab.screenshot(path=out, type="jpeg", quality=80)
