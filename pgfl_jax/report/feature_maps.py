@@ -69,7 +69,8 @@ def _maps(
 ]:
     """The energy of each group, and the predicted maps."""
     outputs: Any = model.apply(variables, network_input({"images": images}, data), train=False)
-    features = outputs.features.astype(jnp.float32)
+    features = outputs.features if outputs.main_features is None else outputs.main_features
+    features = features.astype(jnp.float32)
     grouped = features.reshape(*features.shape[:3], NUM_PARTS, -1)
     logits = outputs.map_logits
     return jnp.sum(jnp.square(grouped), axis=-1), None if logits is None else jax.nn.sigmoid(logits)
