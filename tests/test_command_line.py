@@ -251,7 +251,7 @@ def test_a_traceback_that_finds_no_room_is_printed(workdir, capsys):
 
 def test_a_device_that_is_absent_is_one_line(tmp_path):
     command = "-m", "pgfl_jax.cli", "embed", "docs/images", "--run", GOLDEN_RUN
-    started = launch(*command, "--out", tmp_path / "x.npz", env={"JAX_PLATFORMS": "absent"})
+    started = launch(*command, "--out", tmp_path / "x.parquet", env={"JAX_PLATFORMS": "absent"})
     code, out, err = finish(started)
     assert (code, out) == (1, "") and err.count("\n") == 1, err
     assert err.startswith(

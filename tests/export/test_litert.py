@@ -71,6 +71,7 @@ def test_it_gives_the_same_embeddings_at_any_batch(embedder, contract, tmp_path)
         assert 2 * 48 + 3 * 96 + 3 * 192 <= graph.others < main.others
 
 
+@pytest.mark.slow
 @small_networks()
 def test_bottlenecks_with_instance_normalisation(tmp_path):
     """A max-pool with padding, strided and 1x1 convolutions, GeM."""

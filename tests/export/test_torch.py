@@ -61,10 +61,10 @@ def assert_same(found, wanted, difference=1e-6):
 @pytest.mark.parametrize(
     ("backbone", "pooling", "name", "largest"),
     [
-        ("resnet8", "gem", "uint8_nhwc", 32),
-        ("resnet8", "parts", "float255_nchw", 7),
+        ("resnet8", "parts", "uint8_nhwc", 32),
         ("resnet8", "context", "float255_nchw", 7),
-        # With the blocks of that above and of the next test.
+        # With the blocks of those above and of the next test.
+        pytest.param("resnet8", "gem", "uint8_nhwc", 32, marks=pytest.mark.slow),
         pytest.param("resnet18", "gap", "float255_nchw", 32, marks=pytest.mark.slow),
         pytest.param("resnet34", "gem", "uint8_nhwc", 32, marks=pytest.mark.slow),
         pytest.param("resnet50", "gem", "uint8_nhwc", 32, marks=pytest.mark.slow),
@@ -85,6 +85,7 @@ def test_both_programs_give_jaxs_embeddings(backbone, pooling, name, largest, tm
             assert_same(embed(rows[:count]), wanted[:count])
 
 
+@pytest.mark.slow
 @small_networks()
 @pytest.mark.usefixtures("all_optimizations")
 def test_bottlenecks_with_instance_normalisation(tmp_path):

@@ -109,6 +109,7 @@ def assert_same(catalog, other):
         np.testing.assert_array_equal(getattr(catalog, name), getattr(other, name), err_msg=name)
 
 
+@pytest.mark.slow
 def test_beam_prepares_the_same_data(tiny, tmp_path):
     other = prepare_with_beam("synthetic_occluded_reid/tiny", tmp_path)
     for split in plan.SPLITS:
