@@ -389,8 +389,9 @@ def variants(parity: Parity, data_dir: str) -> None:
     compare_variant(parity, section, "all losses, distillation in full", experiment, batch, step=20)
     compare_variant(parity, section, "all losses, no image has a pose", experiment, batch | blank)
     for name, variant in VARIANTS.items():
-        experiment = make_experiment(make_config(data_dir, **changes, **variant))
-        compare_variant(parity, section, name, experiment, batch)
+        config = make_config(data_dir, **changes, **variant)
+        (batch,) = real_batches(config, 1)  # with maps of the backbone's resolution
+        compare_variant(parity, section, name, make_experiment(config), batch)
 
 
 def compare_variant(

@@ -32,7 +32,13 @@ OF_A_BLOCK = 24 * 24 * (3 + 1 + 4 + 4)
 
 
 @small_networks()
-@pytest.mark.parametrize("name", ["onnx", "stablehlo", "saved_model", "litert"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("onnx", "stablehlo"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("saved_model", "litert")),
+    ],
+)
 def test_transformers(name, pictures, tmp_path):
     """PyTorch's files are in test_torch.py."""
     embedder = random_embedder("vit", "gap")
@@ -42,7 +48,10 @@ def test_transformers(name, pictures, tmp_path):
     assert_same_size(main_branch(embedder), main)
 
 
-@pytest.mark.parametrize(("pooling", "maps"), [("foreground", 1), ("parts", 8)])
+@pytest.mark.parametrize(
+    ("pooling", "maps"),
+    [("parts", 8), pytest.param("foreground", 1, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("name", ["onnx", "stablehlo", "saved_model", "litert"])
 def test_predicted_maps(name, pooling, maps, pictures, tmp_path):
     """PyTorch's files are in test_torch.py."""
