@@ -14,6 +14,8 @@ from pgfl_jax.config import ConfigError, parse_config, stored_config
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import Experiment
 from pgfl_jax.report.manifest import FREE_OPTIONS, read_config, read_run
+from pgfl_jax.report.summary import read_results
+from pgfl_jax.report.writers import embedding_label
 from studies.ablation.cells import Grid
 
 PROTOCOLS = "occluded", "holistic"
@@ -86,15 +88,13 @@ def finished(workdir: Path, grid: Grid) -> Run | None:
     sizes = {name: manifest[name] for name in ("num_identities", "num_images")}
     last = Experiment.create(config, **sizes).num_steps
     scores: dict[str, dict[str, dict[str, float]]] = {}
-    for path in sorted(workdir.glob("results/*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        origin = result.get("dataset", "").rpartition("/")[0]  # without the version
-        ranked = {name: result.get(name) for name in RANKED}  # a calibration has none of them
-        if result.get("step") != last or ranked != RANKED or origin not in grid.datasets:
+    for result in read_results(workdir).values():
+        origin = result["dataset"].rpartition("/")[0]  # without the version
+        ranked = {name: result[name] for name in RANKED}
+        if result["step"] != last or ranked != RANKED or origin not in grid.datasets:
             continue
         protocol = result["protocol"].rpartition(".")[2]
-        label = result["embedding"] + (".average" * (result["parameters"] == "average"))
-        scores.setdefault(protocol, {})[label] = {
+        scores.setdefault(protocol, {})[embedding_label(result)] = {
             "mAP": result["mAP"],
             "Rank-1": result["cmc"]["1"],
         }

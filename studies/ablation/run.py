@@ -102,8 +102,8 @@ def run_grid(
     seconds: dict[str, list[float]] = {}
     for run in done:
         seconds.setdefault(run["cell"], []).append(run["seconds"])
-    finished = {(run["cell"], run["seed"]) for run in done}
-    missing = [job for job in wanted if job not in finished]
+    ended = {(run["cell"], run["seed"]) for run in done}
+    missing = [job for job in wanted if job not in ended]
     with ThreadPoolExecutor(jobs) as pool:
         while missing:
             left = float("inf") if hours is None else hours * 3600 - (time.monotonic() - started)

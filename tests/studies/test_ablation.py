@@ -49,7 +49,10 @@ def _write_run(workdir, cell, seed, value, **changes):
             "flip": False,
             "rerank": False,
             "mAP": base + value,
-            "cmc": {"1": base + value + 0.0625},
+            "cmc": {"1": base + value + 0.0625, "5": 1.0},
+            "ci95": {"mAP": [0.0, 1.0]},
+            "mINP": 0.5,
+            "num_valid_queries": 16,
             **changes,
         }
         name = protocol + "".join(f".{change}" for change in changes.values())
