@@ -55,6 +55,21 @@ def prefixed(prefix, arrays):
     return {prefix + name: value for name, value in arrays.items()}
 
 
+def _layers_of_blocks(prefix, attention, mlp):
+    """Our names of the blocks' layers, and theirs below ``prefix.format(block)``."""
+    names = {}
+    for i in range(DEPTH):
+        ours, theirs = f"blocks.{i}.", prefix.format(i)
+        names |= {
+            f"{ours}norm1": f"{theirs}ln_1",
+            f"{ours}norm2": f"{theirs}ln_2",
+            f"{ours}attn.proj": f"{theirs}{attention}.out_proj",
+            f"{ours}mlp.fc1": f"{theirs}{mlp[0]}",
+            f"{ours}mlp.fc2": f"{theirs}{mlp[1]}",
+        }
+    return names
+
+
 def in_torchvision(linear=("mlp.0", "mlp.3")):
     """torchvision's VisionTransformer; older versions call the MLP's layers linear_1, linear_2."""
     names = {
@@ -63,16 +78,9 @@ def in_torchvision(linear=("mlp.0", "mlp.3")):
         "patch_embed.proj": "conv_proj",
         "norm": "encoder.ln",
     }
-    for i in range(DEPTH):
-        ours, theirs = f"blocks.{i}.", f"encoder.layers.encoder_layer_{i}."
-        names |= {
-            f"{ours}norm1": f"{theirs}ln_1",
-            f"{ours}norm2": f"{theirs}ln_2",
-            f"{ours}attn.proj": f"{theirs}self_attention.out_proj",
-            f"{ours}mlp.fc1": f"{theirs}{linear[0]}",
-            f"{ours}mlp.fc2": f"{theirs}{linear[1]}",
-        }
-    return _renamed(names, "self_attention.in_proj_", "encoder.layers.encoder_layer_{}.")
+    prefix = "encoder.layers.encoder_layer_{}."
+    names |= _layers_of_blocks(prefix, "self_attention", linear)
+    return _renamed(names, "self_attention.in_proj_", prefix)
 
 
 def in_clip():
@@ -83,16 +91,9 @@ def in_clip():
         "patch_embed.proj": "conv1",
         "norm": "ln_post",
     }
-    for i in range(DEPTH):
-        ours, theirs = f"blocks.{i}.", f"transformer.resblocks.{i}."
-        names |= {
-            f"{ours}norm1": f"{theirs}ln_1",
-            f"{ours}norm2": f"{theirs}ln_2",
-            f"{ours}attn.proj": f"{theirs}attn.out_proj",
-            f"{ours}mlp.fc1": f"{theirs}mlp.c_fc",
-            f"{ours}mlp.fc2": f"{theirs}mlp.c_proj",
-        }
-    arrays = _renamed(names, "attn.in_proj_", "transformer.resblocks.{}.")
+    prefix = "transformer.resblocks.{}."
+    names |= _layers_of_blocks(prefix, "attn", ("mlp.c_fc", "mlp.c_proj"))
+    arrays = _renamed(names, "attn.in_proj_", prefix)
     del arrays["conv1.bias"]
     arrays["class_embedding"] = arrays["class_embedding"].reshape(-1)
     arrays["positional_embedding"] = arrays["positional_embedding"][0]
