@@ -5,6 +5,7 @@ total = Σ_terms weight · term. The warm-up scales the distillation terms as we
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -69,64 +70,105 @@ def total_loss(
         ``id_foreground``, ``id_parts``, ``triplet_main``, ``triplet_foreground``,
         ``triplet_parts``, ``alignment``, ``semantic``, ``kd_feature_foreground``,
         ``kd_feature_parts``, ``kd_logit_foreground``, ``kd_logit_parts``, ``interaction``,
-        ``maps``; and
-        ``total``, the weighted sum.
+        ``maps``; and ``total``, the weighted sum.
 
     Raises:
         ValueError: the outputs have no logits.
     """
-    labels, margin, smoothing = batch["labels"], config.triplet_margin, config.smoothing
+    labels = batch["labels"]
+    wanted = _branch("main", outputs.main, labels, None, config)
+    if outputs.foreground is not None and outputs.parts is not None:
+        wanted |= _pose_guided(outputs, outputs.foreground, batch, config)
+        has_pose = pose_mask(batch["visibility"])
+        wanted |= _branch("foreground", outputs.foreground, labels, has_pose, config)
+        wanted |= _branch("parts", outputs.parts, labels, batch["visibility"], config)
+        for name in ("foreground", "parts") if config.teachers == "both" else (config.teachers,):
+            teacher = getattr(outputs, name)
+            wanted |= _distillation(name, outputs.main, teacher, has_pose, config, kd_scale)
     total, terms = jnp.zeros(()), {}
-
-    def add(
-        name: str, weight: float, loss: Callable[[], Scalar], scale: float | Scalar = 1.0
-    ) -> None:
-        nonlocal total
-        if weight:
-            terms[name] = loss()
-            total = total + weight * scale * terms[name]
-
-    def add_branch(name: str, branch: BranchOutputs, mask: Array | None) -> None:
-        rows = mask if mask is None or mask.ndim == 1 else pose_mask(mask)
-        identity = partial(identity_loss, _logits(branch), labels, smoothing=smoothing, mask=rows)
-        add(f"id_{name}", config.identity, identity)
-        triplet = partial(batch_hard_triplet, branch.embedding, labels, margin=margin, mask=mask)
-        add(f"triplet_{name}", config.triplet, triplet)
-
-    main, foreground, parts = outputs.main, outputs.foreground, outputs.parts
-    add_branch("main", main, None)
-    if foreground is not None and parts is not None:
-        part_maps, visibility = batch["part_maps"], batch["visibility"]
-        has_pose = pose_mask(visibility)
-        if config.alignment_variant == "cosine":
-            align = partial(feature_distillation, main.embedding, foreground.embedding, has_pose)
-        else:
-            own = outputs.features if outputs.main_features is None else outputs.main_features
-            align = partial(foreground_alignment, own, jnp.max(part_maps, axis=-1), has_pose)
-        add("alignment", config.alignment, align)
-        semantic = partial(channel_group_semantic, outputs.features, part_maps, visibility)
-        add("semantic", config.semantic, semantic)
-        if (logits := outputs.map_logits) is not None:
-            add("maps", config.maps, partial(map_prediction, logits, part_maps, has_pose))
-        variant = config.interaction_variant
-        between = partial(
-            interaction, outputs, labels, has_pose,
-            variant=variant, margin=margin, smoothing=smoothing,
-        )  # fmt: skip
-        add("interaction", config.interaction, between)
-        add_branch("foreground", foreground, has_pose)
-        add_branch("parts", parts, visibility)
-        for name, teacher in (("foreground", foreground), ("parts", parts)):
-            if config.teachers not in ("both", name):
-                continue
-            feature = partial(feature_distillation, main.neck, teacher.neck, has_pose)
-            add(f"kd_feature_{name}", config.feature_kd, feature, kd_scale)
-            logit = partial(
-                logit_distillation, _logits(main), _logits(teacher), has_pose,
-                temperature=config.temperature,
-            )  # fmt: skip
-            add(f"kd_logit_{name}", config.logit_kd, logit, kd_scale)
+    for name, term in wanted.items():
+        if term.weight:
+            terms[name] = term.loss()
+            total = total + term.weight * term.scale * terms[name]
     return total, terms | {"total": total}
+
+
+class _Term(NamedTuple):
+    """A loss that is computed when it is called, its weight and its share of the weight."""
+
+    weight: float
+    loss: Callable[[], Scalar]
+    scale: float | Scalar = 1.0
+
+
+def _branch(
+    name: str, branch: BranchOutputs, labels: Array, mask: Array | None, config: LossConfig
+) -> dict[str, _Term]:
+    """Identity and triplet loss; ``mask`` (B,) chooses images, (B, G) channel groups as well."""
+    rows = mask if mask is None or mask.ndim == 1 else pose_mask(mask)
+    identity = partial(
+        identity_loss, _logits(branch), labels, smoothing=config.smoothing, mask=rows
+    )
+    triplet = partial(
+        batch_hard_triplet, branch.embedding, labels, margin=config.triplet_margin, mask=mask
+    )
+    return {
+        f"id_{name}": _Term(config.identity, identity),
+        f"triplet_{name}": _Term(config.triplet, triplet),
+    }
+
+
+def _pose_guided(
+    outputs: PGFLOutputs,
+    foreground: BranchOutputs,
+    batch: Mapping[str, Array],
+    config: LossConfig,
+) -> dict[str, _Term]:
+    """Alignment, semantics, predicted maps and interaction."""
+    part_maps, visibility = batch["part_maps"], batch["visibility"]
+    has_pose = pose_mask(visibility)
+    if config.alignment_variant == "cosine":
+        main = outputs.main.embedding
+        align = partial(feature_distillation, main, foreground.embedding, has_pose)
+    else:
+        own = outputs.features if outputs.main_features is None else outputs.main_features
+        align = partial(foreground_alignment, own, jnp.max(part_maps, axis=-1), has_pose)
+    terms = {
+        "alignment": _Term(config.alignment, align),
+        "semantic": _Term(
+            config.semantic,
+            partial(channel_group_semantic, outputs.features, part_maps, visibility),
+        ),
+    }
+    if (logits := outputs.map_logits) is not None:
+        maps = partial(map_prediction, logits, part_maps, has_pose)
+        terms["maps"] = _Term(config.maps, maps)
+    between = partial(
+        interaction, outputs, batch["labels"], has_pose,
+        variant=config.interaction_variant,
+        margin=config.triplet_margin, smoothing=config.smoothing,
+    )  # fmt: skip
+    return terms | {"interaction": _Term(config.interaction, between)}
+
+
+def _distillation(
+    name: str,
+    main: BranchOutputs,
+    teacher: BranchOutputs,
+    has_pose: Array,
+    config: LossConfig,
+    scale: float | Scalar,
+) -> dict[str, _Term]:
+    """What a teacher's embeddings and logits teach the main branch."""
+    feature = partial(feature_distillation, main.neck, teacher.neck, has_pose)
+    logit = partial(
+        logit_distillation, _logits(main), _logits(teacher), has_pose,
+        temperature=config.temperature,
+    )  # fmt: skip
+    return {
+        f"kd_feature_{name}": _Term(config.feature_kd, feature, scale),
+        f"kd_logit_{name}": _Term(config.logit_kd, logit, scale),
+    }
 
 
 def _logits(branch: BranchOutputs) -> Float[Array, "batch identities"]:

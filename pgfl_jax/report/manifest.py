@@ -110,6 +110,23 @@ def read_config(workdir: Path) -> Config:
         raise ConfigError(f"{path}: {error}; the run is from another version") from error
 
 
+def first_difference(
+    stored: Config, config: Config, free: tuple[str, ...] = FREE_OPTIONS
+) -> tuple[str, Any, Any] | None:
+    """The first option, by name, in which two configurations differ, with its two values.
+
+    Args:
+        stored: one configuration, whose value comes first.
+        config: the other.
+        free: how the names of options begin that may differ.
+    """
+    values = stored.flat_options()
+    for name, new in sorted(config.flat_options().items()):
+        if values[name] != new and not name.startswith(free):
+            return name, values[name], new
+    return None
+
+
 def check_same_options(workdir: Path, config: Config) -> None:
     """Make sure that ``config`` may continue or evaluate the run in ``workdir``.
 
@@ -117,13 +134,12 @@ def check_same_options(workdir: Path, config: Config) -> None:
         ConfigError: an option that the parameters depend on differs; names it.
         FileNotFoundError: the folder holds no run.
     """
-    stored = read_config(workdir).flat_options()
-    for name, new in sorted(config.flat_options().items()):
-        if stored[name] != new and not name.startswith(FREE_OPTIONS):
-            raise ConfigError(
-                f"config.{name} = {new!r}: {workdir} holds a run with {stored[name]!r}; "
-                "use that value to go on with it, or another --workdir"
-            )
+    if difference := first_difference(read_config(workdir), config):
+        name, stored, new = difference
+        raise ConfigError(
+            f"config.{name} = {new!r}: {workdir} holds a run with {stored!r}; "
+            "use that value to go on with it, or another --workdir"
+        )
 
 
 def check_same_run(workdir: Path, step: int, config: Config) -> None:
@@ -136,14 +152,13 @@ def check_same_run(workdir: Path, step: int, config: Config) -> None:
     options = stored_options(workdir, step)
     if options is None:
         return
-    stored, here = stored_config(options).flat_options(), config.flat_options()
-    for name, value in sorted(stored.items()):
-        if here[name] != value and not name.startswith(FREE_OPTIONS):
-            raise ConfigError(
-                f"{workdir / 'checkpoints' / str(step)}: was trained with config.{name} = "
-                f"{value!r}, but {workdir / 'config.json'} says {here[name]!r}; put back the one "
-                "that belongs to this run"
-            )
+    if difference := first_difference(stored_config(options), config):
+        name, stored, here = difference
+        raise ConfigError(
+            f"{workdir / 'checkpoints' / str(step)}: was trained with config.{name} = {stored!r}, "
+            f"but {workdir / 'config.json'} says {here!r}; put back the one that belongs to this "
+            "run"
+        )
 
 
 def check_no_other_run(workdir: Path, config: Config) -> None:

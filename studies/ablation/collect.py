@@ -13,7 +13,7 @@ from configs import study
 from pgfl_jax.config import ConfigError, parse_config, stored_config
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import Experiment
-from pgfl_jax.report.manifest import FREE_OPTIONS, read_config, read_run
+from pgfl_jax.report.manifest import FREE_OPTIONS, first_difference, read_config, read_run
 from pgfl_jax.report.summary import read_results
 from pgfl_jax.report.writers import embedding_label
 from studies.ablation.cells import Grid
@@ -61,19 +61,19 @@ def collect(runs_folder: Path, cells: Iterable[str]) -> list[Run]:
 def _read(path: Path, cell: str) -> Run:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-        stored = stored_config(run["options"]).flat_options()
+        stored = stored_config(run["options"])
     except (ConfigError, ValueError, TypeError, LookupError) as error:
         raise UserError(
             f"{path}: damaged, or not of a finished run ({error}); delete it, and the run is read "
             "again"
         ) from error
-    wanted = parse_config(study.get_config(cell)).flat_options()
-    for name, value in sorted(wanted.items()):
-        if stored[name] != value and not name.startswith((*FREE_OPTIONS, "seed")):
-            raise UserError(
-                f"{path.with_suffix('')}: trained with config.{name} = {stored[name]!r}, where the "
-                f"cell now says {value!r}; use another --out, or delete the run and {path.name}"
-            )
+    wanted = parse_config(study.get_config(cell))
+    if difference := first_difference(stored, wanted, free=(*FREE_OPTIONS, "seed")):
+        name, trained, now = difference
+        raise UserError(
+            f"{path.with_suffix('')}: trained with config.{name} = {trained!r}, where the "
+            f"cell now says {now!r}; use another --out, or delete the run and {path.name}"
+        )
     return run
 
 
