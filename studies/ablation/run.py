@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from absl import flags
@@ -73,22 +73,22 @@ def train(job: Job, grid: Grid, out: Path, data_dir: Path) -> float:
     return seconds
 
 
-def affordable(jobs: Sequence[Job], seconds: Mapping[str, list[float]], left: float) -> list[Job]:
-    """The jobs that probably end in time if they start now, side by side.
+def next_job(missing: Sequence[Job], seconds: Mapping[str, list[float]], left: float) -> Job | None:
+    """The first job that probably ends in time if it starts now, or None.
 
     A cell takes as long as its longest run so far; one that never ran, as long as the longest of
     all runs.
 
     Args:
-        jobs: what would start.
+        missing: what is to be run, in order.
         seconds: what each cell's runs took.
         left: seconds until the end.
 
-    >>> affordable([("a", 0), ("b", 0)], {"a": [50.0, 60.0], "b": [90.0]}, 80.0)
-    [('a', 0)]
+    >>> next_job([("b", 0), ("a", 0)], {"a": [50.0, 60.0], "b": [90.0]}, 80.0)
+    ('a', 0)
     """
     longest = max(itertools.chain(*seconds.values()), default=0.0)
-    return [job for job in jobs if max(seconds.get(job[0], [longest])) <= left]
+    return next((job for job in missing if max(seconds.get(job[0], [longest])) <= left), None)
 
 
 def run_grid(
@@ -104,23 +104,24 @@ def run_grid(
         seconds.setdefault(run["cell"], []).append(run["seconds"])
     ended = {(run["cell"], run["seed"]) for run in done}
     missing = [job for job in wanted if job not in ended]
+    running: dict[Future[float], Job] = {}
     with ThreadPoolExecutor(jobs) as pool:
-        while missing:
+        while missing or running:
             left = float("inf") if hours is None else hours * 3600 - (time.monotonic() - started)
-            batch = affordable(missing[:jobs], seconds, left)
-            if not batch:
+            while len(running) < jobs and (job := next_job(missing, seconds, left)):
+                missing.remove(job)
+                running[pool.submit(train, job, grid, out, data_dir)] = job
+            if not running:
                 print(f"out of time: {len(missing)} runs left; the same command goes on")
                 break
-            taken = pool.map(lambda job: train(job, grid, out, data_dir), batch)
-            for job, spent in zip(batch, taken, strict=True):
-                seconds.setdefault(job[0], []).append(spent)
-                missing.remove(job)
-            mean = statistics.mean(itertools.chain(*seconds.values()))
-            count = f"[{len(wanted) - len(missing)}/{len(wanted)}]"
-            names = ", ".join(f"{cell} seed {seed}" for cell, seed in batch)
-            rest = duration(mean * len(missing) / jobs)
-            print(f"{count} {names} | about {rest} left", flush=True)
-            write(name, out)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                cell, seed = running.pop(future)
+                seconds.setdefault(cell, []).append(future.result())
+                write(name, out)
+                to_go = len(missing) + len(running)
+                rest = duration(statistics.mean(itertools.chain(*seconds.values())) * to_go / jobs)
+                count = f"[{len(wanted) - to_go}/{len(wanted)}]"
+                print(f"{count} {cell} seed {seed} | about {rest} left", flush=True)
     write(name, out)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import subprocess
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -99,11 +100,29 @@ def test_a_run_that_would_end_too_late_does_not_start(tmp_path, trained, capsys)
     assert "out of time: 2 runs left; the same command goes on" in capsys.readouterr().out
     _run(tmp_path, 2, hours=1.0 / 3600)  # it knows what the finished runs took
     assert len(trained) == 2
-    jobs = [("a", 0), ("b", 0)]
-    assert runner.affordable(jobs, {"a": [5.0], "b": [9.0, 20.0]}, 19.0) == jobs[:1]
-    assert runner.affordable(jobs, {"b": [20.0]}, 20.0) == jobs
-    assert runner.affordable(jobs, {"b": [20.0]}, 19.0) == []
-    assert runner.affordable(jobs, {}, 0.0) == jobs
+    jobs = [("b", 0), ("a", 0)]
+    assert runner.next_job(jobs, {"a": [5.0], "b": [9.0, 20.0]}, 19.0) == ("a", 0)
+    assert runner.next_job(jobs, {"b": [20.0]}, 20.0) == ("b", 0)
+    assert runner.next_job(jobs, {"b": [20.0]}, 19.0) is None
+    assert runner.next_job(jobs, {}, 0.0) == ("b", 0)
+
+
+def test_a_short_run_makes_room_while_a_long_one_goes_on(tmp_path, monkeypatch):
+    third = threading.Event()
+    started = []
+
+    def train(job, *_):
+        started.append(job)
+        if job == ("tiny", 1):
+            third.set()
+        if job == ("tiny_alone", 0):
+            assert third.wait(30.0)
+        return 1.0
+
+    monkeypatch.setattr(runner, "train", train)
+    runner.run_grid("smoke", 2, tmp_path, tmp_path / "data", hours=None, jobs=2)
+    assert sorted(started[:2]) == [("tiny", 0), ("tiny_alone", 0)]
+    assert started[2:] == [("tiny_alone", 1), ("tiny", 1)]
 
 
 def test_what_was_scored_on_another_set_is_trained_again(tmp_path, trained, monkeypatch):
