@@ -537,7 +537,7 @@ def _check_values(label: str, name: str, value: np.ndarray) -> None:
         raise PretrainedError(f"{label} has negative variances; the file is damaged")
     # A scale or an offset may be 0, and the last layer of the pooling starts at 0; what was never
     # filled in would block all that comes after.
-    kernel = value.ndim == 4 and not name.startswith(("main_pooling.maps.", "main_pooling.change."))
+    kernel = value.ndim == 4 and not name.startswith(("main_pooling.maps.", "main_pooling.gate."))
     if (name.endswith("running_var") or kernel) and not value.any():
         raise PretrainedError(f"{label} is 0 throughout; the file was never filled in")
 

@@ -373,11 +373,11 @@ class ContextPooling(nn.Module):
         """``channels`` of the features; ``dtype`` as in :class:`Around`."""
         super().__init__()
         self.hidden = Around(channels, dtype)
-        self.change = nn.Conv2d(64, channels, 1)
+        self.gate = nn.Conv2d(64, channels, 1)
 
     def forward(self, features: Tensor) -> Pooled:
         """Pool (N, C, h, w) to (N, C)."""
-        own = (features + self.change(self.hidden(features))).relu()
+        own = features * (2 * self.gate(self.hidden(features)).sigmoid())
         return Pooled(own.mean((2, 3)), features=own)
 
 

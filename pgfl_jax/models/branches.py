@@ -54,9 +54,9 @@ class AveragePooling(nn.Module):
 class ContextPooling(nn.Module):
     """MB's pooling by a plain mean, of features that have seen their neighbourhood.
 
-    With h (B, h, w, 64) as in :class:`PredictedPooling`, g = GAP(ReLU(F + U h + b)): a cell can
-    suppress or restore its channels by what is around it. U and b start at 0, so the pooling starts
-    as the mean of F.
+    With h (B, h, w, 64) as in :class:`PredictedPooling`, g = GAP(2 σ(U h + b) ⊙ F): a cell
+    suppresses or strengthens its channels by what is around it. U and b start at 0, so the pooling
+    starts as the mean of F. A factor is never 0, so no training can end with all features at 0.
 
     Attributes:
         dtype: of the 3×3 convolution; None: the parameters' dtype.
@@ -67,8 +67,8 @@ class ContextPooling(nn.Module):
     @nn.compact
     def __call__(self, features: Float[Array, "batch height width channels"]) -> Pooled:
         """Pool (B, h, w, C) to (B, C)."""
-        change = _from_zero(features.shape[-1], "change")
-        own = nn.relu(features + change(nn.relu(_around(self.dtype)(features))))
+        gate = _from_zero(features.shape[-1], "gate")
+        own = features * (2 * nn.sigmoid(gate(nn.relu(_around(self.dtype)(features)))))
         return Pooled(jnp.mean(own, axis=(1, 2)), features=own)
 
 
