@@ -54,9 +54,9 @@ class AveragePooling(nn.Module):
 class ContextPooling(nn.Module):
     """MB's pooling by a plain mean, of features that have seen their neighbourhood.
 
-    With h (B, h, w, 64) as in :class:`PredictedPooling`, g = GAP(2 σ(U h + b) ⊙ F): a cell
-    suppresses or strengthens its channels by what is around it. U and b start at 0, so the pooling
-    starts as the mean of F. A factor is never 0, so no training can end with all features at 0.
+    With h (B, h, w, 64) as in :class:`PredictedPooling`, g = GAP(2 sigmoid(U h + b) ⊙ F): a
+    cell suppresses or strengthens its channels by what is around it. U and b start at 0, so the
+    pooling starts as the mean of F. A factor is never 0, so no training ends with all features at 0.
 
     Attributes:
         dtype: of the 3×3 convolution; None: the parameters' dtype.
