@@ -56,7 +56,7 @@ class ContextPooling(nn.Module):
 
     With h (B, h, w, 64) as in :class:`PredictedPooling`, g = GAP(2 sigmoid(U h + b) ⊙ F): a
     cell suppresses or strengthens its channels by what is around it. U and b start at 0, so the
-    pooling starts as the mean of F. A factor is never 0, so no training ends with all features at 0.
+    pooling starts as the mean of F. No factor is ever 0, so features cannot all end at 0.
 
     Attributes:
         dtype: of the 3×3 convolution; None: the parameters' dtype.
