@@ -6,6 +6,7 @@ Every process must call these functions, in the same order. A single process ans
 import hashlib
 import json
 import os
+import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,14 @@ from pgfl_jax.errors import UserError
 def is_primary() -> bool:
     """Whether this is process 0, which writes logs and results; asks no other process."""
     return jax.process_index() == 0
+
+
+def processes_here() -> int:
+    """How many of the run's processes are on this machine, which they share."""
+    if jax.process_count() == 1:
+        return 1
+    here = _digest(platform.node())
+    return int((multihost_utils.process_allgather(here) == here).all(axis=1).sum())
 
 
 def all_processes(condition: bool) -> bool:

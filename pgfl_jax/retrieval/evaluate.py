@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from pgfl_jax.checkpoint import choose_step, open_checkpoints
 from pgfl_jax.config import Config, EvalConfig
-from pgfl_jax.distributed.collectives import agreed_step, is_primary
+from pgfl_jax.distributed.collectives import agreed_step, is_primary, processes_here
 from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.experiment import Experiment, Pretrained
 from pgfl_jax.report.manifest import check_same_run, read_run
@@ -176,7 +176,8 @@ class Evaluator:
         if self._experiment.config.eval.rerank:
             for protocol in self._data.protocols:
                 sides = protocol.query, protocol.gallery
-                check_memory(*(len(self._data.splits[name]) for name in sides))
+                sizes = (len(self._data.splits[name]) for name in sides)
+                check_memory(*sizes, processes=processes_here())
         if self._data.dry_run is not None:
             self._evaluate(state, self._data.dry_run)
 

@@ -31,7 +31,7 @@ from jaxtyping import Float, Int
 from scipy import sparse
 from tqdm import tqdm
 
-from pgfl_jax.distributed.collectives import is_primary
+from pgfl_jax.distributed.collectives import is_primary, processes_here
 from pgfl_jax.errors import UserError
 from pgfl_jax.report.writers import duration
 from pgfl_jax.retrieval import blocks
@@ -189,6 +189,7 @@ def rerank_protocol(
             flush=True,
         )
     rows = embeddings[protocol.query], embeddings[protocol.gallery]
+    check_memory(*map(len, rows), processes=processes_here())
     with naming(protocol):
         labels = protocol_labels(protocol, splits)
         distances = k_reciprocal_blocks(*rows, quiet=not is_primary())
@@ -196,9 +197,23 @@ def rerank_protocol(
 
 
 def check_memory(
-    num_query: int, num_gallery: int, *, k1: int = 20, k2: int = 6, result_bytes: int = 0
+    num_query: int,
+    num_gallery: int,
+    *,
+    k1: int = 20,
+    k2: int = 6,
+    result_bytes: int = 0,
+    processes: int = 1,
 ) -> int:
     """Bytes that re-ranking needs beside the embeddings, by what real ones took.
+
+    Args:
+        num_query: rows.
+        num_gallery: rows.
+        k1: neighbours that are looked at.
+        k2: neighbours whose encodings are averaged.
+        result_bytes: of a result that is kept whole.
+        processes: that do the same on this machine at the same time.
 
     Raises:
         UserError: the machine has less.
@@ -206,9 +221,10 @@ def check_memory(
     count = num_query + num_gallery
     need = result_bytes + 2 * _block_bytes(count) + count * (k1 + 1) * (40 + 36 * k2)
     available = _available_bytes()
-    if available is not None and need > available:
+    if available is not None and processes * need > available:
+        each = f" in each of {processes} processes" if processes > 1 else ""
         raise UserError(
-            f"re-ranking {count:,} images needs {need / 2**30:.1f} GiB of memory beside the "
+            f"re-ranking {count:,} images needs {need / 2**30:.1f} GiB of memory{each} beside the "
             f"embeddings, and {available / 2**30:.1f} GiB are available"
         )
     return need

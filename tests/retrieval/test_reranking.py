@@ -2,9 +2,11 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+from pgfl_jax.distributed import collectives
 from pgfl_jax.errors import UserError
 from pgfl_jax.retrieval import blocks, k_reciprocal_distances, reranking
 from pgfl_jax.retrieval.reranking import k_reciprocal_blocks
@@ -121,6 +123,22 @@ def test_too_little_memory_is_said_in_one_line(monkeypatch):
     )  # fmt: skip
 
 
+def test_processes_on_one_machine_share_its_memory(monkeypatch):
+    need = reranking.check_memory(1000, 9000)
+    monkeypatch.setattr(reranking, "_available_bytes", lambda: 3 * need)
+    assert reranking.check_memory(1000, 9000, processes=3) == need
+    with pytest.raises(UserError, match=r"0\.1 GiB of memory in each of 4 processes beside"):
+        reranking.check_memory(1000, 9000, processes=4)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 5)
+    hosts = [collectives._digest(name) for name in ("a", "b", "a", "a", "c")]
+    monkeypatch.setattr(
+        collectives.multihost_utils, "process_allgather", lambda own: np.stack([*hosts[:4], own])
+    )
+    monkeypatch.setattr(collectives.platform, "node", lambda: "a")
+    assert collectives.processes_here() == 4
+
+
 def test_what_takes_long_is_said_beforehand(monkeypatch, capsys):
     monkeypatch.setattr(reranking, "_LONG", 0)
     k_reciprocal_distances(*np.random.default_rng(0).normal(size=(2, 30, 4)))
@@ -132,6 +150,7 @@ def test_what_takes_long_is_said_beforehand(monkeypatch, capsys):
 
 MEMORY = """
 import tracemalloc
+import jax
 import numpy as np
 from pgfl_jax.retrieval.reranking import check_memory, k_reciprocal_blocks, k_reciprocal_distances
 rng = np.random.default_rng(0)
