@@ -17,9 +17,9 @@ def get_config() -> ConfigDict:
     config.data.identities_per_batch, config.data.images_per_identity = 4, 4
     config.data.augment.pad = 2
     config.optim.learning_rate = 1.5e-3
-    config.optim.learning_rate = 1.5e-3
     config.train.epochs = 5.0
     config.train.log_every, config.train.eval_every, config.train.checkpoint_every = 10, 20, 10
+    config.train.pictures = 0
     config.eval.batch_size = 16
     config.eval.report = False
     return config

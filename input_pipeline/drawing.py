@@ -5,20 +5,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from input_pipeline import keypoints as kp
-
-# One colour (red, green, blue) for each of ``keypoints.PARTS``.
-_PART_COLORS = np.array(
-    [
-        (240, 200, 60),
-        (220, 70, 70),
-        (70, 160, 240),
-        (40, 90, 200),
-        (110, 210, 110),
-        (30, 140, 70),
-        (220, 120, 230),
-        (150, 60, 170),
-    ]
-)
+from pgfl_jax.report.painting import PART_COLORS
 
 
 def scale_to_rows(
@@ -50,7 +37,7 @@ def draw_skeleton(
     at = np.rint(((joints[:, :2] + 0.5) * scale - 0.5) * 16).astype(int)
     seen = kp.shown_joints(joints, threshold)
     for part, start, end in kp.shown_limbs(joints, threshold):
-        color = _PART_COLORS[part].tolist()
+        color = PART_COLORS[part].tolist()
         cv2.line(drawn, at[start].tolist(), at[end].tolist(), color, 2, cv2.LINE_AA, 4)
     for joint, point in enumerate(at.tolist()):
         if seen[joint]:
@@ -86,23 +73,3 @@ def keypoint_maps(
         joints[None], image_shape=image_shape, map_shape=cells, sigma=sigma, threshold=threshold
     )
     return maps[0].numpy()
-
-
-def draw_part_maps(
-    image: UInt8[np.ndarray, "height width 3"], maps: Float[np.ndarray, "rows columns 8"]
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Part maps in their colours over a grey picture.
-
-    Args:
-        image: (h, w, 3) uint8.
-        maps: (rows, columns, 8) in [0, 1], over the whole picture.
-
-    Returns:
-        A new (h, w, 3) uint8.
-    """
-    strongest = maps.max(axis=2, keepdims=True)
-    color = _PART_COLORS[maps.argmax(axis=2)] * strongest
-    size = image.shape[1], image.shape[0]
-    color, strongest = cv2.resize(color, size), cv2.resize(strongest, size)[..., None]
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None] * 0.5
-    return np.clip(grey * (1 - 0.8 * strongest) + 0.8 * color, 0, 255).astype(np.uint8)

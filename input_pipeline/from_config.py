@@ -5,7 +5,7 @@ import functools
 import hashlib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +171,7 @@ def evaluation_data(
     train, train_sha256 = _trained_on(training, run, findings)
     poses = read_pose_files(config) if config.scores_with_poses else []
     named: dict[str, str] = {}
+    asked: list[Catalog] = []
     for name in evaluated_sets(config):
         builder = open_builder(config, name)
         full_name = builder.info.full_name
@@ -200,6 +201,7 @@ def evaluation_data(
         for protocol, query in queries.items():
             label = f"{full_name} {protocol}"
             pair = catalogs[query], catalogs["gallery"]
+            asked.append(pair[0])
             findings.add(check_protocol(label, *pair))
             copies = copied_queries(*pair)
             findings.add(check_copied_queries(label, pair[0].filenames, *copies))
@@ -215,7 +217,39 @@ def evaluation_data(
             )
             _add_few(dry_run, label, *pair, config)
     _report(findings)
+    if training and config.train.pictures:
+        data = dataclasses.replace(data, pictures=_watched(asked, config))
     return data
+
+
+def _watched(asked: Sequence[Catalog], config: Config) -> Callable[[], dict[str, np.ndarray]]:
+    """Reads ``config.train.pictures`` query images, drawn by the seed, as many of each protocol.
+
+    They are read once, by this process alone, with their poses if poses are trained with.
+
+    Args:
+        asked: the queries of each protocol.
+        config: the configuration.
+    """
+    rng = np.random.default_rng(config.seed)
+    poses = read_pose_files(config) if config.trains_with_poses else []
+    map_shape = config.map_shape if config.trains_with_poses else None
+    starts = []
+    for place, catalog in enumerate(asked):
+        wanted = len(range(place, config.train.pictures, len(asked)))
+        rows = rng.permutation(len(catalog))[:wanted]
+        if rows.size:
+            few = functools.reduce(join_poses, poses, catalog.select(rows))
+            starts.append(
+                evaluation_batches(few, config.data, map_shape=map_shape, batch_size=rows.size)
+            )
+
+    @functools.cache
+    def read() -> dict[str, np.ndarray]:
+        batches = [next(start()) for start in starts]
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+    return read
 
 
 def _trained_on(

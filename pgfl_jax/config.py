@@ -280,6 +280,9 @@ class TrainConfig:
     log_every: PositiveInt = 50
     eval_every: PositiveInt = 2000
     checkpoint_every: PositiveInt = 1000
+    # Query images that TensorBoard shows at each evaluation, with the maps of the pose and of the
+    # main branch; 0: none.
+    pictures: NonNegativeInt = 8
 
 
 @dataclasses.dataclass(frozen=True)

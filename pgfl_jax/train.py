@@ -193,6 +193,8 @@ def train(
                         log.flush()
                     pending = log.pending_metrics()  # the resumed run writes their line
                     score = log.evaluation(evaluator(state)) if evaluation_due else None
+                    if evaluation_due:
+                        log.pictures(state, evaluation.pictures)
                     check_held(workdir)  # evaluation may take long
                     checkpoints.save(state, score, pending, config.flat_options())
                     log.restart_clock()

@@ -8,6 +8,7 @@ from jaxtyping import UInt8
 from input_pipeline import augment, drawing
 from input_pipeline.catalog import Catalog
 from pgfl_jax.config import PoseConfig
+from pgfl_jax.report.painting import paint_parts
 
 _SIDE = 192  # each picture fits into a square of this many pixels
 _GAP, _GREY = 4, 128
@@ -36,11 +37,11 @@ def draw_sample(catalog: Catalog, row: int, pose: PoseConfig) -> bytes:
     if joints[:, 2].any():
         panels.append(drawing.draw_skeleton(image, joints, 1.0, pose.threshold))
     if given is not None and given.any():
-        panels.append(drawing.draw_part_maps(image, given.astype(np.float32) / 255))
+        panels.append(paint_parts(image, given.astype(np.float32) / 255))
     elif joints[:, 2].any():
         shape = image.shape[0], image.shape[1]
         maps = drawing.keypoint_maps(joints, shape, sigma=pose.sigma, threshold=pose.threshold)
-        panels.append(drawing.draw_part_maps(image, maps))
+        panels.append(paint_parts(image, maps))
     gap = np.full((len(image), _GAP, 3), _GREY, np.uint8)
     return _encode(np.hstack([part for panel in panels for part in (gap, panel)][1:]))
 

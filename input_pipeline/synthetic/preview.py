@@ -10,6 +10,7 @@ from input_pipeline import drawing
 from input_pipeline.synthetic.plan import Shot, plan_split
 from input_pipeline.synthetic.render import render
 from input_pipeline.synthetic.settings import Preset
+from pgfl_jax.report.painting import paint_parts
 
 _TILE_ROWS = 192  # height of every picture
 _GAP, _CAPTION = 4, 16
@@ -24,7 +25,7 @@ def _tile(preset: Preset, shot: Shot) -> np.ndarray:
     image = drawing.scale_to_rows(pixels, _TILE_ROWS)
     skeleton = drawing.draw_skeleton(image, result.keypoints, _TILE_ROWS / preset.image_shape[0])
     maps = drawing.keypoint_maps(result.keypoints, preset.image_shape)
-    parts = drawing.draw_part_maps(image, maps)
+    parts = paint_parts(image, maps)
     row = np.hstack([image, skeleton, parts])
     caption = np.full((_CAPTION, row.shape[1], 3), _PAPER, np.uint8)
     text = f"{shot.person:04d} cam {shot.camera + 1}"

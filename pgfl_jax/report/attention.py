@@ -49,6 +49,15 @@ def pooled_energy(
     return energy if predicted is None else energy * predicted.astype(np.float64)
 
 
+def relative(energy: Float[np.ndarray, "height width *parts"]) -> Float[np.ndarray, "..."]:
+    """Energies of an image over the largest, of each group by itself: to draw where they are.
+
+    >>> relative(np.array([[1.0, 4.0]])).tolist()
+    [[0.25, 1.0]]
+    """
+    return energy / np.maximum(energy.max(axis=(0, 1)), 1e-12)
+
+
 def share_on(
     energy: Float[np.ndarray, "images height width *parts"],
     maps: Float[np.ndarray, "images height width *parts"],

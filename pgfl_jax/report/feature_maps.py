@@ -33,9 +33,9 @@ class FeatureMaps:
     """
 
     energy: Float[np.ndarray, "images height width parts"]
-    predicted: Float[np.ndarray, "images height width maps"] | None
-    part_maps: Float[np.ndarray, "images height width parts"] | None
-    visibility: Float[np.ndarray, "images parts"] | None
+    predicted: Float[np.ndarray, "images height width maps"] | None = None
+    part_maps: Float[np.ndarray, "images height width parts"] | None = None
+    visibility: Float[np.ndarray, "images parts"] | None = None
 
 
 def feature_maps(
@@ -50,15 +50,24 @@ def feature_maps(
     """
     found: list[dict[str, np.ndarray]] = []
     for batch, count in _rebatched(split, rows):
-        energy, predicted = jax.device_get(
-            _maps(embedder.model, embedder.config.data, embedder.variables, batch["images"])
-        )
-        maps = {"energy": energy, "predicted": predicted} | {**batch}
-        found.append({name: maps[name][:count] for name in maps if maps[name] is not None})
+        maps = vars(batch_maps(embedder, batch))
+        found.append({name: values[:count] for name, values in maps.items() if values is not None})
     whole = {name: np.concatenate([maps[name] for maps in found]) for name in found[0]}
-    predicted = whole.get("predicted")
-    energy = pooled_energy(whole["energy"], predicted)
-    return FeatureMaps(energy, predicted, whole.get("part_maps"), whole.get("visibility"))
+    return FeatureMaps(**whole)
+
+
+def batch_maps(embedder: Embedder, batch: Batch) -> FeatureMaps:
+    """The maps of a batch of images; one program is compiled for each size of batch.
+
+    Args:
+        embedder: the main branch.
+        batch: ``images``, and ``part_maps`` and ``visibility`` if poses were read.
+    """
+    energy, predicted = jax.device_get(
+        _maps(embedder.model, embedder.config.data, embedder.variables, batch["images"])
+    )
+    energy = pooled_energy(energy, predicted)
+    return FeatureMaps(energy, predicted, batch.get("part_maps"), batch.get("visibility"))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from pgfl_jax.embedder import Embedder
-from pgfl_jax.report.attention import Shares, energy_shares
+from pgfl_jax.report.attention import Shares, energy_shares, relative
 from pgfl_jax.report.feature_maps import FeatureMaps, feature_maps
 from pgfl_jax.report.run_files import RunFiles
 from pgfl_jax.report.thumbnails import Thumbnails
@@ -250,9 +250,8 @@ def _attention(maps: FeatureMaps | None, shares: Shares | None, row: int) -> dic
     known = shares is not None and not np.isnan(shares.foreground[row])
     return {
         "grid": list(whole.shape),
-        "e": _packed(whole / max(whole.max(), 1e-12)),
-        # Each group on its own scale: it is its place that counts.
-        "g": _packed(energy / np.maximum(energy.max(axis=(0, 1)), 1e-12)),
+        "e": _packed(relative(whole)),
+        "g": _packed(relative(energy)),
         "q": None if maps.predicted is None else _packed(maps.predicted[row]),
         "t": None if maps.part_maps is None else _packed(maps.part_maps[row]),
         "s": round(float(shares.foreground[row]), 4) if shares and known else None,

@@ -31,6 +31,7 @@ FREE_OPTIONS = (
     "train.log_every",
     "train.eval_every",
     "train.checkpoint_every",
+    "train.pictures",
     "eval.",
 )
 

@@ -1,7 +1,7 @@
 """The numbers of the training steps, from the device to terminal, file and TensorBoard."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,10 @@ import numpy as np
 from pgfl_jax.distributed.collectives import broadcast_from_primary, is_primary
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import Experiment
+from pgfl_jax.report.picture_grid import picture_grid
 from pgfl_jax.report.writers import MetricWriter, duration, embedding_label, progress_line, say
+from pgfl_jax.retrieval.protocols import Batch
+from pgfl_jax.train_state import TrainState
 from pgfl_jax.train_step import Metrics
 
 
@@ -125,6 +128,12 @@ class StepLog:
             self._writer.write(results[0]["step"], values)
         # Every process has ranked for itself; one score must select the best step.
         return broadcast_from_primary(results[0]["mAP"])
+
+    def pictures(self, state: TrainState, pictures: Callable[[], Batch] | None) -> None:
+        """Write what the main branch makes of a few query images to TensorBoard's events."""
+        if self._writer and pictures is not None:
+            grid = picture_grid(self._experiment, state, pictures())
+            self._writer.write_picture(int(state.step), "queries", grid)
 
     def _fetch(self) -> Sequence[Mapping[str, np.ndarray]]:
         values = jax.device_get([metrics for _, metrics, _ in self._pending])

@@ -7,6 +7,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
+
 from pgfl_jax.distributed.collectives import is_primary
 from pgfl_jax.errors import UserError
 from pgfl_jax.files import replacing
@@ -17,11 +20,11 @@ BRANCHES = ("_main", "_foreground", "_parts")
 
 
 class MetricWriter:
-    """Writes scalars to ``metrics.jsonl`` and, as TensorBoard events, to ``metrics/``.
+    """Writes scalars to ``metrics.jsonl``, and scalars and pictures as TensorBoard events.
 
     One line of ``metrics.jsonl`` is ``{"step": …, "name": value, …}``. A resumed run first drops
     the lines after its checkpoint, so that the file equals that of an uninterrupted run. The
-    events keep both the lost steps and those that replaced them.
+    events, in ``metrics/``, keep both the lost steps and those that replaced them.
     """
 
     def __init__(self, workdir: Path, restored_step: int | None) -> None:
@@ -65,6 +68,13 @@ class MetricWriter:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         self._summary.write_scalars(step, dict(values))
+        self._summary.flush()
+
+    def write_picture(
+        self, step: int, name: str, picture: UInt8[np.ndarray, "height width 3"]
+    ) -> None:
+        """Write an RGB picture to the events."""
+        self._summary.write_images(step, {name: picture})
         self._summary.flush()
 
     def close(self) -> None:

@@ -98,12 +98,15 @@ class EvaluationData:
         protocols: over these splits.
         dry_run: a few images of each protocol, to see early what cannot work.
         parts: names of the body parts, in the order of part maps and limbs.
+        pictures: reads a few query images, with part maps if poses are trained with, to watch
+            during training: ``images``, ``part_maps``, ``visibility``; None: none are watched.
     """
 
     splits: dict[str, EvaluationSplit]
     protocols: list[Protocol]
     dry_run: "EvaluationData | None" = None
     parts: Sequence[str] = ()
+    pictures: Callable[[], Batch] | None = None
 
     @property
     def selection_protocol(self) -> str:
