@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pgfl_jax.checkpoint import checkpoint_steps
 from pgfl_jax.config import Config
 from pgfl_jax.embedder import load
 from pgfl_jax.errors import UserError
@@ -110,6 +111,9 @@ def _source(run: RunFiles, open_data: OpenData | None, missing: list[str]) -> So
     except (UserError, OSError) as error:
         missing.append(f"{run.name}: no pictures: {error}")
         return Source()
+    if not checkpoint_steps(run.path):
+        missing.append(f"{run.name}: no feature maps, since its folder has no checkpoint.")
+        return Source(data)
     scores = next(iter(run.shown.values())).scores
     try:
         embedder = load(run.path, checkpoint=scores["step"], parameters=scores["parameters"])

@@ -24,6 +24,7 @@ from pgfl_jax.report.page import template
 from pgfl_jax.report.report import Request, write_report
 from pgfl_jax.report.thumbnails import HEIGHT, thumbnail
 from pgfl_jax.retrieval.queries import encode_queries, read_queries
+from studies.ablation import summary
 from tests.report.pages import Page, evaluated_run, other_run, scores, write
 from tests.runs import GOLDEN_RUN, finish, launch, start
 
@@ -333,3 +334,46 @@ def test_the_commands(run, tmp_path, capsys):
     assert len(Page(page.read_text()).gallery["pictures"]) > 16
     assert json.loads((run[0] / "config.json").read_text())["data.dataset"].endswith("/tiny")
     assert jax.process_count() == 1
+
+
+def test_a_summary_is_shown_beside_a_run(run, tmp_path, monkeypatch):
+    folder, config = run
+    scored = []
+
+    def evaluate(config, folder, data):
+        scored.append((config, folder, data))
+        return [scores(folder, protocol) for protocol in ("occluded", "holistic")]
+
+    monkeypatch.setattr(summary, "evaluate_checkpoint", evaluate)
+    monkeypatch.setattr(summary, "evaluation_data", lambda config, run: "the data")
+    out = tmp_path / "baseline"
+    out.mkdir()
+    summary.summarise(folder, out, str(config.data.data_dir))
+    ((asked, *rest),) = scored
+    assert asked.eval.datasets == () and asked.data.data_dir == config.data.data_dir
+    assert rest == [folder, "the data"]
+    files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    names = [f"results/{one}.{end}" for one in ("holistic", "occluded")
+             for end in ("json", "queries.parquet")]  # fmt: skip
+    assert files == ["config.json", "manifest.json", *names]
+    assert str(tmp_path) not in (out / "config.json").read_text()
+    assert str(config.data.data_dir) not in (out / "config.json").read_text()
+
+    other = other_run(folder, tmp_path / "other")
+    page = write_report(Request([other, out], tmp_path / "page.html"), None)
+    found = Page(page.read_text(encoding="utf-8"))
+    assert found.gallery["runs"] == ["other", "baseline"]
+    whole = read_queries(folder / "results" / "occluded.queries.parquet")
+    stored = read_queries(out / "results" / "occluded.queries.parquet")
+    np.testing.assert_array_equal(stored.filenames, whole.filenames[:, :10])
+    assert stored.facts == whole.facts
+    items = found.gallery["protocols"][0]["gallery"]
+    for row, query in enumerate(found.gallery["protocols"][0]["queries"]):
+        shown, kept = query["r"]
+        assert shown["ap"] == pytest.approx(whole.average_precision[row - 1], abs=1e-4)
+        assert kept["ap"] == pytest.approx(whole.average_precision[row], abs=1e-4)
+        assert kept["first"] == whole.first_match_rank[row]
+        assert [items[at][0] for at, *_ in kept["top"]] == whole.filenames[row, :10].tolist()
+    bins = found.table("hidden", "run", "queries", "mAP")
+    assert [row[1] for row in bins[:2]] == ["other", "baseline"]
+    assert bins[0][3] == bins[1][3]  # the copy's scores are those of the run
