@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,27 @@ class Catalog:
         if "image_sha256" in self.__dict__:
             other.__dict__["image_sha256"] = self.image_sha256
         return other
+
+
+def joined_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
+    """The images of catalogs that are held in memory, one catalog after the other.
+
+    Part maps on another grid than the first ones are left out.
+    """
+    given = [c.part_maps.shape[1:] for c in catalogs if c.part_maps is not None]
+
+    def part_maps(catalog: Catalog) -> UInt8[np.ndarray, "images rows columns 8"]:
+        if catalog.part_maps is not None and catalog.part_maps.shape[1:] == given[0]:
+            return catalog.part_maps
+        return np.zeros((len(catalog), *given[0]), np.uint8)
+
+    columns = {
+        field.name: np.concatenate([getattr(c, field.name) for c in catalogs])
+        for field in dataclasses.fields(Catalog)
+        if field.name != "part_maps"
+    }
+    maps = np.concatenate([part_maps(c) for c in catalogs]) if given else None
+    return Catalog(**columns, part_maps=maps)
 
 
 def read_catalog(builder: Any, split: str, *, memory_gib: float = 0.0) -> Catalog:

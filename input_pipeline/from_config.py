@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from input_pipeline.builders import other_source, prepared_builder
-from input_pipeline.catalog import Catalog, read_catalog
+from input_pipeline.catalog import Catalog, joined_catalogs, read_catalog
 from input_pipeline.copies import (
     check_copied_queries,
     check_people,
@@ -45,7 +45,7 @@ from pgfl_jax.config import Config, Embedding
 from pgfl_jax.distributed.collectives import is_primary
 from pgfl_jax.report.training_images import TRAINING_IMAGES, read_training_images
 from pgfl_jax.report.writers import STEP_SUFFIX
-from pgfl_jax.retrieval.protocols import EvaluationData, EvaluationSplit, Limb, Protocol
+from pgfl_jax.retrieval.protocols import Batch, EvaluationData, EvaluationSplit, Limb, Protocol
 from pgfl_jax.train import TrainingData
 
 _DRY_RUN_QUERIES = 4  # queries of each protocol
@@ -222,7 +222,7 @@ def evaluation_data(
     return data
 
 
-def _watched(asked: Sequence[Catalog], config: Config) -> Callable[[], dict[str, np.ndarray]]:
+def _watched(asked: Sequence[Catalog], config: Config) -> Callable[[], Batch]:
     """Reads ``config.train.pictures`` query images, drawn by the seed, as many of each protocol.
 
     They are read once, by this process alone, with their poses if poses are trained with.
@@ -233,23 +233,19 @@ def _watched(asked: Sequence[Catalog], config: Config) -> Callable[[], dict[str,
     """
     rng = np.random.default_rng(config.seed)
     poses = read_pose_files(config) if config.trains_with_poses else []
-    map_shape = config.map_shape if config.trains_with_poses else None
-    starts = []
+    chosen = []
     for place, catalog in enumerate(asked):
         wanted = len(range(place, config.train.pictures, len(asked)))
-        rows = rng.permutation(len(catalog))[:wanted]
-        if rows.size:
-            few = functools.reduce(join_poses, poses, catalog.select(rows))
-            starts.append(
-                evaluation_batches(few, config.data, map_shape=map_shape, batch_size=rows.size)
-            )
-
-    @functools.cache
-    def read() -> dict[str, np.ndarray]:
-        batches = [next(start()) for start in starts]
-        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-
-    return read
+        few = catalog.select(rng.permutation(len(catalog))[:wanted])
+        chosen.append(functools.reduce(join_poses, poses, few))
+    catalog = joined_catalogs(chosen)
+    start = evaluation_batches(
+        catalog,
+        config.data,
+        map_shape=config.map_shape if config.trains_with_poses else None,
+        batch_size=len(catalog),
+    )
+    return functools.cache(lambda: next(start()))
 
 
 def _trained_on(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -56,21 +56,30 @@ def feature_maps(
     return FeatureMaps(**whole)
 
 
-def batch_maps(embedder: Embedder, batch: Batch) -> FeatureMaps:
+def batch_maps(embedder: Embedder, batch: Batch, *, quick: bool = False) -> FeatureMaps:
     """The maps of a batch of images; one program is compiled for each size of batch.
 
     Args:
         embedder: the main branch.
         batch: ``images``, and ``part_maps`` and ``visibility`` if poses were read.
+        quick: compile in less than half the time, for few images.
     """
-    energy, predicted = jax.device_get(
-        _maps(embedder.model, embedder.config.data, embedder.variables, batch["images"])
+    found = _compiled(quick)(
+        embedder.model, embedder.config.data, embedder.variables, batch["images"]
     )
+    energy, predicted = jax.device_get(found)
     energy = pooled_energy(energy, predicted)
     return FeatureMaps(energy, predicted, batch.get("part_maps"), batch.get("visibility"))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.cache
+def _compiled(quick: bool) -> Callable[..., Any]:
+    """The jitted :func:`_maps`; on CPUs compiling takes most of the time of a small batch."""
+    fast = quick and jax.default_backend() == "cpu"
+    options: dict[str, Any] = {"xla_backend_optimization_level": 0} if fast else {}
+    return jax.jit(_maps, static_argnums=(0, 1), compiler_options=options)
+
+
 def _maps(
     model: PGFL, data: DataConfig, variables: Any, images: Array
 ) -> tuple[

@@ -34,7 +34,7 @@ def picture_grid(
     variables = main_branch({"params": state.params, "batch_stats": state.batch_stats})
     local = jax.tree.map(lambda leaf: leaf.addressable_data(0), variables)
     embedder = Embedder(experiment.config, experiment.model, local, int(state.step))
-    maps = batch_maps(embedder, batch)
+    maps = batch_maps(embedder, batch, quick=True)
     cells = [
         np.concatenate(_panels(image, maps, row), axis=1)
         for row, image in enumerate(batch["images"])

@@ -49,6 +49,8 @@ from pgfl_jax.retrieval.ranking import (
 _SMALL_BLOCK = 2**20
 _COLUMNS = 2048  # of a product that is written into a larger array
 _LONG = 1e12  # operations; of what takes longer, the time is estimated
+_SAMPLE = 256  # rows to estimate it from; several threads take part
+_IMAGE_SECONDS = 6e-5  # of an image's encoding
 
 
 class _Images(NamedTuple):
@@ -136,7 +138,7 @@ def k_reciprocal_blocks(
         )
     images = _images(query, gallery)
     need = check_memory(len(images.query), len(images.gallery), k1=k1, k2=k2)
-    if not quiet and (seconds := _seconds(images)):
+    if not quiet and (seconds := _seconds(images, max(k1 + 1, k2))):
         line = f"re-ranking {len(images):,} images: about {duration(seconds)}"
         print(f"{line} and {need / 2**30:.1f} GiB of memory", file=sys.stderr, flush=True)
     total = len(images) + len(images.query)
@@ -205,7 +207,9 @@ def check_memory(
     result_bytes: int = 0,
     processes: int = 1,
 ) -> int:
-    """Bytes that re-ranking needs beside the embeddings, by what real ones took.
+    """Bytes that re-ranking needs beside the embeddings.
+
+    By what a trained network's embeddings took; people who are far apart take about half.
 
     Args:
         num_query: rows.
@@ -219,7 +223,10 @@ def check_memory(
         UserError: the machine has less.
     """
     count = num_query + num_gallery
-    need = result_bytes + 2 * _block_bytes(count) + count * (k1 + 1) * (40 + 36 * k2)
+    neighbours = count * (k1 + 1)
+    # Blocks of distances are gone before the encodings come.
+    encodings = round(neighbours * (52 + 1.5 * k1 + 12 * k2))
+    need = result_bytes + 8 * neighbours + max(2 * _block_bytes(count), encodings)
     available = _available_bytes()
     if available is not None and processes * need > available:
         each = f" in each of {processes} processes" if processes > 1 else ""
@@ -385,17 +392,27 @@ def _shared(
     return sums.astype(values.dtype, copy=False)
 
 
-def _seconds(images: _Images) -> float:
-    """How long re-ranking takes by the speed of a small product; 0: too short to say."""
-    queries, gallery = len(images.query), len(images.gallery)
-    operations = 2 * images.query.shape[1] * (len(images) ** 2 + queries * gallery)
-    if operations < _LONG:
+def _seconds(images: _Images, k: int) -> float:
+    """How long re-ranking takes, by the time of its first rows; 0: too short to say.
+
+    Each row is compared with all images, and each query with the gallery once more. The rest takes
+    as long for each image, whatever their number.
+    """
+    count, queries, gallery = len(images), len(images.query), len(images.gallery)
+    if 2 * images.query.shape[1] * (count**2 + queries * gallery) < _LONG:
         return 0.0
-    rows, others = images.query[:512], images.gallery[:4096]
-    started = time.perf_counter()
-    rows @ others.T
-    speed = 2 * rows.size * len(others) / (time.perf_counter() - started)
-    return operations / speed + 2e-9 * len(images) ** 2
+    rows = images.query[:_SAMPLE]
+    distances = np.empty((len(rows), count), rows.dtype)
+    product = np.empty(len(rows) * _COLUMNS, rows.dtype)
+
+    def sample() -> float:
+        started = time.perf_counter()
+        nearest(_partial_distances(rows, images, distances, product), min(k, count))
+        distances.max(axis=1)
+        return time.perf_counter() - started
+
+    each = min(sample(), sample()) / len(rows)
+    return each * (count + queries * gallery / count) + _IMAGE_SECONDS * count
 
 
 def _available_bytes() -> int | None:

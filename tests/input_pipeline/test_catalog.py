@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import ExifTags, Image
 
-from input_pipeline.catalog import Catalog, _check_columns, read_catalog
+from input_pipeline.catalog import Catalog, _check_columns, joined_catalogs, read_catalog
 from input_pipeline.encoded_images import EncodedImages, exif_orientation, image_size, open_shard
 from input_pipeline.errors import DataError
 from input_pipeline.poses.cache import PoseCache, join_poses
@@ -310,6 +310,22 @@ def test_selected_images_keep_their_columns(catalog):
     assert list(chosen.filenames) == ["c.jpg", "a.jpg"]
     np.testing.assert_array_equal(chosen.keypoints, catalog.keypoints[[2, 0]])
     assert list(chosen.image_sha256) == [catalog.image_sha256[i] for i in (2, 0)]
+
+
+def test_joined_catalogs_are_one_after_the_other(catalog):
+    first, second = catalog.select(np.array([2, 0])), catalog.select(np.array([1]))
+    both = joined_catalogs([first, second])
+    assert both.filenames.tolist() == catalog.filenames[[2, 0, 1]].tolist()
+    assert both.images.tolist() == [catalog.images[row] for row in (2, 0, 1)]
+    np.testing.assert_array_equal(both.keypoints, catalog.keypoints[[2, 0, 1]])
+    assert both.part_maps is None
+
+    def posed(few, rows, value):
+        maps = np.full((len(few), rows, 2, 8), value, np.uint8)
+        return few.replace_poses(few.keypoints, maps)
+
+    given = joined_catalogs([first, posed(second, 4, 7), posed(second, 4, 9), posed(second, 5, 9)])
+    assert given.part_maps[:, 0, 0, 0].tolist() == [0, 0, 7, 9, 0]
 
 
 def test_part_maps_of_a_cache_join_too():

@@ -13,6 +13,7 @@ from input_pipeline.from_config import evaluation_data
 from pgfl_jax.config import parse_config
 from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
 from tests.multiprocess.launching import after_waiting, finish, free_port, train, two
+from tests.report.events import pictures_of
 from tests.runs import assert_same_end, history, launch, steps
 
 pytestmark = pytest.mark.multiprocess
@@ -30,7 +31,8 @@ OPTIONS = {
 }
 
 
-MAIN = OPTIONS | {"train.epochs": 1.25}  # of the runs of main.py: 10 steps
+# Of the runs of main.py: 10 steps.
+MAIN = OPTIONS | {"train.epochs": 1.25, "train.pictures": 2}
 
 
 def _start(workdir, data_dir):
@@ -69,6 +71,7 @@ def test_process_0_alone_prints_and_writes(undisturbed):
         "results", "training_images.npy",
     }  # fmt: skip
     assert len(list((workdir / "metrics").iterdir())) == 1
+    assert [*pictures_of(workdir)] == [0, 10]
     logged = [line["step"] for line in history(workdir)]
     assert logged == [0, 5, 10, 10]
     assert json.loads((workdir / "manifest.json").read_text())["processes"] == 2

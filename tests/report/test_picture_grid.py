@@ -1,31 +1,16 @@
 """The grid of pictures in TensorBoard: its pixels, and what it costs."""
 
-import io
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
-from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from input_pipeline.from_config import evaluation_data, training_data
 from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.experiment import Experiment
 from pgfl_jax.report.painting import ENERGY_COLOR, PART_COLORS
 from pgfl_jax.report.step_log import StepLog
-
-
-def pictures_of(workdir):
-    """The pictures of the event files, by step."""
-    events = EventAccumulator(str(workdir / "metrics"), {"tensors": 0}).Reload()
-    found = {}
-    for event in events.Tensors("queries"):
-        width, height, png = event.tensor_proto.string_val
-        picture = np.asarray(Image.open(io.BytesIO(png)))
-        assert picture.shape == (int(height), int(width), 3)
-        found[event.step] = picture
-    return found
+from tests.report.events import pictures_of
 
 
 def painted(image, color, strength):
@@ -62,6 +47,9 @@ def test_the_grid_is_what_the_network_sees(tiny_config, tmp_path, small_network)
 
     batch = data.pictures()
     assert batch["images"].shape == (3, 64, 32, 3)
+    for split, images in (("query", batch["images"][:2]), ("query_holistic", batch["images"][2:])):
+        (of_split,) = data.splits[f"{config.data.dataset}/{split}"].batches()
+        assert all((of_split["images"] == image).all((1, 2, 3)).any() for image in images)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     normal = (batch["images"] / 255 - np.array(config.data.mean)) / np.array(config.data.std)
     outputs = experiment.model.apply(variables, jnp.float32(normal), train=False)

@@ -124,11 +124,11 @@ def test_too_little_memory_is_said_in_one_line(monkeypatch):
 
 
 def test_processes_on_one_machine_share_its_memory(monkeypatch):
-    need = reranking.check_memory(1000, 9000)
+    need = reranking.check_memory(1000, 29000)
     monkeypatch.setattr(reranking, "_available_bytes", lambda: 3 * need)
-    assert reranking.check_memory(1000, 9000, processes=3) == need
-    with pytest.raises(UserError, match=r"0\.1 GiB of memory in each of 4 processes beside"):
-        reranking.check_memory(1000, 9000, processes=4)
+    assert reranking.check_memory(1000, 29000, processes=3) == need
+    with pytest.raises(UserError, match=r"0\.2 GiB of memory in each of 4 processes beside"):
+        reranking.check_memory(1000, 29000, processes=4)
 
     monkeypatch.setattr(jax, "process_count", lambda: 5)
     hosts = [collectives._digest(name) for name in ("a", "b", "a", "a", "c")]
@@ -150,7 +150,6 @@ def test_what_takes_long_is_said_beforehand(monkeypatch, capsys):
 
 MEMORY = """
 import tracemalloc
-import jax
 import numpy as np
 from pgfl_jax.retrieval.reranking import check_memory, k_reciprocal_blocks, k_reciprocal_distances
 rng = np.random.default_rng(0)
@@ -174,4 +173,4 @@ def test_memory_is_a_small_part_of_the_matrix():
     whole, streamed, announced = map(int, done.stdout.split())
     assert whole < 5000**2 * 4 / 4
     assert streamed < 5000**2 * 4 / 5
-    assert streamed < announced
+    assert streamed < announced < 2.5 * streamed  # people who overlap take twice as much
