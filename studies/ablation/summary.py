@@ -13,7 +13,7 @@ of the queries with the ten nearest images of each. ``pgfl report``, ``pgfl comp
 import dataclasses
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 
 from input_pipeline.from_config import evaluation_data
 from pgfl_jax.command_flags import define_path
@@ -79,6 +79,8 @@ def shortened(results: QueryResults) -> QueryResults:
 
 def main(_: list[str]) -> None:
     """Write the folder that the flags name."""
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.FATAL)  # Orbax logs every file that it reads
     out = writable_folder(Path(FLAGS.out), "--out")
     summarise(Path(FLAGS.run), out, FLAGS.data_dir)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
