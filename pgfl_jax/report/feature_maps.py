@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pgfl_jax.config import NUM_PARTS, DataConfig
+from pgfl_jax.distributed.devices import compiler_options
+from pgfl_jax.distributed.sharding import make_mesh
 from pgfl_jax.embedder import Embedder
 from pgfl_jax.models import PGFL
 from pgfl_jax.network_input import network_input
@@ -75,8 +77,9 @@ def batch_maps(embedder: Embedder, batch: Batch, *, quick: bool = False) -> Feat
 @functools.cache
 def _compiled(quick: bool) -> Callable[..., Any]:
     """The jitted :func:`_maps`; on CPUs compiling takes most of the time of a small batch."""
-    fast = quick and jax.default_backend() == "cpu"
-    options: dict[str, Any] = {"xla_backend_optimization_level": 0} if fast else {}
+    options = compiler_options(make_mesh(jax.local_devices()[:1]))
+    if quick and jax.default_backend() == "cpu":
+        options["xla_backend_optimization_level"] = 0
     return jax.jit(_maps, static_argnums=(0, 1), compiler_options=options)
 
 
