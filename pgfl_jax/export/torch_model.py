@@ -377,7 +377,8 @@ class ContextPooling(nn.Module):
 
     def forward(self, features: Tensor) -> Pooled:
         """Pool (N, C, h, w) to (N, C)."""
-        own = features * (2 * self.gate(self.hidden(features)).sigmoid())
+        weight = self.gate(self.hidden(features)).sigmoid()
+        own = features * (weight / weight.mean((1, 2, 3), keepdim=True).clamp_min(EPSILON))
         return Pooled(own.mean((2, 3)), features=own)
 
 

@@ -54,9 +54,10 @@ class AveragePooling(nn.Module):
 class ContextPooling(nn.Module):
     """MB's pooling by a plain mean, of features that have seen their neighbourhood.
 
-    With h (B, h, w, 64) as in :class:`PredictedPooling`, g = GAP(2 sigmoid(U h + b) ⊙ F): a
-    cell suppresses or strengthens its channels by what is around it. U and b start at 0, so the
-    pooling starts as the mean of F. No factor is ever 0, so features cannot all end at 0.
+    With h (B, h, w, 64) as in :class:`PredictedPooling`, w = sigmoid(U h + b) and w̄ its mean over
+    an image's cells and channels, g = GAP(w / w̄ ⊙ F): a cell suppresses or strengthens its channels
+    by what is around it. U and b start at 0, so the pooling starts as the mean of F. Without w̄ a
+    training can end with all features at 0, which is where a batch-hard triplet leads at first.
 
     Attributes:
         dtype: of the 3×3 convolution; None: the parameters' dtype.
@@ -68,7 +69,9 @@ class ContextPooling(nn.Module):
     def __call__(self, features: Float[Array, "batch height width channels"]) -> Pooled:
         """Pool (B, h, w, C) to (B, C)."""
         gate = _from_zero(features.shape[-1], "gate")
-        own = features * (2 * nn.sigmoid(gate(nn.relu(_around(self.dtype)(features)))))
+        weight = nn.sigmoid(gate(nn.relu(_around(self.dtype)(features))))
+        mean = jnp.mean(weight, axis=(1, 2, 3), keepdims=True)
+        own = features * (weight / jnp.maximum(mean, EPSILON))
         return Pooled(jnp.mean(own, axis=(1, 2)), features=own)
 
 
