@@ -3,6 +3,7 @@
 import functools
 from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -235,6 +236,13 @@ WRONG = {
         timm() | {"blocks.0.ls1.gamma": np.ones(WIDTH, np.float32)}, "vit_tiny",
         r"in the file blocks\.0\.ls1\.gamma is \(16,\), in the network missing",
     ),
+    "register tokens": (
+        timm() | {"reg_token": np.ones((1, 4, WIDTH), np.float32)}, "vit_tiny",
+        r"in the file reg_token is \(1, 4, 16\), in the network missing",
+    ),
+    "rotary positions": (
+        timm() | {"rope.periods": np.ones(4, np.float32)}, "vit_tiny", r"in the file rope\.periods",
+    ),
     "a distilled DeiT": (
         timm(positions=198), "vit_tiny", r"198 tokens, which are not one class token and a grid",
     ),
@@ -267,3 +275,28 @@ def test_grids_are_resampled_as_pytorch_does(sizes):
 def test_the_grid_of_a_file_is_square_or_a_persons(count, grid, tmp_path):
     _, report = load(timm(positions=count + 1), tmp_path / "w.safetensors")
     assert f"resampled from {grid} to 4x2" in str(report)
+
+
+def smooth_positions(rows, columns):
+    """As trained ones: neighbours on the grid are alike, up to noise."""
+    rng = np.random.default_rng(rows)
+    y, x = np.mgrid[:rows, :columns].reshape(2, -1, 1) / [[[rows]], [[columns]]]
+    waves = np.sin(6 * y + rng.normal(size=WIDTH)) + np.cos(5 * x + rng.normal(size=WIDTH))
+    noisy = waves + 0.2 * rng.normal(size=waves.shape)
+    return np.concatenate([np.zeros((1, WIDTH)), noisy])[None].astype(np.float32)
+
+
+@pytest.mark.parametrize("grid", [(12, 12), (18, 8), (14, 14), (28, 7), (24, 24), (36, 16)])
+@pytest.mark.parametrize("shape", [(18, 8), (28, 7), (16, 8), (24, 24)])
+def test_of_grids_with_as_many_cells_the_smooth_one_counts(grid, shape, tmp_path):
+    positions = smooth_positions(*grid)
+    variables = jax.tree.map(lambda leaf: leaf, abstract("vit_tiny"))
+    network = variables["params"]["trunk"]
+    network["pos_embed"] = jax.ShapeDtypeStruct((1, 1 + shape[0] * shape[1], WIDTH), np.float32)
+    save_state_dict(tmp_path / "w.safetensors", timm() | {"pos_embed": positions})
+    found, report = load_backbone(tmp_path / "w.safetensors", variables, map_shape=shape)
+    cells = found["params"]["trunk"]["pos_embed"][0, 1:]
+    expected = resample(positions[0, 1:].reshape(*grid, WIDTH), *shape)
+    np.testing.assert_array_equal(cells, expected.reshape(-1, WIDTH))
+    sizes = "{}x{} to {}x{}".format(*grid, *shape)
+    assert (f"resampled from {sizes}" in str(report)) == (grid != shape)

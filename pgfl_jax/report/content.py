@@ -15,7 +15,7 @@ from pgfl_jax.report.page import Table
 from pgfl_jax.report.run_files import EMBEDDINGS, RunFiles
 from pgfl_jax.report.summary import CHECKPOINTS, run_facts
 from pgfl_jax.report.writers import BRANCHES, embedding_label
-from pgfl_jax.retrieval.compare import MEASURES, Difference, compare
+from pgfl_jax.retrieval.compare import MEASURES, Difference, compare, unlike
 from pgfl_jax.retrieval.results import occlusion_bins
 
 CMC_LENGTH = 20
@@ -30,8 +30,8 @@ _LABELS = {
 def headline_sentences(runs: Sequence[RunFiles], comparisons: Sequence[Comparison]) -> list[str]:
     """What the scores say, one protocol a sentence."""
     against: dict[str, list[str]] = {}
-    for protocol, other, found in _differences(runs, comparisons):
-        against.setdefault(protocol, []).append(_verdict(other, found["mAP"]))
+    for protocol, other, found, ranked in _differences(runs, comparisons):
+        against.setdefault(protocol, []).append(_verdict(other, found["mAP"], ranked))
     sentences = []
     for protocol, shown in runs[0].shown.items():
         scores = shown.scores
@@ -44,24 +44,27 @@ def headline_sentences(runs: Sequence[RunFiles], comparisons: Sequence[Compariso
     return sentences
 
 
-def _verdict(other: str, found: Difference) -> str:
-    """How the first run compares with another, in words."""
+def _verdict(other: str, found: Difference, ranked: str) -> str:
+    """How the first run compares with another, which was ranked as ``ranked`` says, in words."""
     verdict = {
         "better": f"{points(found.difference)} points better than {other}",
         "worse": f"{points(-found.difference)} points worse than {other}",
         "undecided": f"neither better nor worse than {other} for sure",
     }[found.verdict].removeprefix("+")
-    return f"{verdict} (95 %: {points(found.low)} to {points(found.high)})"
+    caution = f", which was scored with {ranked}" if ranked else ""
+    return f"{verdict} (95 %: {points(found.low)} to {points(found.high)}){caution}"
 
 
 def _differences(
     runs: Sequence[RunFiles], comparisons: Sequence[Comparison]
-) -> Iterator[tuple[str, str, Mapping[str, Difference]]]:
-    """For each protocol and other run, how the first run differs from it."""
+) -> Iterator[tuple[str, str, Mapping[str, Difference], str]]:
+    """For each protocol and other run: how the first run differs from it, and :func:`unlike`."""
     for comparison in comparisons:
         for run, queries in zip(comparison.runs[1:], comparison.queries[1:], strict=True):
             if comparison.runs[0] == 0:
-                yield comparison.protocol, runs[run].name, compare(queries, comparison.queries[0])
+                first = comparison.queries[0]
+                name, ranked = runs[run].name, unlike(first, queries)
+                yield comparison.protocol, name, compare(queries, first), ranked
 
 
 def difference_rows(runs: Sequence[RunFiles], comparisons: Sequence[Comparison]) -> Table:
@@ -69,7 +72,7 @@ def difference_rows(runs: Sequence[RunFiles], comparisons: Sequence[Comparison])
     rows = [
         [protocol, f"{runs[0].name} − {other}"]
         + [f"{points(d.difference)} ({points(d.low)} to {points(d.high)})" for d in found.values()]
-        for protocol, other, found in _differences(runs, comparisons)
+        for protocol, other, found, _ in _differences(runs, comparisons)
     ]
     return Table(["protocol", "points (95 %)", *MEASURES], rows, texts=2)
 
@@ -97,7 +100,16 @@ def score_rows(runs: Sequence[RunFiles]) -> Table:
 
 def _score_cells(checkpoint: str, scores: Mapping[str, Any]) -> list[str]:
     embedding, *added = embedding_label(scores).split(".")
-    words = {"average": ", averaged parameters", "rerank": ", re-ranked"}
+    words = {
+        "average": ", averaged parameters",
+        "rerank": ", re-ranked",
+        "flip": ", with mirror images",
+        "euclidean": ", by Euclidean distance",
+    }
+    if scores.get("flip"):
+        added.append("flip")
+    if scores["distance"] != "cosine":
+        added.append(scores["distance"])
     label = _LABELS[embedding] + "".join(words[word] for word in added) + CHECKPOINTS[checkpoint]
     intervals = [f"{percent(lo)}–{percent(hi)}" for lo, hi in scores["ci95"].values()]
     return [

@@ -144,18 +144,25 @@ def embedding_label(result: Mapping[str, Any]) -> str:
     return result["embedding"] + average + (".rerank" if result["rerank"] else "")
 
 
+def _shown_label(result: Mapping[str, Any]) -> str:
+    """The label, and what else is not as usual: ``main flip euclidean``."""
+    flip = " flip" if result.get("flip") else ""
+    distance = result.get("distance", "cosine")
+    return embedding_label(result) + flip + ("" if distance == "cosine" else f" {distance}")
+
+
 def score_table(results: list[dict]) -> str:
     """The scores of an evaluation as a table for the terminal, in percent."""
-    width = max(10, *(len(embedding_label(result)) for result in results))
+    labels = [_shown_label(result) for result in results]
+    width = max(10, *map(len, labels))
     lines = [
         f"{'protocol':<28} {'embedding':<{width}} {'mAP':>6} {'(95 %)':>13} {'Rank-1':>7} "
         f"{'Rank-5':>7} {'mINP':>6} {'queries':>8}"
     ]
-    for result in results:
-        label = f"{embedding_label(result):<{width}}"
+    for label, result in zip(labels, results, strict=True):
         lo, hi = (100 * end for end in result["ci95"]["mAP"])
         lines.append(
-            f"{result['protocol']:<28} {label} {100 * result['mAP']:6.1f} "
+            f"{result['protocol']:<28} {label:<{width}} {100 * result['mAP']:6.1f} "
             f"{f'({lo:.1f}–{hi:.1f})':>13} {100 * result['cmc']['1']:7.1f} "
             f"{100 * result['cmc']['5']:7.1f} {100 * result['mINP']:6.1f} "
             f"{result['num_valid_queries']:8d}"

@@ -96,7 +96,9 @@ def binned_curve(
     matches: npt.ArrayLike,
     impostors: Int[np.ndarray, " bins"],
 ) -> Curve:
-    """The curve with the upper edges of bins as thresholds.
+    """The curve with the upper ends of bins as thresholds.
+
+    A distance on an edge is in the bin above it, and so it must exceed the threshold below.
 
     Args:
         edges: (B,) ascending; the last one is the largest distance that is possible.
@@ -105,7 +107,9 @@ def binned_curve(
     """
     accepted = np.searchsorted(np.sort(np.asarray(matches)), edges)
     accepted[-1] = np.size(matches)
-    return Curve(edges, accepted, np.cumsum(impostors))
+    narrow = edges[:-1].astype(np.float32)  # as distances are
+    below = np.where(narrow < edges[:-1], narrow, np.nextafter(narrow, np.float32(-np.inf)))
+    return Curve(np.append(below, edges[-1]), accepted, np.cumsum(impostors))
 
 
 def operating_point(curve: Curve, far: float) -> Point | None:

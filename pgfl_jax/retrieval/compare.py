@@ -25,6 +25,8 @@ from pgfl_jax.retrieval.query_results import QueryResults
 
 MEASURES = "mAP", "Rank-1", "Rank-5"
 RESAMPLES = 2_000
+# How results were ranked whose version had no such option.
+_BEFORE = {"distance": "cosine", "flip": False, "rerank": False}
 
 
 class Difference(NamedTuple):
@@ -86,6 +88,19 @@ def compare(
     return compared
 
 
+def unlike(first: QueryResults, other: QueryResults) -> str:
+    """How another run was scored otherwise than the first; empty if in the same way.
+
+    What differs may explain the difference of the scores: a mirror image, a distance, re-ranking.
+    """
+    ours, theirs = ({**_BEFORE, **results.facts} for results in (first, other))
+    return ", ".join(
+        f"{name} = {theirs[name]} (not {ours[name]})"
+        for name in ("embedding", "parameters", *_BEFORE)
+        if theirs[name] != ours[name]
+    )
+
+
 def describe(runs: Sequence[Path], *, checkpoint: str = "newest", embedding: str = "main") -> str:
     """Tables that compare runs with the first one, a table for each protocol.
 
@@ -93,6 +108,8 @@ def describe(runs: Sequence[Path], *, checkpoint: str = "newest", embedding: str
         runs: at least two folders of runs, or files of query results.
         checkpoint: ``newest``, ``best``, ``untrained`` or a step, of the folders.
         embedding: ``main``, ``parts``, ``average``, ``rerank``: what was scored, of the folders.
+
+    A note names each run that was scored by other options than the first.
 
     Raises:
         FileNotFoundError: a folder or file is not there.
@@ -106,7 +123,7 @@ def describe(runs: Sequence[Path], *, checkpoint: str = "newest", embedding: str
     if not shared:
         each = "; ".join(f"{run}: {', '.join(protocols)}" for run, protocols in found.items())
         raise UserError(f"no protocol that all runs were scored on ({each})")
-    tables = []
+    tables, notes = [], []
     for name in shared:
         results = baseline[name]
         compared = {first: compare(results, results, resamples=1)}
@@ -115,9 +132,11 @@ def describe(runs: Sequence[Path], *, checkpoint: str = "newest", embedding: str
                 compared[run] = compare(results, protocols[name])
             except UserError as error:
                 raise UserError(f"{name} of {first} and {run}: {error}") from error
+            if words := unlike(results, protocols[name]):
+                notes.append(f"note: {name}: {run} was scored with {words}, unlike {first}")
         tables.append(_table(name, results, compared))
     left_out = sorted({name for protocols in found.values() for name in protocols} - {*shared})
-    notes = [f"not compared, since not all runs have it: {name}" for name in left_out]
+    notes += [f"not compared, since not all runs have it: {name}" for name in left_out]
     return "\n\n".join([*tables, *notes])
 
 

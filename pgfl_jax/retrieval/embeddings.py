@@ -24,6 +24,9 @@ _INPUTS = "images", "part_maps", "visibility"  # the latter two where a teacher 
 
 BRANCHES = "main", "foreground", "parts"  # in the order in which they are joined
 
+# Distances in float32 are known to some 1e-7 of the squared length.
+_LEAST_SPREAD = 1e-6
+
 EmbedFn = Callable[[TrainState, Mapping[str, Array]], tuple[dict[str, Array], Array]]
 
 
@@ -116,7 +119,8 @@ def embed_split(
 
     Raises:
         EvaluationError: an embedding is not finite or has no length, and names the first images;
-            or all of them are equal. The ranking would be that of the files.
+            or all of them are equal, exactly or to rounding. The ranking would be that of the
+            files, or of rounding errors.
     """
     batches = []
     for batch in split.batches():
@@ -146,8 +150,20 @@ def _check(
             f"{broken.size} of {len(rows)} embeddings ({name}) are zero or not finite, the first "
             f"are of {', '.join(filenames[broken[:3]])}; the network's weights are broken"
         )
-    if len(rows) > 1 and (rows == rows[0]).all():
+    if len(rows) > 1 and _spread(rows, length) < _LEAST_SPREAD:
+        words = "are equal" if (rows == rows[0]).all() else "are equal but for rounding"
         raise EvaluationError(
-            f"all {len(rows)} embeddings ({name}) are equal, from {filenames[0]} to "
+            f"all {len(rows)} embeddings ({name}) {words}, from {filenames[0]} to "
             f"{filenames[-1]}; the network's weights are broken, or all images are the same"
         )
+
+
+def _spread(
+    rows: Float[np.ndarray, "images channels"], length: Float[np.ndarray, " images"]
+) -> float:
+    """The mean squared distance from the centre, over the mean squared length.
+
+    For rows of unit length, this is the mean of 1 − cosine over all pairs.
+    """
+    centre = rows.mean(axis=0, dtype=np.float64)
+    return float(1 - centre @ centre / np.square(length, dtype=np.float64).mean())

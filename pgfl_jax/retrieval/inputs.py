@@ -49,6 +49,22 @@ def as_rows(
     return first, second
 
 
+def check_digits(name: str, squares: Float[np.ndarray, " rows"]) -> None:
+    """Raises ValueError for a row whose squared length, not 0, is so small that it lacks digits.
+
+    >>> check_digits("query", np.float32([0.0, 1.0, 1e-36]))
+    Traceback (most recent call last):
+    ...
+    ValueError: row 2 of query has a length of 1e-18, too little for float32; scale the rows up
+    """
+    kind = np.finfo(squares.dtype)
+    if (short := np.flatnonzero((squares > 0) & (squares < kind.tiny / kind.eps))).size:
+        raise ValueError(
+            f"row {short[0]} of {name} has a length of {float(squares[short[0]]) ** 0.5:.3g}, too "
+            f"little for {squares.dtype}; scale the rows up"
+        )
+
+
 def as_labels(name: str, values: npt.ArrayLike) -> Shaped[np.ndarray, "..."]:
     """Labels as an array that can be sorted.
 
@@ -57,12 +73,20 @@ def as_labels(name: str, values: npt.ArrayLike) -> Shaped[np.ndarray, "..."]:
         values: identities or cameras.
 
     Raises:
-        ValueError: some are masked or missing, or they are not all of one kind.
+        ValueError: some are masked or missing, they are not all of one kind, or they are floats so
+            large that two whole numbers are one.
 
     >>> as_labels("query_ids", ["b", "a"]).tolist()
     ['b', 'a']
     """
     labels = _unmasked(name, values)
+    if np.issubdtype(labels.dtype, np.floating):
+        largest, bound = np.abs(labels).max(initial=0), 2 / np.finfo(labels.dtype).eps
+        if largest >= bound:
+            raise ValueError(
+                f"{name} are {labels.dtype} up to {largest:.0f}, but from {bound:.0f} on this type "
+                "holds two neighbouring numbers as one; give integers or strings"
+            )
     if labels.dtype.kind != "O":
         return labels
     try:  # NaN is the one value that differs from itself

@@ -80,7 +80,7 @@ def evaluate_retrieval(
     Raises:
         ValueError: the shapes disagree, distances are not real numbers, labels of queries and
             gallery are not of one kind, a label is None or NaN, a value is masked, a distance is
-            NaN or infinite, or no query has a match.
+            NaN, infinite or an integer beyond 2⁵³, or no query has a match.
 
     >>> result = evaluate_retrieval([[0.1, 0.2, 0.0]], [7], [1, 7, 7], [0], [1, 1, 0])
     >>> result.first_match_rank  # the nearest item is junk, the second is of another identity
@@ -95,6 +95,7 @@ def evaluate_retrieval(
     table = as_reals("distances", distances)
     labels = Labels(query_ids, gallery_ids, query_cameras, gallery_cameras)
     _check_shapes(table, labels)
+    _check_exact(table)
     return evaluate_blocks([table], labels, max_rank=max_rank)
 
 
@@ -300,6 +301,17 @@ def _check_shapes(table: Any, labels: Labels) -> None:
                 f"{name} have shape {shape}; distances of shape {table.shape} "
                 f"need ({table.shape[axis]},)"
             )
+
+
+def _check_exact(table: Shaped[np.ndarray, "queries gallery"]) -> None:
+    """Raises ValueError for integers that float64, in which they are ranked, does not hold."""
+    if table.dtype.kind not in "iu" or not table.size:
+        return
+    if max(int(table.max()), -int(table.min())) > 2**53:
+        raise ValueError(
+            f"distances are {table.dtype} beyond 2**53, where float64 holds two numbers as one; "
+            "scale them down"
+        )
 
 
 def _check_kinds(name: str, queries: np.ndarray, gallery: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from pgfl_jax.config import Distance
 from pgfl_jax.retrieval.blocks import Block, Ranking, Rows, in_threads, row_blocks
-from pgfl_jax.retrieval.inputs import as_rows
+from pgfl_jax.retrieval.inputs import as_rows, check_digits
 from pgfl_jax.retrieval.metrics import Labels, RetrievalMetrics, evaluate_blocks
 from pgfl_jax.retrieval.pairs import PairCounter
 from pgfl_jax.retrieval.protocols import EvaluationError, Images, Protocol
@@ -38,7 +38,8 @@ def rank(
             machine's CPU, with NumPy. Both rank alike what they multiply alike.
 
     Raises:
-        ValueError: the shapes disagree, a row is zero or not finite, or top is below 1.
+        ValueError: the shapes disagree, the gallery is empty, a row is zero, so short that its
+            squares are, or not finite, or top is below 1.
 
     >>> ranking = rank([[1.0, 0.0]], [[0.0, 2.0], [3.0, 0.0], [0.0, 1.0]], top=2)
     >>> ranking.indices, ranking.distances
@@ -47,6 +48,8 @@ def rank(
     if top < 1:
         raise ValueError(f"top is {top}; it must be at least 1")
     first, second = as_rows(query, gallery)
+    if not second.size:
+        raise ValueError(f"gallery has shape {second.shape}; there is nothing to rank")
     rows = unit_rows("query", first), unit_rows("gallery", second)
     top = min(top, len(rows[1]))
     if mesh is not None:
@@ -67,12 +70,15 @@ def unit_rows(name: str, rows: Rows) -> Rows:
     """Rows scaled to unit length; unchanged if they have it to 1e-5.
 
     Raises:
-        ValueError: a row is zero or not finite; says which.
+        ValueError: a row is zero or not finite, or its squares are so small that they lose digits;
+            says which.
     """
-    length = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
+    squares = np.einsum("nd,nd->n", rows, rows)
+    length = np.sqrt(squares)[:, None]
     broken = np.flatnonzero(~((length > 0) & (length < np.inf)))  # NaN, too
     if broken.size:
         raise ValueError(f"row {broken[0]} of {name} is zero or not finite, so it has no direction")
+    check_digits(name, squares)
     return rows if (np.abs(length - 1) < 1e-5).all() else rows / length
 
 

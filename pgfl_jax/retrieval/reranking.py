@@ -21,7 +21,7 @@ Encoding", CVPR 2017; docs/method.md, "Evaluation".
 import itertools
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ from pgfl_jax.errors import UserError
 from pgfl_jax.report.writers import duration
 from pgfl_jax.retrieval import blocks
 from pgfl_jax.retrieval.blocks import Block, Rows, in_threads, row_blocks
-from pgfl_jax.retrieval.inputs import as_rows
+from pgfl_jax.retrieval.inputs import as_rows, check_digits
 from pgfl_jax.retrieval.protocols import Images, Protocol
 from pgfl_jax.retrieval.ranking import (
     Ranked,
@@ -86,7 +86,8 @@ def k_reciprocal_distances(
 
     Raises:
         UserError: the machine has less memory than this needs.
-        ValueError: the shapes disagree, a number is not finite, or an option is out of range.
+        ValueError: the shapes disagree, a number is not finite, a row is so short that its squares
+            lack digits, or an option is out of range.
 
     >>> query, gallery = np.float32([[0, 1]]), np.float32([[0, 1], [1, 0]])
     >>> k_reciprocal_distances(query, gallery, k1=1, k2=1)
@@ -238,15 +239,28 @@ def check_memory(
 
 
 def _images(query: npt.ArrayLike, gallery: npt.ArrayLike) -> _Images:
-    first, second = as_rows(query, gallery)
-    squares = []
-    for name, rows in (("query", first), ("gallery", second)):
+    sides, squares = as_rows(query, gallery), []
+    for name, rows in zip(("query", "gallery"), sides, strict=True):
         if not rows.size:
             raise ValueError(f"{name} has shape {rows.shape}; expected (rows, channels)")
         squares.append(np.einsum("nd,nd->n", rows, rows))
         if (broken := np.flatnonzero(~np.isfinite(squares[-1]))).size:
             raise ValueError(f"row {broken[0]} of {name} is not finite")
-    return _Images(first, second, np.concatenate(squares))
+        check_digits(name, squares[-1])
+    if _far_from_zero(sides, np.concatenate(squares)):
+        sides = sides[0] - sides[0][0], sides[1] - sides[0][0]
+        squares = [np.einsum("nd,nd->n", rows, rows) for rows in sides]
+    return _Images(*sides, np.concatenate(squares))
+
+
+def _far_from_zero(sides: Sequence[Rows], squares: Float[np.ndarray, " images"]) -> bool:
+    """Whether rows are so near to one another, for their lengths, that |q|² + |g|² − 2 q·g rounds.
+
+    Their distances from one of them keep their digits, and are the same.
+    """
+    centre = sum(rows.sum(axis=0, dtype=np.float64) for rows in sides) / len(squares)
+    mean = squares.mean(dtype=np.float64)
+    return bool(mean - centre @ centre < 0.01 * mean)
 
 
 def _block_bytes(count: int, part: int = 32) -> int:

@@ -75,10 +75,10 @@ def _arrange(
     if _POSITIONS not in arrays:
         return arrays, "; ".join(notes)
     positions = arrays[_POSITIONS].reshape(1, -1, arrays[_POSITIONS].shape[-1])
-    count = wanted[_POSITIONS][1]
-    if positions.shape[1] != count:
-        rows, columns = map_shape or _grid(count - 1, 2, source)
-        old = _grid(positions.shape[1] - 1, rows / columns, source)
+    count = wanted[_POSITIONS][1] - 1
+    rows, columns = map_shape or _grids(count, 2, source)[0]
+    old = _grid(positions[0, 1:], (rows, columns), source)
+    if old != (rows, columns) and (map_shape or len(positions[0]) != 1 + count):
         cells = resample(positions[0, 1:].reshape(*old, -1), rows, columns)
         positions = np.concatenate([positions[:, :1], cells.reshape(1, rows * columns, -1)], 1)
         notes.append(f"position embeddings resampled from {old[0]}x{old[1]} to {rows}x{columns}")
@@ -95,19 +95,39 @@ def _trained_end(arrays: StateDict, names: list[str]) -> str:
     return "the last block and LayerNorm are those of the global branch, b1"
 
 
-def _grid(count: int, ratio: float, source: str) -> tuple[int, int]:
-    """(Rows, columns) of a file's position embeddings: square, or about as tall as our map."""
-    side = math.isqrt(max(count, 0))
-    if side * side == count and count:
-        return side, side
+def _grid(
+    cells: Float[np.ndarray, "cells channels"], shape: tuple[int, int], source: str
+) -> tuple[int, int]:
+    """(Rows, columns) of a file's position embeddings.
+
+    Of the grids with so many cells, such as 12x12 and 18x8, it is the one in which the cells below
+    one another are most alike. In doubt it is that of our map, a square, or one shaped as our map.
+
+    Raises:
+        PretrainedError: none is square or has a person's shape.
+    """
+    grids = _grids(len(cells), shape[0] / shape[1], source)
+    first = shape if shape in grids else grids[0]
+    steps = {
+        (rows, columns): np.square(cells[columns:] - cells[:-columns]).mean()
+        for rows, columns in grids
+        if rows > 1
+    }
+    best = min(steps, key=lambda grid: steps[grid], default=first)
+    return best if best != first and steps[best] < 0.8 * steps.get(first, np.inf) else first
+
+
+def _grids(count: int, ratio: float, source: str) -> list[tuple[int, int]]:
+    """The grids of so many cells that are square or upright; the likelier ones first."""
+    low, high = min(1, 0.75 * ratio), max(4, 4 / 3 * ratio)
     pairs = [(count // n, n) for n in range(1, count + 1) if count % n == 0]
-    best = min(pairs, default=(0, 1), key=lambda p: abs(math.log(p[0] / p[1] / ratio)))
-    if not 0.75 < best[0] / best[1] / ratio < 4 / 3:
+    grids = [(rows, columns) for rows, columns in pairs if low <= rows / columns <= high]
+    if not grids:
         raise PretrainedError(
             f"{source}: pos_embed has {count + 1} tokens, which are not one class token and a grid "
             "of patches"
         )
-    return best
+    return sorted(grids, key=lambda p: (p[0] != p[1], abs(math.log(p[0] / p[1] / ratio))))
 
 
 def _describe(shapes: Shapes) -> str:
@@ -122,7 +142,11 @@ VIT = Table(
     kind="ViT",
     first="blocks.0.norm1.weight",
     stem="patch_embed.proj.weight",
-    layer=re.compile(r"trunk\.(cls_token|pos_embed|patch_embed|norm_pre|blocks|norm|cls_pos|b1)\b"),
+    layer=re.compile(
+        r"trunk\.(cls_token|pos_embed|patch_embed|norm_pre|blocks|norm|cls_pos|b1"
+        # Tokens that take part in the attention, and positions inside it.
+        r"|reg_token|register_tokens|storage_tokens|rel_pos_bias|rope|rope_embed)\b"
+    ),
     describe=_describe,
     spellings=MappingProxyType(
         {

@@ -186,6 +186,23 @@ def test_runs_on_other_files_are_not_compared(run, tmp_path):
     assert "two: occluded was scored on other files or by other rules than in one" in page.text
 
 
+def test_runs_that_were_scored_by_other_options_are_named(run, tmp_path):
+    other = other_run(run[0], tmp_path / "two")
+    scored = scores(other, "occluded") | {"flip": True, "distance": "euclidean"}
+    (other / "results" / "occluded.json").write_text(json.dumps(scored))
+    path = other / "results" / "occluded.queries.parquet"
+    found = read_queries(path)
+    facts = found.facts | {"flip": True, "distance": "euclidean"}
+    path.write_bytes(encode_queries(dataclasses.replace(found, facts=facts)))
+    page = Page(write_report(Request([run[0], other], tmp_path / "page.html"), None).read_text())
+    rankings = [row[1:3] for row in page.table("protocol", "run", "ranking", "mAP (95 %)")]
+    plain = "main branch, step 30"
+    unlike = "main branch, with mirror images, by Euclidean distance, step 30"
+    assert rankings == [["one", plain], ["two", unlike], ["one", plain], ["two", plain]]
+    words = "which was scored with distance = euclidean (not cosine), flip = True (not False)."
+    assert page.text.count(words) == 1
+
+
 def test_without_data_the_page_says_so(run, tmp_path):
     def no_data(config):
         raise DataError("no such <folder>")

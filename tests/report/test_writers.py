@@ -59,6 +59,8 @@ def test_the_score_table_is_in_percent():
     }  # fmt: skip
     row = score_table([result]).splitlines()[1].split()
     assert row == ["occluded", "main", "26.7", "(24.0–29.0)", "30.0", "50.0", "10.0", "400"]
+    other = score_table([result | {"flip": True, "distance": "euclidean"}]).splitlines()[1].split()
+    assert other == [row[0], "main", "flip", "euclidean", *row[2:]]
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):

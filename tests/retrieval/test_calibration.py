@@ -158,6 +158,16 @@ def test_many_impostors_are_counted_in_bins(seed):
         assert ours["eer"] == theirs["eer"]
 
 
+def test_distances_on_the_edge_of_a_bin_are_not_accepted():
+    labels, distances = _people(0)
+    match, impostor = _kinds(labels)
+    distances = np.where(impostor, 0.5, 0.25).astype(np.float32)  # 0.5 is an edge
+    found = calibrate(_counted(labels, distances, exact=0), (1e-2,), seed=0, resamples=2)
+    (point,) = found["operating_points"]
+    assert np.mean(distances[impostor] <= point["threshold"]) == point["measured_far"] == 0
+    assert np.mean(distances[match] <= point["threshold"]) == point["tar"] == 1
+
+
 def test_intervals_of_an_embedding_whose_distances_are_all_small():
     labels, distances = _people(1, queries=60, gallery=200)
     distances += np.random.default_rng(5).uniform(-5e-3, 5e-3, distances.shape)

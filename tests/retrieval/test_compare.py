@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,6 +104,25 @@ def test_runs_are_compared_protocol_by_protocol(tmp_path, capsys):
     assert "{:+.1f} ({:+.1f} to {:+.1f}) better".format(*parts) in out[3]
     assert out[4].count("+0.0 (+0.0 to +0.0) undecided") == 3
     assert out[-1] == "not compared, since not all runs have it: holistic"
+
+
+def test_runs_that_were_scored_by_other_options_are_named(tmp_path, capsys):
+    first, same = _results(1.5), _results(1.2, seed=1)
+    older = dict(first.facts)
+    del older["flip"]  # written before the option existed
+    for facts in (first.facts, older):
+        base = dataclasses.replace(first, facts=facts)
+        changed = {**same.facts, "flip": True, "distance": "euclidean"}
+        other = dataclasses.replace(same, facts=changed)
+        names = [str(tmp_path / name) for name in "abc"]
+        for name, result in zip(names, (base, same, other), strict=True):
+            _write(Path(name), result)
+        assert cli.main(["compare", *names]) == 0
+        notes = [line for line in capsys.readouterr().out.splitlines() if "note" in line]
+        assert notes == [
+            f"note: occluded: {names[2]} was scored with distance = euclidean (not cosine), "
+            f"flip = True (not False), unlike {names[0]}"
+        ]
 
 
 def test_checkpoints_embeddings_and_files(tmp_path, capsys):

@@ -233,6 +233,25 @@ def test_labels_that_cannot_be_compared_exactly_are_refused():
         evaluate_retrieval(distances, query, gallery, *cameras)
     found = evaluate_retrieval(distances, query.astype(np.int64), gallery, *cameras)
     assert found.num_valid_queries == 1
+    # Dates as identities: in float32, 20260001 is 20260000, another person.
+    query, gallery = np.float32([20260001, 7]), np.float32([20260000, 20260002, 7])
+    message = "query_ids are float32 up to 20260000, but from 16777216 on this type holds two"
+    with pytest.raises(ValueError, match=f"^{message} neighbouring numbers as one"):
+        evaluate_retrieval(distances, query, gallery, *cameras)
+    with pytest.raises(ValueError, match=r"^gallery_cameras are float16 up to 2050, but fro"):
+        evaluate_retrieval(distances, [1, 2], [1, 2, 3], [0, 0], np.float16([1, 2050, 3]))
+    as_float64 = np.array([20260001, 7.0]), np.array([20260000, 20260002, 7.0])
+    assert evaluate_retrieval(distances, *as_float64, *cameras).num_valid_queries == 1
+
+
+def test_integers_that_floats_do_not_hold_are_refused():
+    distances = np.array([[2**60 + 1, 2**60, 2**60 + 2]])  # the second is the nearest
+    with pytest.raises(ValueError, match=r"^distances are int64 beyond 2\*\*53, where float64"):
+        evaluate_retrieval(distances, [1], [0, 1, 2], [0], [1, 1, 1])
+    with pytest.raises(ValueError, match=r"^distances are int64 beyond"):
+        evaluate_retrieval(-distances, [1], [0, 1, 2], [0], [1, 1, 1])
+    found = evaluate_retrieval(distances - 2**60, [1], [0, 1, 2], [0], [1, 1, 1])
+    assert found.mean_ap == 1.0
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,12 @@ def test_float64_is_not_rounded_to_ties():
         ({"query": [[0.0, np.nan]]}, "row 0 of query is zero or not finite"),
         ({"gallery": [[0.0, 1.0], [0.0, 0.0]]}, "row 1 of gallery is zero or not finite"),
         ({"gallery": [[0.0, np.inf]]}, "row 0 of gallery is zero or not finite"),
+        # Its square is a denormal number with a handful of bits.
+        (
+            {"gallery": np.float32([[3e-22, 1e-22]]), "query": np.float32([[0, 1]])},
+            "row 0 of galle",
+        ),
+        ({"gallery": np.empty((0, 2))}, r"gallery has shape \(0, 2\); there is nothing to rank"),
         ({"gallery": [[1.0]]}, "query and gallery have rows of 2 and 1 numbers"),
         ({"query": [1.0, 0.0]}, r"query has shape \(2,\)"),
         ({"query": [[1.0, 1j]]}, "query are complex128; expected an array of real numbers"),

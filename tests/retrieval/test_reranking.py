@@ -85,6 +85,16 @@ def test_equal_embeddings_and_a_single_pair():
     np.testing.assert_allclose(pair, [[0.3]])
 
 
+def test_embeddings_far_from_zero_keep_their_distances():
+    rng = np.random.default_rng(2)
+    rows = np.repeat(rng.normal(size=(12, 8)), 5, axis=0) + 0.3 * rng.normal(size=(60, 8))
+    for offset in (1e3, 1e5):  # |q|² + |g|² − 2 q·g of these would round to 0.5 and 4,000
+        moved = (rows + offset).astype(np.float32)
+        found = k_reciprocal_distances(moved[:20], moved[20:], k1=6, k2=3)
+        expected = plain(*(np.float64(part) for part in (moved[:20], moved[20:])), 6, 3, 0.3)
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
 def test_the_blocks_are_the_rows(monkeypatch):
     query, gallery, options = problem(4)
     whole = k_reciprocal_distances(query, gallery, **options)
@@ -99,6 +109,10 @@ def test_the_blocks_are_the_rows(monkeypatch):
     [
         ({"query": [[0.0, np.nan]]}, "row 0 of query is not finite"),
         ({"gallery": [[0.0, 1.0], [np.inf, 0.0]]}, "row 1 of gallery is not finite"),
+        (
+            {"query": np.float32([[0, 2e-22]]), "gallery": np.float32([[1, 0]])},
+            "row 0 of query has a length of 2",
+        ),
         ({"gallery": [[1.0]]}, "query and gallery have rows of 2 and 1 numbers"),
         ({"query": [["1", "0"]]}, "query are <U1; expected an array of real numbers"),
         ({"query": np.ma.masked_less([[1.0, 0.0]], 0.5)}, "query hold masked values"),
