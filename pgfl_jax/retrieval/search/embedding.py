@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,15 @@ class Embedded:
 
     Attributes:
         resumed: pictures that an earlier, interrupted process had done.
-        known: pictures that the file held before.
+        known: pictures that the file held before, and whose embeddings are kept.
+        changed: those whose pictures are newer than the file, so that they were embedded again.
         count: pictures that it holds now.
         unreadable: why the others cannot be read, by name.
     """
 
     resumed: int
     known: int
+    changed: int
     count: int
     unreadable: Sequence[str]
 
@@ -57,6 +59,8 @@ def notes(found: Found, done: Embedded) -> Iterator[str]:
         yield f"left out: {found.repeated} given twice"
     if done.known:
         yield f"kept: {done.known} that the file held before"
+    if done.changed:
+        yield f"embedded again: {done.changed} that are newer than the file"
     if done.resumed:
         yield f"kept: {done.resumed} that were embedded before the interruption"
     yield from (f"warning: left out: {words}" for words in done.unreadable)
@@ -103,7 +107,7 @@ def embed_gallery(
         pictures: what to embed.
         out: the file, see :func:`check_output`.
         origin: of the embeddings.
-        held: what is at ``out``; its pictures are kept, and not embedded again.
+        held: what is at ``out``; its pictures are kept, and embedded again only if they are newer.
         batch_size: pictures per batch; None: the embedder's choice.
 
     Raises:
@@ -111,12 +115,16 @@ def embed_gallery(
             no picture can be read.
     """
     known: set[Path] = set()
+    changed: set[Path] = set()
     if held is not None:
         held.origin.require_same(origin, str(held.path), "the new pictures are")
         known = held.pictures()
+        changed = {one.path for one in pictures if one.path in known and _newer(one.path, out)}
+        pictures = _with_labels(pictures, held, changed)
+        known -= changed
     new = [picture for picture in pictures if picture.path not in known]
     if not new:
-        return Embedded(0, len(known), len(known), [])
+        return Embedded(0, len(known), 0, len(known), [])
     size = embedder.batch_size(batch_size)
     request = _request(embedder, origin, new, size)
     part = out.with_name(f"{out.name}.part")
@@ -126,13 +134,50 @@ def embed_gallery(
         unreadable = [word for batch in journal.batches() for word in _errors(batch)]
         if len(unreadable) < len(new):
             tables = _tables(journal, new, out.parent.absolute())
-            old = held.tables() if held else iter(())
+            old = _kept(held, changed) if held else iter(())
             write_gallery(out, held.origin if held else origin, itertools.chain(old, tables))
         journal.remove()
     if len(unreadable) == len(new) and not known:
         raise UserError(f"none of {len(new)} pictures can be read; the first: {unreadable[0]}")
     count = len(known) + len(new) - len(unreadable)
-    return Embedded(resumed, len(known), count, unreadable)
+    return Embedded(resumed, len(known), len(changed), count, unreadable)
+
+
+def _newer(picture: Path, file: Path) -> bool:
+    """Whether a picture was written after a gallery, which may hold the embedding of another."""
+    try:
+        return picture.stat().st_mtime_ns > file.stat().st_mtime_ns
+    except OSError:
+        return False
+
+
+def _with_labels(
+    pictures: Sequence[Picture], held: Gallery, changed: Collection[Path]
+) -> Sequence[Picture]:
+    """The pictures; those that changed have the labels of the gallery where none are given."""
+    if not changed:
+        return pictures
+    before = {one.path: one for one in map(held.picture, range(len(held))) if one.path in changed}
+    return [
+        dataclasses.replace(
+            one,
+            identity=one.identity or before[one.path].identity,
+            camera=one.camera or before[one.path].camera,
+        )
+        if one.path in changed
+        else one
+        for one in pictures
+    ]
+
+
+def _kept(held: Gallery, changed: Collection[Path]) -> Iterator[pa.Table]:
+    """What a gallery holds, without the pictures that changed."""
+    folder = held.path.parent.absolute()
+    for table in held.tables():
+        if changed:
+            kept = [folder / path not in changed for path in table["path"].to_pylist()]
+            table = table.filter(pa.array(kept))
+        yield table
 
 
 def _request(

@@ -14,6 +14,7 @@ from pgfl_jax.errors import UserError
 from pgfl_jax.preprocessing import SUFFIXES, list_pictures
 
 TABLES = (".csv", ".jsonl")
+_MISSING = frozenset({"nan", "none", "<na>", "nat", "null", "n/a"})  # in any case
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +56,12 @@ def find_pictures(given: Iterable[Path]) -> Found:
             ``camera`` if known; or anything else, which is taken for a picture. Paths in lists and
             tables are relative to their folder.
 
+    A picture that is given again with an identity or a camera gets these.
+
     Raises:
-        UserError: a folder without pictures, a pattern that nothing matches, or a list or table
-            that is missing, empty or broken; names it.
+        UserError: a folder without pictures, a pattern that nothing matches, a list or table that
+            is missing, empty or broken, a picture given as two people or by two cameras, or one
+            whose name is not UTF-8, as a gallery's are; names it.
     """
     pictures: dict[Path, Picture] = {}
     count = others = 0
@@ -66,8 +70,29 @@ def find_pictures(given: Iterable[Path]) -> Found:
         others += rest
         for picture in found:
             count += 1
-            pictures.setdefault(picture.path, picture)
+            before = pictures.get(picture.path)
+            pictures[picture.path] = _joined(before, picture) if before else _encodable(picture)
     return Found([*pictures.values()], others, count - len(pictures))
+
+
+def _joined(one: Picture, other: Picture) -> Picture:
+    """What two mentions of a picture say about it."""
+    for name in ("identity", "camera"):
+        labels = {getattr(one, name), getattr(other, name)} - {None}
+        if len(labels) > 1:
+            words = " and ".join(sorted(labels))
+            raise UserError(f"{one.path}: given twice, with {name} {words}; leave one")
+    return Picture(one.path, one.identity or other.identity, one.camera or other.camera)
+
+
+def _encodable(picture: Picture) -> Picture:
+    try:
+        str(picture.path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{str(picture.path)!a}: its name is not UTF-8; rename the file or folder"
+        ) from error
+    return picture
 
 
 def _expand(given: Path) -> tuple[Sequence[Picture], int]:
@@ -104,14 +129,29 @@ def _listed(source: Path, rows: Sequence[Mapping[str, Any]]) -> Sequence[Picture
     if not rows:
         raise UserError(f"{source}: lists no pictures")
     return [
-        _picture(source.parent / str(row["path"]), row.get("identity"), row.get("camera"))
+        _picture(
+            source.parent / str(row["path"]),
+            *(_label(source, name, row.get(name)) for name in ("identity", "camera")),
+        )
         for row in rows
     ]
 
 
-def _picture(path: Path, identity: Any = None, camera: Any = None) -> Picture:
-    known = (None if text in (None, "") else str(text) for text in (identity, camera))
-    return Picture(Path(os.path.abspath(path)), *known)  # without ./ and ../, links kept
+def _picture(path: Path, identity: str | None = None, camera: str | None = None) -> Picture:
+    return Picture(Path(os.path.abspath(path)), identity, camera)  # without ./ and ../, links kept
+
+
+def _label(source: Path, name: str, value: Any) -> str | None:
+    """An identity or camera as text; None where the table has none."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise UserError(f"{source}: {name} {value!r} is neither text nor a whole number")
+    if str(value).casefold() in _MISSING:
+        raise UserError(
+            f"{source}: {name} is {str(value)!r}, as tools write a missing value; leave it empty"
+        )
+    return str(value)
 
 
 def _csv_rows(table: Path) -> Iterator[Mapping[str, Any]]:
@@ -119,6 +159,8 @@ def _csv_rows(table: Path) -> Iterator[Mapping[str, Any]]:
     columns = [name.strip() for name in reader.fieldnames or ()]
     if "path" not in columns:
         raise UserError(f"{table}: no column path; it has {', '.join(columns) or 'none'}")
+    if twice := [name for name in ("path", "identity", "camera") if columns.count(name) > 1]:
+        raise UserError(f"{table}: the column {twice[0]} occurs twice; leave one")
     reader.fieldnames = columns
     for row in reader:
         cells = {name: text.strip() for name, text in row.items() if isinstance(text, str)}

@@ -133,6 +133,36 @@ def test_pictures_are_added_to_a_gallery(make_pictures, tmp_path, capsys):
     assert read_gallery(out).sha256 == found.sha256
 
 
+def test_pictures_that_changed_are_embedded_again(make_pictures, tmp_path, capsys):
+    paths = make_pictures(tmp_path / "in", 3)
+    out = tmp_path / "x.parquet"
+    (tmp_path / "t.csv").write_text("path,identity,camera\nin/001.png,Ada,c1\nin/002.png,Ben,c2\n")
+    assert cli.main(options(tmp_path / "t.csv", out)) == 0
+    before = read_gallery(out).embeddings()
+    paths[0].replace(paths[1])  # another picture under the name of the old one
+    later = out.stat().st_mtime_ns + 10**9
+    os.utime(paths[1], ns=(later, later))
+    assert cli.main(options(tmp_path / "in", out, "--add")) == 0
+    words = "kept: 1 that the file held before\nembedded again: 1 that are newer than the file\n"
+    assert capsys.readouterr().err.endswith(words)
+    found = read_gallery(out)
+    labels = [("002.png", "Ben", "c2"), ("001.png", "Ada", "c1")]
+    pictures = [found.picture(at) for at in range(len(found))]
+    assert [(one.path.name, one.identity, one.camera) for one in pictures] == labels
+    np.testing.assert_array_equal(found.embeddings()[0], before[1])
+    expected = pgfl_jax.load(GOLDEN_RUN)(paths[1])
+    np.testing.assert_allclose(found.embeddings()[1:], expected, atol=2e-6)
+    assert np.abs(before[0] - expected).max() > 1e-3
+
+
+def test_a_name_that_no_gallery_can_hold_is_said_before_any_work(make_pictures, tmp_path, capsys):
+    (path,) = make_pictures(tmp_path / "in", 1)
+    path.rename(os.fsdecode(os.fsencode(path.parent) + b"/caf\xe9.png"))
+    assert cli.main(options(tmp_path / "in", tmp_path / "x.parquet")) == 1
+    assert "caf\\udce9.png': its name is not UTF-8; rename" in capsys.readouterr().err
+    assert [one.name for one in tmp_path.iterdir()] == ["in"]  # nothing half-done
+
+
 def test_embeddings_of_another_network_are_not_added(
     make_pictures, make_gallery, unit_rows, capsys
 ):

@@ -67,6 +67,17 @@ def test_what_is_given_twice_is_embedded_once_and_counted(folder):
     assert found.repeated == 2
 
 
+def test_a_table_labels_the_pictures_of_a_folder(folder):
+    (folder / "t.csv").write_text("path,identity\nb.jpg,7\n")
+    for given in ([folder, folder / "t.csv"], [folder / "t.csv", folder]):
+        found = find_pictures(given)
+        assert {one.path.name: one.identity for one in found.pictures}["b.jpg"] == "7"
+        assert found.repeated == 1
+    (folder / "u.csv").write_text("path,identity\na/../b.jpg,8\n")
+    with pytest.raises(UserError, match=r"/b\.jpg: given twice, with identity 7 and 8; leave one"):
+        find_pictures([folder / "t.csv", folder / "u.csv"])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -76,6 +87,10 @@ def test_what_is_given_twice_is_embedded_once_and_counted(folder):
         ("x.csv", "file,identity\nb.jpg,1\n", "no column path; it has file, identity"),
         ("x.csv", "path,identity\n,1\n", "line 2: no path"),
         ("x.csv", "path\n", "lists no pictures"),
+        ("x.csv", "path,identity,identity\nb.jpg,1,2\n", "the column identity occurs twice"),
+        ("x.csv", "path,identity\nb.jpg,NaN\n", "identity is 'NaN', as tools write a missing"),
+        ("x.jsonl", '{"path": "b.jpg", "camera": NaN}', "camera nan is neither text nor a whole"),
+        ("x.jsonl", '{"path": "b.jpg", "identity": false}', "identity False is neither text nor"),
         ("x.txt", "\n", "lists no pictures"),
         ("x.jsonl", "{\n", "line 1: broken JSON"),
         ("x.jsonl", '{"path": 1}\n', "line 1: not an object with a path"),
