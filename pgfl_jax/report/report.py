@@ -38,6 +38,15 @@ class Request:
     out: Path | None = None
     queries: int = QUERIES
 
+    def __post_init__(self) -> None:
+        """Check the page's name: another file of a run would be overwritten.
+
+        Raises:
+            UserError: it is not that of an HTML file.
+        """
+        if self.out is not None and self.out.suffix != ".html":
+            raise UserError(f"--out={self.out}: must end in .html")
+
     @property
     def page(self) -> Path:
         """The file to write."""

@@ -341,6 +341,11 @@ def test_the_commands(run, tmp_path, capsys):
     assert cli.main(["report", str(run[0]), "--no-pictures", f"--out={out}"]) == 0
     assert capsys.readouterr().out == f"report: {out}\n"
     assert Page(out.read_text()).gallery["pictures"] == []
+    metrics = run[0] / "metrics.jsonl"  # a slip: the page would replace it
+    before = metrics.read_bytes()
+    assert cli.main(["report", str(run[0]), "--no-pictures", f"--out={metrics}"]) == 1
+    assert f"error: --out={metrics}: must end in .html" in capsys.readouterr().err
+    assert metrics.read_bytes() == before
     status, printed, err = finish(
         launch(
             "-m", "pgfl_jax.cli", "report", run[0], f"--config.data.data_dir={run[1].data.data_dir}"

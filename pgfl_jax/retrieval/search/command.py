@@ -1,7 +1,7 @@
 """``pgfl search``."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pgfl_jax.errors import UserError
@@ -42,6 +42,8 @@ def search_gallery(
         check_sheet(out)
     gallery = read_gallery(gallery_path)
     queries = read_queries(given, gallery, run)
+    if out is not None and out.exists():
+        _check_no_picture(out, {one.path for one in queries.pictures} | gallery.pictures())
     threshold = read_threshold(run or Path(gallery.origin.run), gallery.origin, far)
     if index:
         ranking, description = search_index(gallery, queries.rows, top)
@@ -62,3 +64,10 @@ def search_gallery(
     for words in queries.unreadable:
         print(f"warning: left out: {words}", file=sys.stderr)
     return 1 if queries.unreadable else 0
+
+
+def _check_no_picture(out: Path, pictures: Iterable[Path]) -> None:
+    """UserError if a sheet would overwrite a picture that it shows."""
+    for picture in pictures:
+        if picture.name == out.name and picture.exists() and picture.samefile(out):
+            raise UserError(f"--out={out}: is a picture of the search; give another name")

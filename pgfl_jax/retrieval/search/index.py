@@ -76,6 +76,7 @@ def build_index(gallery: Gallery, *, kind: str | None = None, recall: float = 0.
 
     Raises:
         UserError: FAISS is not installed, or the gallery has too few pictures.
+        OSError: the index cannot be written; what was there stays.
     """
     faiss = _faiss()
     if len(gallery) <= _TOP:
@@ -94,7 +95,9 @@ def build_index(gallery: Gallery, *, kind: str | None = None, recall: float = 0.
     measured = _tuned(index, rows, kind, effort, recall)
     description = Description(sha256=gallery.sha256, **measured)
     with replacing_folder(folder) as beside:
-        faiss.write_index(index, str(beside / "index.faiss"))
+        with (beside / "index.faiss").open("wb") as file:
+            # FAISS itself loses its last bytes on a full disk without an error.
+            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
         text = json.dumps(dataclasses.asdict(description), indent=1)
         (beside / "index.json").write_text(text + "\n", encoding="utf-8")
     return description

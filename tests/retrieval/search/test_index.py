@@ -1,6 +1,8 @@
 """``pgfl index``: what it finds against brute force, and how it keeps up with its gallery."""
 
 import json
+import resource
+import signal
 
 import numpy as np
 import pytest
@@ -87,3 +89,27 @@ def test_an_index_that_cannot_be_used_is_named(make_gallery, unit_rows, tmp_path
     few = read_gallery(make_gallery(unit_rows(10, 16), name="few"))
     with pytest.raises(UserError, match=r"few\.parquet: 10 pictures need no index"):
         build_index(few)
+
+
+def test_a_full_disk_leaves_the_index_that_was_there(make_gallery, unit_rows, tmp_path, capsys):
+    rows = unit_rows(120, 16)
+    gallery = read_gallery(make_gallery(rows[:60]))
+    build_index(gallery, kind="exact")
+    more = gallery_table(
+        [Picture(tmp_path / f"+{at}.png") for at in range(60)], rows[60:], tmp_path
+    )
+    write_gallery(gallery.path, gallery.origin, [*gallery.tables(), more])
+    before = {path.name: path.read_bytes() for path in (tmp_path / "crops.index").iterdir()}
+    # 7,725 bytes, of which the C library writes the last 3,629 when FAISS closes the file.
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limit[1]))
+        assert cli.main(["index", str(gallery.path)]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "File too large" in capsys.readouterr().err
+    folder = tmp_path / "crops.index"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]

@@ -125,6 +125,15 @@ def test_queries_that_cannot_be_read_are_listed(people, tmp_path, capsys):
     assert "--out=sheet.pdf: must end in .html or .png" in capsys.readouterr().err
 
 
+def test_a_sheet_does_not_overwrite_a_picture(people, tmp_path, capsys):
+    paths, _ = people
+    for picture in (paths[0], paths[3]):  # a query, and one of the gallery
+        before = picture.read_bytes()
+        assert search(paths[0], f"--out={picture}") == 1
+        assert f"--out={picture}: is a picture of the search" in capsys.readouterr().err
+        assert picture.read_bytes() == before
+
+
 def test_a_sheet_shows_what_was_found(people, tmp_path):
     paths, rows = people
     calibrate("occluded", float(np.sort(1 - rows @ rows[0])[1:3].mean()))
