@@ -258,8 +258,8 @@ def _far_from_zero(sides: Sequence[Rows], squares: Float[np.ndarray, " images"])
 
     Their distances from one of them keep their digits, and are the same.
     """
-    centre = sum(rows.sum(axis=0, dtype=np.float64) for rows in sides) / len(squares)
-    mean = squares.mean(dtype=np.float64)
+    first, second = (rows.sum(axis=0, dtype=np.float64) for rows in sides)
+    centre, mean = (first + second) / len(squares), squares.mean(dtype=np.float64)
     return bool(mean - centre @ centre < 0.01 * mean)
 
 
