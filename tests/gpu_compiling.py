@@ -39,8 +39,6 @@ BOTTLENECKS = {"resnet50": ResNet(Bottleneck, (1, 1, 1, 1))}
 CASES = {
     "various": [
         (synthetic_demo, "resnet8", "float32", "train", 8),
-        (synthetic_demo, "resnet8", "float32", "embed", 1),
-        (default, "resnet18", "bfloat16", "embed", 1),
         (default, "resnet50", "bfloat16", "embed", 1),
     ],
     "bottlenecks": [(default, "resnet50", "bfloat16", "train", 1)],

@@ -23,7 +23,7 @@ from tests.runs import code_of_users, one_block
 
 IDENTITIES, COLUMNS = 1000, 1024
 STEPS = 4
-MESHES = {"1x1": (1, 1), "2x1": (2, 1), "8x1": (8, 1), "2x4": (2, 4)}
+MESHES = {"1x1": (1, 1), "8x1": (8, 1), "2x4": (2, 4)}
 
 
 class Training(NamedTuple):
@@ -86,7 +86,7 @@ def _train(config, mesh, start, dtype):
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    """Six trainings are compiled; what is split among the devices is that of any network."""
+    """Five trainings are compiled; what is split among the devices is that of any network."""
     with one_block():
         yield
 

@@ -57,8 +57,8 @@ def _kill(process, workdir, moment, rng):
 
 @pytest.mark.parametrize(
     ("saving", "stepping", "starting"),
-    [(2, 1, 1), pytest.param(11, 6, 3, marks=pytest.mark.slow)],
-    ids=["four", "twenty"],
+    [(2, 0, 1), pytest.param(11, 6, 3, marks=pytest.mark.slow)],
+    ids=["three", "twenty"],
 )
 def test_kills_change_nothing(drive, tmp_path, saving, stepping, starting):
     code, _, err = finish(drive(tmp_path / "straight", *SAVED_OFTEN))
