@@ -72,7 +72,7 @@ def test_kills_change_nothing(drive, tmp_path, saving, stepping, starting):
         reached += steps(workdir)[-1:] if (workdir / "checkpoints").exists() else []
     assert in_a_save >= saving // 2
     # The newest step never went back, and often advanced.
-    assert reached == sorted(reached) and len(set(reached)) >= len(moments) // 4 + 1
+    assert reached == sorted(reached) and len(set(reached)) >= 2 + len(moments) // 5
     print(f"{in_a_save} kills fell into a save; the newest steps were {reached}")
     code, out, err = finish(drive(workdir, *SAVED_OFTEN))
     assert code == 0 and "warning" not in err, err
