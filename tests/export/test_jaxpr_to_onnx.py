@@ -57,8 +57,8 @@ def test_networks_give_the_same_embeddings_at_any_batch(backbone, pooling, convo
     assert counts["Transpose"] == 1 and counts["BatchNormalization"] == 0
     if not backbone.endswith("ibn_a"):  # their instance normalisation cannot go into the weights
         # The BNNeck, the unit length, and the pixels where padding follows; the features and the
-        # BNNeck's outputs by the maps.
-        predicted = 2 * (pooling in ("parts", "foreground"))
+        # BNNeck's outputs by the maps, or the weights' mean and the features by the weights.
+        predicted = 2 * (pooling in ("parts", "foreground", "context"))
         assert counts["Mul"] == 2 + (backbone != "resnet8") + predicted
         assert counts["Sub"] == 1 and counts["Sqrt"] == 1
 
