@@ -169,7 +169,7 @@ class ModelConfig:
     # everything between them is recomputed) · blocks (only the blocks' inputs are kept)
     remat: Literal["none", "convolutions", "blocks"] = "none"
     # Share of the pictures that skip the last residual in training; it rises from 0 at the first.
-    # For vision transformers.
+    # For transformers and ConvNeXt.
     drop_path: FractionBelowOne = 0.0
 
 

@@ -18,9 +18,8 @@ from safetensors import SafetensorError
 
 from pgfl_jax.files import replacing, stand_in
 from pgfl_jax.models.classifier import CLASS_MULTIPLE
-from pgfl_jax.weight_tables.resnet import RESNET
+from pgfl_jax.weight_tables import TABLES
 from pgfl_jax.weight_tables.table import PretrainedError, Shape, Shapes, StateDict, Table
-from pgfl_jax.weight_tables.vit import VIT
 
 __all__ = [
     "PretrainedError",
@@ -32,8 +31,6 @@ __all__ = [
     "to_state_dict",
     "torch_name",
 ]
-
-_TABLES = (RESNET, VIT)
 
 # Where larger checkpoints keep the state dict.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
@@ -54,23 +51,20 @@ _SCHEMES = (
     # torchvision, timm, torchreid, and the neck and pooling of our exported artifacts
     {"": "trunk.", "main_neck.": "main_neck.", "main_pooling.": "main_pooling."},
 )
-_FIRST_BLOCKS = tuple(name for table in _TABLES for name in (table.first, *table.spellings))
+_FIRST_BLOCKS = tuple(name for table in TABLES for name in (table.first, *table.spellings))
 # A trunk under such a name only averages the weights of another, which is the trained one: MoCo's
 # encoder_k and momentum_encoder, BYOL's target_encoder.
 _FOLLOWER = re.compile(r"(?:^|[._])(?:k|momentum|target)[._]")
 _COUNTER = "num_batches_tracked"
 # Where kernels are convolutions in PyTorch; elsewhere they are classifiers.
 _CONVOLUTIONS = ("trunk.", "main_pooling.")
-# But not in the blocks of a vision transformer.
-_LINEAR = "trunk.blocks."
-# Side of the patches that a matrix product embeds.
-_PATCHES = {"trunk.conv1.weight": 4, "trunk.patch_embed.proj.weight": 16}
 
 _INSTALL = "pip install -c constraints.txt -e '.[parity]'"
 _NAMES = {
     "downsample_conv": "downsample.0",
     "downsample_bn": "downsample.1",
     "patch_embed": "patch_embed.proj",
+    "patch_embed_norm": "patch_embed.norm",
     "kernel": "weight",
     "scale": "weight",
     "mean": "running_mean",
@@ -186,10 +180,10 @@ def to_state_dict(variables: Mapping[str, Any], num_identities: int) -> StateDic
     Raises:
         ValueError: the classifiers' columns do not fit N identities.
     """
-    state_dict = {}
+    state_dict, table = {}, _table(variables)
     for path, leaf in flatten_dict(variables).items():
         name = torch_name(path[1:])
-        value = _to_torch(name, path[-1], np.asarray(leaf), num_identities)
+        value = _to_torch(table, name, path[-1], np.asarray(leaf), num_identities)
         state_dict[name] = np.array(value, order="C")
         if name.startswith("trunk.") and name.endswith("running_var"):
             counter = name.removesuffix("running_var") + _COUNTER
@@ -392,7 +386,7 @@ def _choice(content: Any, tensor: type) -> str:
 def _table(variables: Mapping[str, Any]) -> Table:
     """How files name the trunk of a network."""
     ours = {torch_name(path[1:]) for path in flatten_dict(variables)}
-    return next(table for table in _TABLES if f"trunk.{table.first}" in ours)
+    return next(table for table in TABLES if f"trunk.{table.first}" in ours)
 
 
 def _our_names(table: Table, tensors: Iterable[str], source: str) -> dict[str, str]:
@@ -437,12 +431,13 @@ def _trunk_prefix(table: Table, names: Sequence[str], source: str) -> str:
     prefixes = [
         name.removesuffix(table.first) for name in names if f".{name}".endswith(f".{table.first}")
     ]
-    if not prefixes:
-        raise PretrainedError(
-            f"{source}: not a {table.kind} in a known naming scheme (docs/pretrained.md); its "
-            f"first arrays are {', '.join(names[:3])}"
-        )
     complete = [prefix for prefix in prefixes if prefix + table.stem in names]
+    other = "" if complete else _other_kind(table, names)
+    if not prefixes or other:
+        raise PretrainedError(
+            f"{source}: not a {table.kind} in a known naming scheme (docs/pretrained.md); "
+            + (f"it holds a {other}" if other else f"its first arrays are {', '.join(names[:3])}")
+        )
     trained = [prefix for prefix in complete if not _FOLLOWER.search(prefix)]
     teachers = [prefix for prefix in trained if table.teacher and table.teacher.search(prefix)]
     choices = teachers or trained or complete or prefixes
@@ -459,11 +454,25 @@ def _trunk_prefix(table: Table, names: Sequence[str], source: str) -> str:
     return choices[0]
 
 
+def _other_kind(table: Table, names: Sequence[str]) -> str:
+    """The kind of trunk that a file holds, if another table knows it; else empty."""
+    for other in TABLES:
+        known = set(_respelled(other, names).values())
+        if other is not table and any(
+            f".{name}".endswith(f".{other.first}")
+            and name.removesuffix(other.first) + other.stem in known
+            for name in known
+        ):
+            return other.kind
+    return ""
+
+
 def _wanted(variables: Mapping[str, Any], num_identities: int | None) -> dict[str, Shape]:
     """Shapes in PyTorch's layout, by PyTorch's names."""
+    table = _table(variables)
     return {
         (name := torch_name(path[1:])): _to_torch(
-            name, path[-1], np.zeros(leaf.shape, bool), num_identities
+            table, name, path[-1], np.zeros(leaf.shape, bool), num_identities
         ).shape
         for path, leaf in flatten_dict(variables).items()
     }
@@ -480,13 +489,13 @@ def _fill(
 
     With ``num_identities`` the file must fit the whole network, otherwise the trunk.
     """
-    leaves, whole = flatten_dict(variables), num_identities is not None
+    leaves, whole, table = flatten_dict(variables), num_identities is not None, _table(variables)
     places = {torch_name(path[1:]): path for path in leaves}
     tensors = {name: value for name, value in tensors.items() if not name.endswith(_COUNTER)}
     ours = {names[name]: value for name, value in tensors.items() if name in names}
     wanted = _wanted(variables, num_identities)
     found = {name: value.shape for name, value in ours.items()}
-    _check_trunk(_table(variables), found, wanted, source)
+    _check_trunk(table, found, wanted, source)
     used: dict[str, Shape] = {}
     left_over: dict[str, Shape] = {}
     reasons: dict[str, str] = {}
@@ -500,7 +509,7 @@ def _fill(
         (used if fits else left_over)[file_name] = value.shape
         if fits and name in places:
             path = places[name]
-            leaves[path] = _to_flax(name, path[-1], value, leaves[path].shape)
+            leaves[path] = _to_flax(table, name, path[-1], value, leaves[path].shape)
         if reason:
             reasons[file_name] = reason
     missing = {
@@ -549,10 +558,12 @@ def torch_name(path: tuple[str, ...]) -> str:
     'trunk.layer1.0.bn1.weight'
     """
     parts = (_NAMES.get(part, part) for part in path if part != "dense")
-    return ".".join(re.sub(r"^(layer\d+|blocks)_", r"\1.", part) for part in parts)
+    return re.sub(r"(?<=\d)_|_(?=\d)", ".", ".".join(parts))
 
 
-def _to_torch(name: str, leaf: str, value: np.ndarray, num_identities: int | None) -> np.ndarray:
+def _to_torch(
+    table: Table, name: str, leaf: str, value: np.ndarray, num_identities: int | None
+) -> np.ndarray:
     """A view of a Flax array in PyTorch's layout; with None, classifiers keep their padding."""
     if leaf != "kernel":
         return value
@@ -561,22 +572,22 @@ def _to_torch(name: str, leaf: str, value: np.ndarray, num_identities: int | Non
         if num_identities is not None and not 0 <= columns - num_identities < CLASS_MULTIPLE:
             raise ValueError(f"{name} has {columns} columns, too many or few for {num_identities}")
         return value[:, :num_identities].T
-    if name.startswith(_LINEAR):
+    if table.linear.match(name):
         return value.T
     if value.ndim == 2:
-        # Matrix products replace 1x1 convolutions and, in the stem, a convolution of patches.
-        side = _PATCHES.get(name, 1)
+        # Matrix products replace 1x1 convolutions and convolutions of patches.
+        side = table.patches.get(name, 1)
         value = value.reshape(side, side, -1, value.shape[1])
     return value.transpose(3, 2, 0, 1)
 
 
-def _to_flax(name: str, leaf: str, value: np.ndarray, shape: Shape) -> np.ndarray:
+def _to_flax(table: Table, name: str, leaf: str, value: np.ndarray, shape: Shape) -> np.ndarray:
     """A PyTorch array in the layout of a Flax array of this shape."""
     if leaf != "kernel":
         return value.reshape(shape)  # fast-reid stores GeM's power as (1,)
     if not name.startswith(_CONVOLUTIONS):
         return np.pad(value.T, ((0, 0), (0, shape[1] - len(value))))
-    if name.startswith(_LINEAR):
+    if table.linear.match(name):
         return value.T
     return value.transpose(2, 3, 1, 0).reshape(shape)
 

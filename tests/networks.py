@@ -11,7 +11,7 @@ import pgfl_jax
 from pgfl_jax.embedder import Embedder
 from pgfl_jax.experiment import make_model
 from pgfl_jax.models import main_branch
-from pgfl_jax.models.backbones import BACKBONES, ResNet, ViT
+from pgfl_jax.models.backbones import BACKBONES, ConvNeXt, ResNet, Swin, ViT
 from pgfl_jax.models.backbones.resnet import Bottleneck
 from tests.runs import GOLDEN_RUN
 
@@ -25,34 +25,40 @@ def golden():
 FOUR_BLOCKS = (1, 1, 1, 1), (24, 32, 40, 48)
 
 
-SMALL_TRANSFORMERS = {
+SMALL_NETWORKS = {
     "vit": ViT(24, 2, 3),
     "vit_overlap": ViT(24, 2, 3, stride=12),
     "vit_clip": ViT(24, 2, 3, clip=True),
+    "swin": Swin(16, (2, 1), (1, 2), 8, solider=True),
+    "convnext": ConvNeXt(16, (1, 1), (1, 2)),
 }
 
 
 def small_networks():
-    """A context with ``four_blocks``, ``four_blocks_ibn_a`` and transformers of two blocks.
+    """A context with ``four_blocks``, ``four_blocks_ibn_a`` and other kinds with few blocks.
 
-    They have all that ResNet-50, ResNet-50-IBN-a and the transformers are made of.
+    They have all that ResNet-50, ResNet-50-IBN-a and the other kinds are made of.
     """
     plain = ResNet(Bottleneck, *FOUR_BLOCKS)
     normalised = ResNet(Bottleneck, *FOUR_BLOCKS, ibn_stages=3)
     return mock.patch.dict(
-        BACKBONES, four_blocks=plain, four_blocks_ibn_a=normalised, **SMALL_TRANSFORMERS
+        BACKBONES, four_blocks=plain, four_blocks_ibn_a=normalised, **SMALL_NETWORKS
     )
 
 
 def small_twins():
-    """A context with the same transformers in PyTorch."""
+    """A context with those of these networks in PyTorch that have a twin."""
     from pgfl_jax.export import torch_model
 
-    def make(net):
-        options = {"stride": net.stride, "clip": net.clip}
-        return lambda size: torch_model.ViT(size, net.width, net.depth, net.heads, **options)
+    def twin(net):
+        if isinstance(net, ViT):
+            options = net.width, net.depth, net.heads
+            return lambda size: torch_model.ViT(size, *options, stride=net.stride, clip=net.clip)
+        options = {"head_width": net.head_width, "solider": net.solider}
+        sizes = net.width, net.stage_sizes, net.strides
+        return lambda size: torch_model.Swin(size, *sizes, **options)
 
-    twins = {name: make(net) for name, net in SMALL_TRANSFORMERS.items()}
+    twins = {name: twin(net) for name, net in SMALL_NETWORKS.items() if name != "convnext"}
     return mock.patch.object(torch_model, "BACKBONES", torch_model.BACKBONES | twins)
 
 

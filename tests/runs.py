@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pgfl_jax.models.backbones import BACKBONES, ResNet, ViT
+from pgfl_jax.models.backbones import BACKBONES, ConvNeXt, ResNet, Swin, ViT
 from pgfl_jax.models.backbones.resnet import BasicBlock
 
 ROOT = Path(__file__).parent.parent
@@ -137,18 +137,28 @@ def by_name(tree):
 
 
 def one_block():
-    """A context in which ResNet-8 has one block of 16 channels, and ``vit_tiny`` two.
+    """A context in which ResNet-8 has one block of 16 channels, and other kinds one or two.
 
     For what does not depend on the network: tracing and compiling it takes a third of the time.
     """
     small = ResNet(BasicBlock, (1,), (16,), (2,), patch_stem=True)
-    return mock.patch.dict(BACKBONES, resnet8=small, vit_tiny=ViT(16, 2, 2))
+    others = {
+        "vit_tiny": ViT(16, 2, 2),
+        "swin_tiny": Swin(16, (2,), (1,), 8),
+        "convnext_tiny": ConvNeXt(16, (2,), (1,)),
+    }
+    return mock.patch.dict(BACKBONES, resnet8=small, **others)
 
 
 # What holds for any network holds for one of each kind, and for what is random in it.
 NETWORKS = {
     "resnet8": {},
     "vit_tiny": {"model.backbone": "vit_tiny", "model.drop_path": 0.5},
+}
+# They train as these do.
+OTHERS = {
+    name: {"model.backbone": name, "model.drop_path": 0.5}
+    for name in ("swin_tiny", "convnext_tiny")
 }
 
 

@@ -7,7 +7,7 @@ from pgfl_jax.distributed.sharding import make_mesh, shard_batch
 from pgfl_jax.experiment import Experiment
 from pgfl_jax.models import pgfl
 from pgfl_jax.train_step import loss_and_gradients, make_train_step
-from tests.runs import NETWORKS
+from tests.runs import NETWORKS, OTHERS
 
 pytestmark = pytest.mark.usefixtures("small_network")
 
@@ -63,9 +63,9 @@ def _assert_close(actual, expected, rtol):
         assert error <= tolerance, f"{jax.tree_util.keystr(path)}: {error:.2e} > {tolerance:.2e}"
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", [*NETWORKS, *OTHERS])
 def test_one_step_of_training_is_the_optimizer_on_these_gradients(tiny_config, network):
-    config = tiny_config(**EVERY_LOSS, **NETWORKS[network])
+    config = tiny_config(**EVERY_LOSS, **(NETWORKS | OTHERS)[network])
     experiment, batch, mesh = _run(config), _batch(config), make_mesh(jax.devices()[:2])
     state = experiment.init_state(mesh)
     before = jax.device_get(state)

@@ -269,6 +269,9 @@ class _Graph:
         order = tuple(range(len(tensor.shape)) if order is None else order)
         if tensor.order == order:
             return tensor
+        lengths = tensor.shape
+        if [a for a in tensor.order if lengths[a] != 1] == [a for a in order if lengths[a] != 1]:
+            return self._reshaped(tensor, lengths, order)  # as means of channels
         moves = [tensor.stored(axis) for axis in order]
         return Tensor(self._node("Transpose", [tensor.name], perm=moves), tensor.shape, order)
 
@@ -307,14 +310,16 @@ class _Graph:
         """A node whose inputs are stored alike and broadcast against each other."""
         inputs = [value.array if isinstance(value, Constant) else self._once(value)
                   for value in values]  # fmt: skip
-        order = next(value.order for value in inputs if isinstance(value, Tensor))
-        names = []
+        lengths = broadcast([value.shape for value in inputs if value.shape])
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        order, names = tensors[0].order, []
+        if len(lengths) == 4 and lengths[3] != 1 and all(x.shape[3] == 1 for x in tensors):
+            order = CHANNELS_SECOND  # a scale of each channel times one of each cell
         for value in inputs:
             if isinstance(value, Tensor):
                 names.append(self.contiguous(value, order).name)
             else:
                 names.append(self._constant(np.transpose(value, order) if value.ndim else value))
-        lengths = broadcast([value.shape for value in inputs if value.shape])
         name = self._node(operation, names, **attributes)
         return repeated(Tensor(name, lengths, order), shape)
 
@@ -436,11 +441,16 @@ class _Graph:
             places = dict((old[0], new) for old, new in groups)
             order = tuple(axis for old in tensor.order for axis in places[old])
         elif all(len(new) == 1 for _, new in groups):  # axes are only joined
-            order = CHANNELS_SECOND if len(shape) == 4 else tuple(range(len(shape)))
             joined = {new[0]: old for old, new in groups}
+            plain = len(shape) != 4 or tensor.order[-1] in joined[3]  # as tokens are stored
+            order = tuple(range(len(shape))) if plain else CHANNELS_SECOND
             tensor = self.contiguous(tensor, [axis for new in order for axis in joined[new]])
         else:
             tensor, order = self.contiguous(tensor), tuple(range(len(shape)))
+        return self._reshaped(tensor, shape, order)
+
+    def _reshaped(self, tensor: Tensor, shape: Shape, order: tuple[int, ...]) -> Tensor:
+        """The same elements in the order of the memory, as a tensor of a shape and an order."""
         before = [tensor.shape[axis] for axis in tensor.order]
         lengths = _lengths(before, [shape[axis] for axis in order])
         name = self._node("Reshape", [tensor.name, self._integers(lengths)])
@@ -530,7 +540,7 @@ class _Graph:
     def _concatenate(self, params: Mapping[str, Any], shape: Shape, *operands: Value) -> Tensor:
         first, *others = (self.tensor(operand) for operand in operands)
         tensors = [first, *(self.contiguous(tensor, first.order) for tensor in others)]
-        axis = first.stored(params["dimension"])
+        axis = first.stored(int(params["dimension"]))
         name = self._node("Concat", [tensor.name for tensor in tensors], axis=axis)
         return Tensor(name, shape, first.order)
 

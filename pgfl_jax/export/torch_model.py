@@ -244,16 +244,17 @@ class Block(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """A 16x16 convolution without padding."""
+    """A convolution of patches without padding."""
 
-    def __init__(self, width: int, stride: int, bias: bool):
+    def __init__(self, width: int, patch: int, stride: int, *, bias: bool = True, norm: bool):
         """Map colours to ``width`` channels."""
         super().__init__()
-        self.proj = nn.Conv2d(3, width, 16, stride, bias=bias)
+        self.proj = nn.Conv2d(3, width, patch, stride, bias=bias)
+        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) to (N, width, h, w)."""
-        return self.proj(x)
+        """Map images (N, 3, H, W) to (N, h, w, width)."""
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
 class ViT(nn.Module):
@@ -272,7 +273,7 @@ class ViT(nn.Module):
         """``size`` is (H, W); ``clip`` makes the visual tower of CLIP."""
         super().__init__()
         eps = 1e-5 if clip else 1e-6
-        self.patch_embed = PatchEmbedding(width, stride, bias=not clip)
+        self.patch_embed = PatchEmbedding(width, 16, stride, bias=not clip, norm=False)
         count = math.prod((side - 16) // stride + 1 for side in size)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + count, width))
@@ -285,12 +286,158 @@ class ViT(nn.Module):
         """Map images (N, 3, H, W) to the feature map (N, C, h, w): the patches' tokens."""
         cells = self.patch_embed(x)
         token = self.cls_token.expand(x.shape[0], -1, -1)
-        x = torch.cat([token, cells.flatten(2).transpose(1, 2)], 1) + self.pos_embed
+        x = torch.cat([token, cells.flatten(1, 2)], 1) + self.pos_embed
         x = self.norm(self.blocks(self.norm_pre(x)))
-        return x[:, 1:].transpose(1, 2).unflatten(2, cells.shape[2:])
+        return x[:, 1:].transpose(1, 2).unflatten(2, cells.shape[1:3])
 
 
-BACKBONES = MappingProxyType[str, Callable[[tuple[int, int]], ResNet | ViT]](
+class WindowAttention(nn.Module):
+    """Multi-head self-attention within windows, with a bias for each offset between cells.
+
+    Args:
+        grid: rows and columns of the map.
+        width: channels.
+        heads: of the attention.
+        window: side of a window, in cells.
+        shift: cells by which windows are shifted, along axes with more than one of them.
+    """
+
+    places: Tensor
+    mask: Tensor
+
+    def __init__(self, grid: tuple[int, int], width: int, heads: int, window: int, shift: int):
+        """Build with PyTorch's initial weights."""
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.below, self.right = (-length % window for length in grid)
+        padded = grid[0] + self.below, grid[1] + self.right
+        self.shifts = [shift if length > window else 0 for length in padded]
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        table = 0.02 * torch.randn((2 * window - 1) ** 2, heads)
+        self.relative_position_bias_table = nn.Parameter(table)
+        cells = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+        offsets = cells[:, None] - cells[None] + window - 1
+        places = offsets[..., 0] * (2 * window - 1) + offsets[..., 1]
+        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("mask", self._mask(padded), persistent=False)
+
+    def _mask(self, grid: tuple[int, int]) -> Tensor:
+        """-100 for cells of a window that are not neighbours in the map, (windows, 1, T, T)."""
+        labels = torch.zeros(grid)
+        for axis, shift in enumerate(self.shifts):
+            if shift:
+                label = labels.transpose(0, axis)
+                label[-self.window : -shift] += 3**axis
+                label[-shift:] += 2 * 3**axis
+        label = self._windows(labels[None, ..., None])[0, :, :, 0]
+        return -100.0 * (label[:, None, :, None] != label[:, None, None, :])
+
+    def _windows(self, x: Tensor) -> Tensor:
+        """Map (N, h, w, C) to (N, windows, T, C)."""
+        x = x.unflatten(2, (-1, self.window)).unflatten(1, (-1, self.window))
+        return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, h, w, C) to the same shape."""
+        height, width = x.shape[1:3]
+        x = F.pad(x, (0, 0, 0, self.right, 0, self.below))
+        x = torch.roll(x, [-shift for shift in self.shifts], (1, 2))
+        rows, columns = (length // self.window for length in x.shape[1:3])
+        parts = self.qkv(self._windows(x)).unflatten(3, (3, self.heads, -1))
+        bias = self.relative_position_bias_table[self.places].permute(2, 0, 1) + self.mask
+        query, key, value = parts.permute(3, 0, 1, 4, 2, 5).unbind()
+        mixed = F.scaled_dot_product_attention(query, key, value, bias[None].to(query.dtype))
+        x = self.proj(mixed.transpose(2, 3).flatten(3))
+        x = x.unflatten(2, (self.window, self.window)).unflatten(1, (rows, columns))
+        x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return torch.roll(x, self.shifts, (1, 2))[:, :height, :width]
+
+
+class SwinBlock(nn.Module):
+    """Attention in windows and MLP, each after a LayerNorm and beside a shortcut."""
+
+    def __init__(self, grid: tuple[int, int], width: int, heads: int, window: int, shift: int):
+        """As :class:`WindowAttention`."""
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = WindowAttention(grid, width, heads, window, shift)
+        self.mlp = Mlp(width, quick=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, h, w, C) to the same shape."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Merging(nn.Module):
+    """A dense layer on each cell and its neighbours below and to the right, 2x2 cells in all."""
+
+    def __init__(self, width: int, stride: int, bias: bool):
+        """Map ``width`` channels to twice as many."""
+        super().__init__()
+        self.stride = stride
+        self.norm = nn.LayerNorm(4 * width)
+        self.reduction = nn.Linear(4 * width, 2 * width, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, h, w, C) to (N, h / stride, w / stride, 2 · C)."""
+        step, ends = self.stride, [length - self.stride + 1 for length in x.shape[1:3]]
+        if step == 1:
+            x = F.pad(x, (0, 0, 0, 1, 0, 1))
+        cells = [
+            x[:, i : i + ends[0] : step, j : j + ends[1] : step] for j in (0, 1) for i in (0, 1)
+        ]
+        return self.reduction(self.norm(torch.cat(cells, 3)))
+
+
+class SwinStage(nn.Module):
+    """The blocks of a stage, after merging cells in all but the first."""
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[SwinBlock]):
+        """Submodules are named as in timm."""
+        super().__init__()
+        self.downsample, self.blocks = downsample, nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, h, w, C) to (N, h / stride, w / stride, C')."""
+        return self.blocks(self.downsample(x))
+
+
+class Swin(nn.Module):
+    """A Swin transformer in timm's layout, without its classifier; for pictures of one size."""
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        width: int,
+        stage_sizes: Sequence[int],
+        strides: Sequence[int] = (1, 2, 2, 1),
+        *,
+        head_width: int = 32,
+        window: int = 7,
+        solider: bool = False,
+    ):
+        """``size`` is (H, W); ``solider`` gives merging layers a bias."""
+        super().__init__()
+        self.patch_embed = PatchEmbedding(width, 4, 4, norm=True)
+        grid, stages = (size[0] // 4, size[1] // 4), []
+        for i, (count, stride) in enumerate(zip(stage_sizes, strides, strict=True)):
+            downsample = Merging(width, stride, solider) if i else nn.Identity()
+            width *= 2 if i else 1
+            grid = grid[0] // stride, grid[1] // stride
+            options = width, width // head_width, window
+            blocks = [SwinBlock(grid, *options, j % 2 * (window // 2)) for j in range(count)]
+            stages.append(SwinStage(downsample, blocks))
+        self.layers = nn.Sequential(*stages)
+        self.norm = nn.LayerNorm(width)
+        self.channels = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) to the feature map (N, C, h, w)."""
+        return self.norm(self.layers(self.patch_embed(x))).permute(0, 3, 1, 2)
+
+
+BACKBONES = MappingProxyType[str, Callable[[tuple[int, int]], ResNet | ViT | Swin]](
     {
         "resnet8": lambda _: ResNet(
             BasicBlock, (1, 1, 1), (48, 96, 192), (1, 2, 1), patch_stem=True
@@ -298,6 +445,7 @@ BACKBONES = MappingProxyType[str, Callable[[tuple[int, int]], ResNet | ViT]](
         "resnet18": lambda _: ResNet(BasicBlock, (2, 2, 2, 2)),
         "resnet34": lambda _: ResNet(BasicBlock, (3, 4, 6, 3)),
         "resnet50": lambda _: ResNet(Bottleneck, (3, 4, 6, 3)),
+        "resnet101": lambda _: ResNet(Bottleneck, (3, 4, 23, 3)),
         "resnet50_ibn_a": lambda _: ResNet(Bottleneck, (3, 4, 6, 3), ibn_stages=3),
         "vit_tiny": lambda size: ViT(size, 192, 12, 3),
         "vit_small": lambda size: ViT(size, 384, 12, 6),
@@ -305,6 +453,12 @@ BACKBONES = MappingProxyType[str, Callable[[tuple[int, int]], ResNet | ViT]](
         "vit_small_overlap": lambda size: ViT(size, 384, 12, 6, stride=12),
         "vit_base_overlap": lambda size: ViT(size, 768, 12, 12, stride=12),
         "vit_base_clip": lambda size: ViT(size, 768, 12, 12, clip=True),
+        "swin_tiny": lambda size: Swin(size, 96, (2, 2, 6, 2)),
+        "swin_small": lambda size: Swin(size, 96, (2, 2, 18, 2)),
+        "swin_base": lambda size: Swin(size, 128, (2, 2, 18, 2)),
+        "swin_tiny_solider": lambda size: Swin(size, 96, (2, 2, 6, 2), solider=True),
+        "swin_small_solider": lambda size: Swin(size, 96, (2, 2, 18, 2), solider=True),
+        "swin_base_solider": lambda size: Swin(size, 128, (2, 2, 18, 2), solider=True),
     }
 )
 """The trunk by name, for pictures of a height and width."""

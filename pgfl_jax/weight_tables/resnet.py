@@ -1,6 +1,7 @@
 """ResNets, named as in torchvision."""
 
 import re
+from types import MappingProxyType
 
 from pgfl_jax.weight_tables.table import Shapes, Table
 
@@ -31,4 +32,5 @@ RESNET = Table(
     stem="conv1.weight",
     layer=re.compile(r"trunk\.(conv1|bn1|layer\d+|NL_\d+)\."),
     describe=_describe,
+    patches=MappingProxyType({"trunk.conv1.weight": 4}),  # of resnet8
 )

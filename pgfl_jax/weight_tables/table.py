@@ -39,6 +39,9 @@ class Table:
         layer: matches our names of the arrays that make up a trunk. A file with one that ours lacks
             computes other features.
         describe: the architecture, from our names and shapes, as far as they reveal it.
+        linear: matches our names of kernels that are dense layers in PyTorch; the others are
+            convolutions.
+        patches: side of the patches that a matrix product embeds, by our name of its kernel.
         spellings: other names of the same arrays. For each naming scheme, the name by which it is
             recognised and its replacements, in order; a prefix of the trunk precedes both.
         teacher: matches the prefix of the trunk to take, where a file has it beside a student.
@@ -52,6 +55,8 @@ class Table:
     stem: str
     layer: re.Pattern[str]
     describe: Callable[[Shapes], str]
+    linear: re.Pattern[str] = re.compile(r"(?!)")  # none
+    patches: Mapping[str, int] = dataclasses.field(default_factory=dict)
     spellings: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     teacher: re.Pattern[str] | None = None
     needs_stem: bool = False

@@ -148,6 +148,8 @@ VIT = Table(
         r"|reg_token|register_tokens|storage_tokens|rel_pos_bias|rope|rope_embed)\b"
     ),
     describe=_describe,
+    linear=re.compile(r"trunk\.blocks\."),
+    patches=MappingProxyType({"trunk.patch_embed.proj.weight": 16}),
     spellings=MappingProxyType(
         {
             "encoder.layers.encoder_layer_0.ln_1.weight": _TORCHVISION,

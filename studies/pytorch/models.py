@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pgfl_jax.export.torch_model import (
     BNNeck,
     MainBranch,
+    Swin,
     ViT,
     part_pooling,
 )
@@ -168,7 +169,7 @@ def initialise(model: PGFL) -> None:
     for name, parameter in model.main_pooling.named_parameters():
         if name.startswith(("maps.", "change.")) or name.endswith(".bias"):
             nn.init.zeros_(parameter)
-    if isinstance(model.trunk, ViT):
+    if isinstance(model.trunk, ViT | Swin):
         for module in model.trunk.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)

@@ -1,6 +1,7 @@
 """What counts as the main branch's weights and multiply-adds is the same in every format."""
 
 import importlib
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -26,24 +27,57 @@ def pictures():
     return probe_pictures(64, 32)
 
 
-# Patches of 16x16 pixels to 24 channels on 4x2 cells, with a class token, and two blocks.
-TOKENS = 4 * 2 + 1
-OF_A_BLOCK = 24 * 24 * (3 + 1 + 4 + 4)
+def _block(width, cells, padded=0):
+    """Kernels and multiply-adds of a transformer's block, whose attention sees padding as well."""
+    attention, mlp = (3 + 1) * width**2, (4 + 4) * width**2
+    return attention + mlp, (padded or cells) * attention + cells * mlp
+
+
+def _depthwise_block(width, cells):
+    kernels = 49 * width + (4 + 4) * width**2
+    return kernels, cells * kernels
+
+
+def _layer(inputs, outputs, cells):
+    return inputs * outputs, cells * inputs * outputs
+
+
+# By hand, of the networks in networks.py. A window's side is 7.
+LAYERS = {
+    # With a class token in the blocks.
+    "vit": [_layer(16 * 16 * 3, 24, 8), *2 * [_block(24, 8 + 1)]],
+    "swin": [
+        _layer(4 * 4 * 3, 16, 16 * 8), *2 * [_block(16, 16 * 8, 21 * 14)],
+        _layer(4 * 16, 32, 8 * 4), _block(32, 8 * 4, 14 * 7),
+    ],
+    "convnext": [
+        _layer(4 * 4 * 3, 16, 16 * 8), _depthwise_block(16, 16 * 8),
+        _layer(4 * 16, 32, 8 * 4), _depthwise_block(32, 8 * 4),
+    ],
+}  # fmt: skip
 
 
 @small_networks()
 @pytest.mark.parametrize(
-    "name",
+    ("backbone", "name"),
     [
-        *("onnx", "stablehlo"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("saved_model", "litert")),
+        *itertools.product(LAYERS, ["onnx"]),
+        ("vit", "stablehlo"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                *itertools.product(LAYERS, ["saved_model", "litert"]),
+                ("swin", "stablehlo"),
+                ("convnext", "stablehlo"),
+            ]
+        ),
     ],
 )
-def test_transformers(name, pictures, tmp_path):
+def test_other_kinds(backbone, name, pictures, tmp_path):
     """PyTorch's files are in test_torch.py."""
-    embedder = random_embedder("vit", "gap")
-    kernels = 768 * 24 + 2 * OF_A_BLOCK
-    main = Graph(("images",), kernels, 0, 8 * 768 * 24 + TOKENS * 2 * OF_A_BLOCK)
+    embedder = random_embedder(backbone, "gap")
+    kernels, multiply_adds = map(sum, zip(*LAYERS[backbone], strict=True))
+    main = Graph(("images",), kernels, 0, multiply_adds)
     _check_format(name, embedder, main, pictures, tmp_path, int8=0.9)
     assert_same_size(main_branch(embedder), main)
 

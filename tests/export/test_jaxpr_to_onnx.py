@@ -65,9 +65,22 @@ def test_networks_give_the_same_embeddings_at_any_batch(backbone, pooling, convo
 
 @small_networks()
 @pytest.mark.parametrize(
-    ("backbone", "pooling"), [("vit", "parts"), ("vit_overlap", "gap"), ("vit_clip", "gap")]
+    ("backbone", "pooling", "convolutions", "products", "transposes"),
+    [
+        # Patches; in each block four products with weights, and two of activations. Queries, keys,
+        # values and result of each block; pixels, patches, and the map for its pooling.
+        ("vit", "parts", 1 + 2, 2 * (4 + 2), 2 * 4 + 2 + 2),
+        ("vit_overlap", "gap", 1, 2 * (4 + 2), 2 * 4 + 2),
+        ("vit_clip", "gap", 1, 2 * (4 + 2), 2 * 4 + 2),
+        # Merging; cells into windows and back.
+        ("swin", "parts", 1 + 2, 3 * (4 + 2) + 1, 3 * (4 + 2) + 2),
+        # Stem, the second stage's start, and three in each block; pixels.
+        ("convnext", "gap", 1 + 1 + 2 * 3, 0, 1),
+    ],
 )
-def test_transformers_give_the_same_embeddings_at_any_batch(backbone, pooling):
+def test_other_kinds_give_the_same_embeddings_at_any_batch(
+    backbone, pooling, convolutions, products, transposes
+):
     embedder = random_embedder(backbone, pooling)
     model = convert(lambda x: embedder.apply(embedder.variables, x), batch((64, 32, 3), np.uint8))
     pictures = np.random.default_rng(0).integers(0, 256, (3, 64, 32, 3), np.uint8)
@@ -75,10 +88,8 @@ def test_transformers_give_the_same_embeddings_at_any_batch(backbone, pooling):
     for count in (1, 3):
         np.testing.assert_allclose(run(model, pictures[:count]), expected[:count], atol=1e-6)
     counts = operations(model)
-    # Patches; in each block four products with weights, and two of activations.
-    assert counts["Conv"] == 1 + 2 * (pooling == "parts") and counts["MatMul"] == 2 * (4 + 2)
-    # Queries, keys, values and result of each block; pixels, patches, and the map for its pooling.
-    assert counts["Transpose"] == 2 * 4 + 2 + 2 * (pooling == "parts")
+    assert (counts["Conv"], counts["MatMul"]) == (convolutions, products)
+    assert counts["Transpose"] == transposes
     used = {name for node in model.graph.node for name in node.input}
     assert {constant.name for constant in model.graph.initializer} <= used
 

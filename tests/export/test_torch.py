@@ -96,9 +96,10 @@ def test_bottlenecks_with_instance_normalisation(tmp_path):
 
 
 @small_networks()
+@pytest.mark.parametrize("backbone", ["vit_overlap", pytest.param("swin", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("all_optimizations")
-def test_a_transformer(tmp_path):
-    embedder = random_embedder("vit_overlap", "parts")
+def test_a_transformer(backbone, tmp_path):
+    embedder = random_embedder(backbone, "parts")
     with small_twins():
         _same_in_pytorch(embedder, tmp_path)
         graph, main = read_program(tmp_path / "model.pt2"), main_branch(embedder)

@@ -3,37 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pgfl_jax.models.backbones import BACKBONES
 from pgfl_jax.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from tests.loops import by_loops
-
-# Parameters of torchvision's models without their classifier `fc`.
-TORCHVISION_PARAMETERS = {"resnet18": 11_176_512, "resnet34": 21_284_672, "resnet50": 23_508_032}
-# IBN-a normalises half of the channels in another way, with as many parameters.
-TORCHVISION_PARAMETERS["resnet50_ibn_a"] = TORCHVISION_PARAMETERS["resnet50"]
-
-
-@pytest.mark.parametrize("name", sorted(TORCHVISION_PARAMETERS))
-def test_the_layout_is_torchvisions(name):
-    backbone = BACKBONES[name]
-    shapes = jax.eval_shape(
-        lambda: backbone.init(jax.random.key(0), jnp.zeros((2, 256, 128, 3)), train=True)
-    )
-    leaves = jax.tree.leaves(shapes["params"])
-    assert sum(leaf.size for leaf in leaves) == TORCHVISION_PARAMETERS[name]
-
-
-@pytest.mark.parametrize(("name", "size"), [("resnet8", (128, 64)), ("resnet50", (256, 128))])
-def test_the_map_has_16_by_8_cells(name, size):
-    backbone = BACKBONES[name]
-    variables = jax.eval_shape(
-        lambda: backbone.init(jax.random.key(0), jnp.zeros((2, *size, 3)), train=True)
-    )
-    features = jax.eval_shape(
-        lambda v: backbone.apply(v, jnp.zeros((2, *size, 3)), train=False), variables
-    )
-    assert features.shape == (2, 16, 8, backbone.channels)
-    assert backbone.map_shape(*size) == (16, 8)
 
 
 def _norm(x, parameters):

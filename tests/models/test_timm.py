@@ -1,9 +1,8 @@
-"""Vision transformers against timm's, with random weights, in float64."""
+"""Networks against timm's and torchvision's, with random weights, in float64."""
 
-import importlib.abc
-import importlib.machinery
+import functools
+import importlib
 import importlib.util
-import sys
 import types
 from unittest import mock
 
@@ -11,74 +10,126 @@ import jax
 import numpy as np
 import pytest
 
-from pgfl_jax.models.backbones import BACKBONES, ViT
-from pgfl_jax.pretrained import from_state_dict, load_backbone, save_state_dict, to_state_dict
+from pgfl_jax.models.backbones import BACKBONES, ConvNeXt, Swin, ViT
+from pgfl_jax.pretrained import load_backbone, save_state_dict
 from tests.test_pretrained import abstract
 
 torch = pytest.importorskip("torch")
 
 
-class _Anything(type):
-    """A class with any attribute."""
-
-    def __getattr__(cls, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Anything(name, (), {})
-
-
-class _Empty(types.ModuleType):
-    __getattr__ = _Anything.__getattr__
-
-
-class _StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """torchvision, which timm imports for its data; the networks do not need it."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "torchvision":
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-        return None
-
-    def create_module(self, spec):
-        return _Empty(spec.name)
-
-    def exec_module(self, module):
-        pass
+def _torchvision():
+    """The package; the networks do not need the operators of a build for another PyTorch."""
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return importlib.import_module("torchvision")
 
 
 @pytest.fixture(scope="module")
-def timm():
-    if importlib.util.find_spec("timm") is None:
-        pytest.skip("timm is not installed: pip install -c constraints.txt -e '.[parity]'")
-    try:
-        importlib.import_module("torchvision")
-        finders = sys.meta_path
-    except Exception:  # a build for another PyTorch is a RuntimeError
-        finders = [_StandIn(), *sys.meta_path]
-    with mock.patch.object(sys, "meta_path", finders):
-        import timm.layers
-        from timm.models.vision_transformer import VisionTransformer
+def peers():
+    for name in ("timm", "torchvision"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed: pip install -c constraints.txt -e '.[parity]'")
+    torchvision = _torchvision()
+    import timm.layers
+    from timm.models import convnext, swin_transformer, vision_transformer
+    from torchvision.models import swin_transformer as of_torchvision
+
     return types.SimpleNamespace(
-        VisionTransformer=VisionTransformer, resample=timm.layers.resample_abs_pos_embed
+        ViT=vision_transformer.VisionTransformer,
+        Swin=swin_transformer.SwinTransformer,
+        ConvNeXt=convnext.ConvNeXt,
+        TorchvisionSwin=of_torchvision.SwinTransformer,
+        Merging=of_torchvision.PatchMerging,
+        TorchvisionConvNeXt=torchvision.models.ConvNeXt,
+        OfBlock=torchvision.models.convnext.CNBlockConfig,
+        resample=timm.layers.resample_abs_pos_embed,
     )
 
 
-NETWORKS = {
-    "stride 16": {},
-    "stride 12": {"stride": 12},
-    "CLIP": {"clip": True},
+# Each makes another library's network like ours, for pictures of a size, and its map (N, C, h, w).
+
+
+def _vit(peers, ours, size):
+    """With random parameters; timm itself has no overlapping patches."""
+    options = {}
+    if ours.clip:
+        options = {"norm_layer": torch.nn.LayerNorm, "act_layer": "quick_gelu", "pre_norm": True}
+    net = peers.ViT(
+        size, 16, embed_dim=24, depth=2, num_heads=3, num_classes=0, global_pool="", **options
+    )
+    net.patch_embed.proj.stride = ours.stride, ours.stride
+    rows, columns = ours.map_shape(*size)
+    net.pos_embed = torch.nn.Parameter(torch.zeros(1, 1 + rows * columns, 24))
+    return net, lambda x: net(x)[:, 1:].mT.unflatten(2, (rows, columns))
+
+
+def _swin(peers, ours, size):
+    net = peers.Swin(
+        size, 4, embed_dim=ours.width, depths=ours.stage_sizes, num_heads=(2, 4),
+        window_size=ours.window, num_classes=0, drop_path_rate=0,
+    )  # fmt: skip
+    return net, lambda x: net.forward_features(x).permute(0, 3, 1, 2)
+
+
+def _torchvision_swin(peers, ours, size):
+    class Overlapping(peers.Merging):
+        """With stride 1, by PyTorch's own way of taking overlapping patches."""
+
+        def forward(self, x):
+            x = torch.nn.functional.pad(x, (0, 0, 0, 1, 0, 1)).permute(0, 3, 1, 2)
+            cells = torch.nn.functional.unfold(x, 2).unflatten(1, (x.shape[1], 2, 2))
+            cells = cells.permute(0, 4, 3, 2, 1).flatten(2)  # columns, rows, channels
+            cells = cells.unflatten(1, (x.shape[2] - 1, x.shape[3] - 1))
+            return self.reduction(self.norm(cells))
+
+    stages = iter(ours.strides[1:])
+    net = peers.TorchvisionSwin(
+        [4, 4], ours.width, list(ours.stage_sizes), [2, 4], [ours.window] * 2,
+        stochastic_depth_prob=0,
+        downsample_layer=lambda *x: (Overlapping if next(stages) == 1 else peers.Merging)(*x),
+    )  # fmt: skip
+    del net.head
+    return net, lambda x: net.norm(net.features(x)).permute(0, 3, 1, 2)
+
+
+def _convnext(peers, ours, size):
+    net = peers.ConvNeXt(
+        depths=(*ours.stage_sizes, 0), dims=tuple(ours.width * 2**i for i in range(4)),
+        num_classes=0, output_stride=8,
+    )  # fmt: skip
+    del net.stages[3], net.head
+    for block in net.stages[2].blocks:  # timm widens them by as much as it reduces the stride
+        block.conv_dw.dilation, block.conv_dw.padding = (1, 1), (3, 3)
+    return net, lambda x: net.norm_pre(net.stages(net.stem(x)))
+
+
+def _torchvision_convnext(peers, ours, size):
+    widths, sizes = (ours.width, 2 * ours.width, None), ours.stage_sizes
+    stages = [peers.OfBlock(*widths[i : i + 2], size) for i, size in enumerate(sizes)]
+    net = peers.TorchvisionConvNeXt(stages, stochastic_depth_prob=0)
+    del net.classifier
+    return net, net.features
+
+
+# Ours, theirs, and the size of the pictures.
+PEERS = {
+    "ViT": (ViT(24, 2, 3), _vit, (256, 128)),
+    "ViT, stride 12": (ViT(24, 2, 3, stride=12), _vit, (256, 128)),
+    "ViT of CLIP": (ViT(24, 2, 3, clip=True), _vit, (256, 128)),
+    # In the second stage one window covers an axis.
+    "Swin": (Swin(8, (2, 2), (1, 2), 4, window=8), _swin, (128, 64)),
+    # Windows divide no map; the last stage has stride 1.
+    "Swin, padded": (Swin(8, (2, 2), (1, 1), 4), _torchvision_swin, (256, 128)),
+    "ConvNeXt": (ConvNeXt(8, (1, 2), (1, 2)), _torchvision_convnext, (64, 32)),
+    "ConvNeXt, last stride 1": (ConvNeXt(8, (1, 1, 1), (1, 2, 1)), _convnext, (64, 32)),
 }
 
 
-def _theirs(timm, *, size, stride=16, clip=False):
-    """Two blocks with random parameters; timm itself has no overlapping patches."""
-    options = {"norm_layer": torch.nn.LayerNorm, "act_layer": "quick_gelu"} if clip else {}
-    net = timm.VisionTransformer(
-        size, 16, embed_dim=24, depth=2, num_heads=3, num_classes=0, pre_norm=clip, **options
-    )
-    net.patch_embed.proj.stride = stride, stride
-    count = 1 + np.prod([(side - 16) // stride + 1 for side in size])
-    net.pos_embed = torch.nn.Parameter(torch.zeros(1, count, 24))
+def _with_random_parameters(net):
     rng = np.random.default_rng(0)
     with torch.no_grad():
         for value in net.parameters():
@@ -86,23 +137,31 @@ def _theirs(timm, *, size, stride=16, clip=False):
     return net.double()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_features_and_gradients_are_timms(timm, name):
-    size, options = (256, 128), NETWORKS[name]
-    ours, theirs = ViT(24, 2, 3, **options), _theirs(timm, size=size, **options)
+@pytest.mark.parametrize("name", PEERS)
+def test_features_and_gradients_are_theirs(peers, name, tmp_path):
+    ours, make, size = PEERS[name]
+    theirs, features_of = make(peers, ours, size)
+    _with_random_parameters(theirs)
     rng = np.random.default_rng(1)
     images = rng.normal(size=(2, *size, 3))
-    direction = rng.normal(size=(2, *ours.map_shape(*size), 24))
+    direction = rng.normal(size=(2, *ours.map_shape(*size), ours.channels))
+    expected = features_of(torch.tensor(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    (expected * torch.tensor(direction)).sum().backward()
 
-    tokens = theirs.forward_features(torch.tensor(images).permute(0, 3, 1, 2))[:, 1:]
-    (tokens * torch.tensor(direction).flatten(1, 2)).sum().backward()
+    init = functools.partial(ours.init, train=False)
+    shapes = jax.eval_shape(init, jax.random.key(0), images.astype(np.float32))
+    variables = {"params": {"trunk": shapes["params"]}, "batch_stats": {}}
 
-    abstract = jax.eval_shape(
-        lambda x: ours.init(jax.random.key(0), x, train=False), images.astype(np.float32)
-    )
-    weights = {f"trunk.{name}": x.detach().numpy() for name, x in theirs.named_parameters()}
-    variables = {"params": {"trunk": abstract["params"]}, "batch_stats": {}}
-    params = from_state_dict(weights, variables, 1)[0]["params"]["trunk"]
+    def in_flax(arrays):
+        """As a file of theirs is read."""
+        arrays = {name: value.numpy() for name, value in arrays.items()}
+        save_state_dict(tmp_path / "net.safetensors", arrays)
+        loaded, report = load_backbone(tmp_path / "net.safetensors", variables)
+        assert (dict(report.missing), dict(report.left_over)) == ({}, {})
+        return loaded["params"]["trunk"]
+
+    params = in_flax({name: value.detach() for name, value in theirs.named_parameters()})
+    wanted = in_flax({name: value.grad for name, value in theirs.named_parameters()})
     with jax.enable_x64(True):
 
         def loss(params, images):
@@ -110,24 +169,23 @@ def test_features_and_gradients_are_timms(timm, name):
             return (features * direction).sum(), features
 
         gradients, features = jax.jit(jax.grad(loss, has_aux=True))(params, images)
-    expected = tokens.detach().numpy().reshape(features.shape)
-    np.testing.assert_allclose(features, expected, rtol=0, atol=1e-9)
-    found = to_state_dict({"params": {"trunk": gradients}}, 1)
-    for name, value in theirs.named_parameters():
-        gradient = value.grad.numpy()
+    np.testing.assert_allclose(features, expected.detach(), rtol=0, atol=1e-9)
+    for path, gradient in jax.tree_util.tree_leaves_with_path(wanted):
+        found = functools.reduce(lambda tree, key: tree[key.key], path, gradients)
         scale = np.abs(gradient).max()
-        np.testing.assert_allclose(found[f"trunk.{name}"], gradient, rtol=0, atol=1e-7 * scale)
+        np.testing.assert_allclose(found, gradient, rtol=0, atol=1e-7 * scale, err_msg=str(path))
 
 
 @pytest.mark.parametrize(("size", "grid"), [((224, 224), (14, 14)), ((256, 128), (16, 8))])
-def test_its_files_are_read_and_resampled_as_timm_does(timm, size, grid, tmp_path):
-    theirs = _theirs(timm, size=size).float()
+def test_its_files_are_read_and_resampled_as_timm_does(peers, size, grid, tmp_path):
+    ours = ViT(24, 2, 3)
+    theirs = _with_random_parameters(_vit(peers, ours, size)[0]).float()
     weights = {name: value.detach().numpy() for name, value in theirs.state_dict().items()}
     save_state_dict(tmp_path / "timm.safetensors", weights)
-    with mock.patch.dict(BACKBONES, vit_for_timm=ViT(24, 2, 3)):
+    with mock.patch.dict(BACKBONES, vit_for_timm=ours):
         shapes = abstract("vit_for_timm")
     variables, report = load_backbone(tmp_path / "timm.safetensors", shapes, map_shape=(4, 2))
     assert (dict(report.missing), dict(report.left_over)) == ({}, {})
-    expected = timm.resample(theirs.pos_embed.detach(), [4, 2], list(grid))
+    expected = peers.resample(theirs.pos_embed.detach(), [4, 2], list(grid))
     found = variables["params"]["trunk"]["pos_embed"]
     np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -1,43 +1,12 @@
-import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pgfl_jax.distributed.sharding import batch_sharding, make_mesh
-from pgfl_jax.models.backbones import BACKBONES, ViT
+from pgfl_jax.models.backbones import ViT
 from pgfl_jax.models.backbones.vit import residual_scales
-
-# Parameters of timm's vit_*_patch16_224 without their classifiers of 1,000 classes.
-TIMM_PARAMETERS = {"vit_tiny": 5_524_416, "vit_small": 21_665_664, "vit_base": 85_798_656}
-TIMM_PARAMETERS["vit_base_clip"] = TIMM_PARAMETERS["vit_base"] + 2 * 768 - 768
-
-
-def _abstract(backbone, height, width):
-    images = jnp.zeros((2, height, width, 3))
-    variables = jax.eval_shape(lambda: backbone.init(jax.random.key(0), images, train=True))
-    return variables, jax.eval_shape(lambda v: backbone.apply(v, images, train=False), variables)
-
-
-@pytest.mark.parametrize("name", sorted(TIMM_PARAMETERS))
-def test_the_layout_is_timms(name):
-    init = functools.partial(BACKBONES[name].init, train=False)
-    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    variables = jax.eval_shape(init, jax.random.key(0), images)
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == TIMM_PARAMETERS[name]
-
-
-@pytest.mark.parametrize(("stride", "cells"), [(16, (16, 8)), (12, (21, 10))])
-def test_the_map_is_what_map_shape_says(stride, cells):
-    backbone = ViT(16, 1, 2, stride=stride)
-    variables, features = _abstract(backbone, 256, 128)
-    assert features.shape == (2, *cells, 16)
-    assert backbone.map_shape(256, 128) == cells
-    assert set(backbone.layers) == set(variables["params"]) - {
-        "patch_embed", "cls_token", "pos_embed"
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("stride", "size"), [(16, (250, 0)), (16, (0, 8)), (12, (12, 0))])
@@ -91,30 +60,13 @@ def test_the_network_equals_a_reference_in_numpy(options):
     net = ViT(24, 2, 3, **options)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(2, 64, 32, 3))
-    shapes, _ = _abstract(net, 64, 32)
+    init = lambda x: net.init(jax.random.key(0), x, train=False)  # noqa: E731
+    shapes = jax.eval_shape(init, images.astype(np.float32))
     variables = jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape), shapes)
     with jax.enable_x64(True):
         found = jax.jit(lambda v, x: net.apply(v, x, train=False))(variables, images)
     expected = _reference(images, variables["params"], net)
     np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-12)
-
-
-def test_recomputing_changes_nothing():
-    images = jax.random.normal(jax.random.key(0), (4, 32, 16, 3))
-    net = ViT(8, 2, 1, drop_path=0.5)
-    variables = net.init(jax.random.key(1), images, train=True)
-
-    def gradient(remat):
-        def loss(v):
-            keys = {"drop_path": jax.random.key(2)}
-            return jnp.sum(jnp.sin(net.copy(remat=remat).apply(v, images, train=True, rngs=keys)))
-
-        return jax.tree.leaves(jax.jit(jax.grad(loss))(variables))
-
-    expected = gradient("none")
-    for remat in ("convolutions", "blocks"):
-        for found, leaf in zip(gradient(remat), expected, strict=True):
-            np.testing.assert_allclose(found, leaf, rtol=1e-4, atol=1e-5)
 
 
 def test_residuals_are_dropped_by_their_rates_and_scaled():
@@ -125,21 +77,6 @@ def test_residuals_are_dropped_by_their_rates_and_scaled():
     # Four standard deviations of a share among 4,000.
     assert np.abs((scales[1] == 0).mean(-1) - 0.2).max() < 4 * math.sqrt(0.16 / 4000)
     assert 0.02 < np.mean((scales[1, 0] == 0) & (scales[1, 1] == 0)) < 0.06  # independent: 0.04
-
-
-def test_a_dropped_residual_leaves_the_shortcut():
-    net = ViT(24, 2, 3, drop_path=0.99)  # the second block is dropped, but in 1 % of the pictures
-    images = jax.random.normal(jax.random.key(0), (16, 32, 32, 3))
-    variables = net.init(jax.random.key(1), images, train=True)
-    keys = {"drop_path": jax.random.key(4)}
-    found = net.apply(variables, images, train=True, rngs=keys)
-    kept = {name: v for name, v in variables["params"].items() if name != "blocks_1"}
-    without = ViT(24, 1, 3).apply({"params": kept}, images, train=True)
-    same = np.isclose(found, without, atol=1e-5).all((1, 2, 3))
-    assert same.sum() >= 14
-    evaluated = net.apply(variables, images, train=False)
-    np.testing.assert_array_equal(evaluated, ViT(24, 2, 3).apply(variables, images, train=False))
-    assert not np.isclose(evaluated, without, atol=1e-4).all((1, 2, 3)).any()
 
 
 def test_what_is_dropped_does_not_depend_on_the_mesh():

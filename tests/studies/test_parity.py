@@ -105,7 +105,7 @@ def test_the_running_variance_is_biased():
 
 
 @small_networks()
-@pytest.mark.parametrize("backbone", ["resnet8", "vit"])
+@pytest.mark.parametrize("backbone", ["resnet8", "vit", "swin"])
 def test_initial_weights_are_drawn_from_the_same_distributions(backbone):
     network = {"model.pooling": "parts", "model.backbone": backbone}
     config = parity.make_config("data", **SMALL, **network)
@@ -171,7 +171,7 @@ def test_instance_and_batch_norm_side_by_side_in_training():
 
 @small_networks()
 @pytest.mark.parametrize(
-    "backbone", ["resnet8", "resnet50_ibn_a", "vit", "vit_overlap", "vit_clip"]
+    "backbone", ["resnet8", "resnet50_ibn_a", "vit", "vit_overlap", "vit_clip", "swin"]
 )
 def test_evaluation_runs_on_images_alone(backbone):
     experiment = parity.make_experiment(

@@ -5,10 +5,12 @@ from typing import Any, Protocol
 
 from jaxtyping import Array, Float
 
+from pgfl_jax.models.backbones.convnext import ConvNeXt
 from pgfl_jax.models.backbones.resnet import REMAT_POLICIES, BasicBlock, Bottleneck, ResNet
+from pgfl_jax.models.backbones.swin import Swin
 from pgfl_jax.models.backbones.vit import ViT
 
-__all__ = ["BACKBONES", "REMAT_POLICIES", "Backbone", "ResNet", "ViT"]
+__all__ = ["BACKBONES", "REMAT_POLICIES", "Backbone", "ConvNeXt", "ResNet", "Swin", "ViT"]
 
 
 class Backbone(Protocol):
@@ -54,6 +56,7 @@ BACKBONES: Mapping[str, Backbone] = {
     "resnet18": ResNet(BasicBlock, (2, 2, 2, 2)),
     "resnet34": ResNet(BasicBlock, (3, 4, 6, 3)),
     "resnet50": ResNet(Bottleneck, (3, 4, 6, 3)),
+    "resnet101": ResNet(Bottleneck, (3, 4, 23, 3)),
     "resnet50_ibn_a": ResNet(Bottleneck, (3, 4, 6, 3), ibn_stages=3),
     "vit_tiny": ViT(192, 12, 3),
     "vit_small": ViT(384, 12, 6),
@@ -62,4 +65,11 @@ BACKBONES: Mapping[str, Backbone] = {
     "vit_small_overlap": ViT(384, 12, 6, stride=12),
     "vit_base_overlap": ViT(768, 12, 12, stride=12),
     "vit_base_clip": ViT(768, 12, 12, clip=True),
+    "swin_tiny": Swin(96, (2, 2, 6, 2)),
+    "swin_small": Swin(96, (2, 2, 18, 2)),
+    "swin_base": Swin(128, (2, 2, 18, 2)),
+    "swin_tiny_solider": Swin(96, (2, 2, 6, 2), solider=True),
+    "swin_small_solider": Swin(96, (2, 2, 18, 2), solider=True),
+    "swin_base_solider": Swin(128, (2, 2, 18, 2), solider=True),
+    "convnext_tiny": ConvNeXt(96, (3, 3, 9, 3)),
 }

@@ -22,17 +22,18 @@ from pgfl_jax.models.backbones.resnet import REMAT_POLICIES
 from pgfl_jax.models.convolution import patches
 
 PATCH = 16
+EPSILON = 1e-5  # of LayerNorm; 1e-6 in plain vision transformers
 Images = Float[Array, "batch image_height image_width 3"]
 Map = Float[Array, "batch height width channels"]
 Tokens = Float[Array, "batch tokens channels"]
-Heads = Float[Array, "batch tokens heads channels_per_head"]
+Cells = Float[Array, "batch *cells channels"]
+Heads = Float[Array, "*batch tokens heads channels_per_head"]
+Scales = Float[Array, "depth two batch"]
 
-_init = nn.initializers.normal(0.02)
+normal_init = nn.initializers.normal(0.02)
 
 
-def residual_scales(
-    key: Array, rates: Sequence[float], batch: int
-) -> Float[Array, "depth two batch"]:
+def residual_scales(key: Array, rates: Sequence[float], batch: int) -> Scales:
     """Drop-path's factors for the two residuals of each block: 0, or 1 / (1 - rate).
 
     They depend on the key and a picture's place in the global batch alone, so neither on the mesh
@@ -45,25 +46,46 @@ def residual_scales(
     return kept / (1 - dropped)
 
 
-class _PatchEmbedding(nn.Module):
-    """A 16x16 convolution with a stride and without padding."""
+def drop_path_scales(net: nn.Module, rate: float, depth: int, batch: int) -> Scales | None:
+    """The factors of a network's blocks in a training step; None where nothing is dropped.
+
+    The rate rises linearly from 0 at the first block to ``rate`` at the last one.
+    """
+    if not rate or net.is_initializing():
+        return None
+    rates = [rate * i / max(depth - 1, 1) for i in range(depth)]
+    return residual_scales(net.make_rng("drop_path"), rates, batch)
+
+
+def scaled(residual: Array, scales: Float[Array, " batch"] | None) -> Array:
+    """A residual times its factor for each picture."""
+    if scales is None:
+        return residual
+    return residual * scales.reshape(-1, *[1] * (residual.ndim - 1)).astype(residual.dtype)
+
+
+class PatchEmbedding(nn.Module):
+    """A convolution of square patches with a stride and without padding."""
 
     width: int
+    patch: int
     stride: int
     use_bias: bool
     dtype: DTypeLike | None
 
     @nn.compact
-    def __call__(self, images: Images) -> Map:
-        kernel = self.param("kernel", _init, (PATCH * PATCH * 3, self.width), jnp.float32)
-        kernel = jnp.asarray(kernel, self.dtype)
-        x = images.astype(kernel.dtype)
-        if self.stride == PATCH:  # as a product of matrices, which is faster on CPUs
-            x = patches(x, PATCH) @ kernel
+    def __call__(self, x: Map) -> Float[Array, "batch rows columns out_channels"]:
+        """Map (B, H, W, C) to (B, h, w, width)."""
+        size, inputs = self.patch, x.shape[-1]
+        shape = size * size * inputs, self.width
+        kernel = jnp.asarray(self.param("kernel", normal_init, shape, jnp.float32), self.dtype)
+        x = x.astype(kernel.dtype)
+        if self.stride == size:  # as a product of matrices, which is faster on CPUs
+            x = patches(x, size) @ kernel
         else:
             x = jax.lax.conv_general_dilated(
                 x,
-                kernel.reshape(PATCH, PATCH, 3, self.width),
+                kernel.reshape(size, size, inputs, self.width),
                 (self.stride, self.stride),
                 "VALID",
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -74,17 +96,18 @@ class _PatchEmbedding(nn.Module):
         return x + jnp.asarray(bias, x.dtype).reshape(1, 1, 1, -1)
 
 
-def attention(query: Heads, key: Heads, value: Heads) -> Heads:
-    """softmax(q kᵀ / √channels) v, with the softmax in float32 at least.
+def attention(query: Heads, key: Heads, value: Heads, bias: Array | None = None) -> Heads:
+    """softmax(q kᵀ / √channels + bias) v, with the softmax in float32 at least.
 
     That of ``jax.nn.dot_product_attention`` is in float32 even in double precision, where results
     would agree with PyTorch's to 1e-8 only.
     """
-    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    query, key, value = (x.swapaxes(-3, -2) for x in (query, key, value))
     precision = jnp.promote_types(query.dtype, jnp.float32)
-    scores = jnp.matmul(query, key.swapaxes(2, 3), preferred_element_type=precision)
-    weights = nn.softmax(scores / math.sqrt(query.shape[-1])).astype(value.dtype)
-    return jnp.matmul(weights, value).swapaxes(1, 2)
+    scores = jnp.matmul(query, key.swapaxes(-2, -1), preferred_element_type=precision)
+    scores = scores / math.sqrt(query.shape[-1])
+    weights = nn.softmax(scores if bias is None else scores + bias.astype(precision))
+    return jnp.matmul(weights.astype(value.dtype), value).swapaxes(-3, -2)
 
 
 class _Attention(nn.Module):
@@ -96,28 +119,29 @@ class _Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
         batch, count, width = x.shape
-        qkv = nn.Dense(3 * width, kernel_init=_init, dtype=self.dtype, name="qkv")(x)
+        qkv = nn.Dense(3 * width, kernel_init=normal_init, dtype=self.dtype, name="qkv")(x)
         qkv = checkpoint_name(qkv, "convolution")
         by_head = batch, count, self.heads, width // self.heads
         parts = (jax.lax.slice_in_dim(qkv, i * width, (i + 1) * width, axis=2) for i in range(3))
-        y = attention(*(part.reshape(by_head) for part in parts))
-        y = nn.Dense(width, kernel_init=_init, dtype=self.dtype, name="proj")(y.reshape(x.shape))
+        y = attention(*(part.reshape(by_head) for part in parts)).reshape(x.shape)
+        y = nn.Dense(width, kernel_init=normal_init, dtype=self.dtype, name="proj")(y)
         return checkpoint_name(y, "convolution")
 
 
-class _Mlp(nn.Module):
+class Mlp(nn.Module):
     """Two dense layers, the first four times as wide; GELU, or CLIP's x · sigmoid(1.702 x)."""
 
     quick: bool
     dtype: DTypeLike | None
 
     @nn.compact
-    def __call__(self, x: Tokens) -> Tokens:
+    def __call__(self, x: Cells) -> Cells:
+        """Map (B, …, C) to the same shape."""
         width = x.shape[-1]
-        y = nn.Dense(4 * width, kernel_init=_init, dtype=self.dtype, name="fc1")(x)
+        y = nn.Dense(4 * width, kernel_init=normal_init, dtype=self.dtype, name="fc1")(x)
         y = checkpoint_name(y, "convolution")
         y = y * nn.sigmoid(1.702 * y) if self.quick else nn.gelu(y, approximate=False)
-        y = nn.Dense(width, kernel_init=_init, dtype=self.dtype, name="fc2")(y)
+        y = nn.Dense(width, kernel_init=normal_init, dtype=self.dtype, name="fc2")(y)
         return checkpoint_name(y, "convolution")
 
 
@@ -133,18 +157,21 @@ class Block(nn.Module):
         """``scales``: of the residuals, by picture; None: 1."""
         residuals = (
             _Attention(self.heads, self.dtype, name="attn"),
-            _Mlp(self.clip, self.dtype, name="mlp"),
+            Mlp(self.clip, self.dtype, name="mlp"),
         )
         for number, residual in enumerate(residuals):
-            y = residual(_layer_norm(self.clip, self.dtype, f"norm{number + 1}")(x))
-            x = x + (y if scales is None else y * scales[number, :, None, None].astype(y.dtype))
+            norm = layer_norm(_epsilon(self.clip), self.dtype, f"norm{number + 1}")
+            x = x + scaled(residual(norm(x)), None if scales is None else scales[number])
         return x
 
 
-def _layer_norm(clip: bool, dtype: DTypeLike | None, name: str) -> nn.LayerNorm:
-    """With timm's ε or CLIP's; in two passes, which keep more digits than one."""
-    epsilon = 1e-5 if clip else 1e-6
+def layer_norm(epsilon: float, dtype: DTypeLike | None, name: str) -> nn.LayerNorm:
+    """In two passes, which keep more digits than one."""
     return nn.LayerNorm(epsilon, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def _epsilon(clip: bool) -> float:
+    return EPSILON if clip else 1e-6
 
 
 class ViT(nn.Module):
@@ -209,33 +236,27 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, images: Images, *, train: bool) -> Map:
         """Map images (B, H, W, 3) to features (B, h, w, width)."""
-        options = self.width, self.stride, not self.clip, self.dtype
-        x = _PatchEmbedding(*options, name="patch_embed")(images)
+        options = self.width, PATCH, self.stride, not self.clip, self.dtype
+        x = PatchEmbedding(*options, name="patch_embed")(images)
         batch, rows, columns, width = x.shape
         x = x.reshape(batch, rows * columns, width)
         x = jnp.pad(x, ((0, 0), (1, 0), (0, 0))) + self._offsets(rows * columns).astype(x.dtype)
         if self.clip:
-            x = _layer_norm(True, self.dtype, "norm_pre")(x)
+            x = layer_norm(EPSILON, self.dtype, "norm_pre")(x)
         block: Any = Block
         if self.remat != "none":
             policy = REMAT_POLICIES[self.remat]
             block = nn.remat(block, policy=policy)
-        scales = self._residual_scales(batch) if train else None
+        scales = drop_path_scales(self, self.drop_path, self.depth, batch) if train else None
         for i in range(self.depth):
             layer = block(self.heads, self.clip, self.dtype, name=f"blocks_{i}")
             x = layer(x, None if scales is None else scales[i])
-        x = _layer_norm(self.clip, self.dtype, "norm")(x)
+        x = layer_norm(_epsilon(self.clip), self.dtype, "norm")(x)
         patches_alone = jax.lax.slice_in_dim(x, 1, x.shape[1], axis=1)
         return patches_alone.reshape(batch, rows, columns, width)
 
-    def _residual_scales(self, batch: int) -> Float[Array, "depth two batch"] | None:
-        if not self.drop_path or self.is_initializing():
-            return None
-        rates = [self.drop_path * i / max(self.depth - 1, 1) for i in range(self.depth)]
-        return residual_scales(self.make_rng("drop_path"), rates, batch)
-
     def _offsets(self, count: int) -> Float[Array, "1 tokens channels"]:
         """What is added to each token, the class token at the head of them included."""
-        token = self.param("cls_token", _init, (1, 1, self.width), jnp.float32)
-        positions = self.param("pos_embed", _init, (1, 1 + count, self.width), jnp.float32)
+        token = self.param("cls_token", normal_init, (1, 1, self.width), jnp.float32)
+        positions = self.param("pos_embed", normal_init, (1, 1 + count, self.width), jnp.float32)
         return jnp.asarray(positions) + jnp.pad(jnp.asarray(token), ((0, 0), (0, count), (0, 0)))
