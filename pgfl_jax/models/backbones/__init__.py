@@ -6,11 +6,12 @@ from typing import Any, Protocol
 from jaxtyping import Array, Float
 
 from pgfl_jax.models.backbones.convnext import ConvNeXt
+from pgfl_jax.models.backbones.osnet import OSNet
 from pgfl_jax.models.backbones.resnet import REMAT_POLICIES, BasicBlock, Bottleneck, ResNet
 from pgfl_jax.models.backbones.swin import Swin
 from pgfl_jax.models.backbones.vit import ViT
 
-__all__ = ["BACKBONES", "REMAT_POLICIES", "Backbone", "ConvNeXt", "ResNet", "Swin", "ViT"]
+__all__ = ["BACKBONES", "REMAT_POLICIES", "Backbone", "ConvNeXt", "OSNet", "ResNet", "Swin", "ViT"]
 
 
 class Backbone(Protocol):
@@ -72,4 +73,5 @@ BACKBONES: Mapping[str, Backbone] = {
     "swin_small_solider": Swin(96, (2, 2, 18, 2), solider=True),
     "swin_base_solider": Swin(128, (2, 2, 18, 2), solider=True),
     "convnext_tiny": ConvNeXt(96, (3, 3, 9, 3)),
+    "osnet_x1_0": OSNet(),
 }
