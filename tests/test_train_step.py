@@ -63,7 +63,13 @@ def _assert_close(actual, expected, rtol):
         assert error <= tolerance, f"{jax.tree_util.keystr(path)}: {error:.2e} > {tolerance:.2e}"
 
 
-@pytest.mark.parametrize("network", [*NETWORKS, *OTHERS])
+@pytest.mark.parametrize(
+    "network",
+    [
+        *(*NETWORKS, "swin_tiny"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS if name != "swin_tiny"),
+    ],
+)
 def test_one_step_of_training_is_the_optimizer_on_these_gradients(tiny_config, network):
     config = tiny_config(**EVERY_LOSS, **(NETWORKS | OTHERS)[network])
     experiment, batch, mesh = _run(config), _batch(config), make_mesh(jax.devices()[:2])

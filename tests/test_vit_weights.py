@@ -8,7 +8,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from pgfl_jax.models.backbones import ViT
+from pgfl_jax.pretrained import load_backbone, save_state_dict
 from pgfl_jax.weight_tables.vit import resample
+from tests.test_pretrained import abstract
 from tests.weight_files import assert_one_line, drawn, load, narrow_networks, prefixed
 
 torch = pytest.importorskip("torch")

@@ -149,7 +149,8 @@ def test_the_nearest_wrong_file_gives_one_line(widths, added, message, tmp_path)
     assert_one_line(arrays, "osnet_x1_0", message, tmp_path / "w.safetensors")
 
 
-def test_it_trains_and_is_exported():
+@pytest.mark.slow
+def test_it_is_exported():
     with mock.patch.dict(BACKBONES, osnet_x1_0=OSNet(SMALL)):
         abstract.cache_clear()
         assert set(BACKBONES["osnet_x1_0"].layers) | {"conv1"} == set(
