@@ -232,6 +232,8 @@ def main(argv: list[str]) -> None:
         raise UserError("--side=onnxruntime: only for --task=embed in float32")
     if config.train.accumulation > 1:
         raise UserError("config.train.accumulation: the yardstick does not support it")
+    if config.model.pooling == "cls":
+        raise UserError("config.model.pooling: the yardstick does not support cls")
     if FLAGS.here:
         serve(lambda: start(config, FLAGS.side[-1], FLAGS.task))
         return

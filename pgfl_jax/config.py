@@ -158,8 +158,8 @@ class ModelConfig:
     pretrained: FilePath = ""
     # Pooling of the main branch: gap · gem · context (a plain mean of features that have seen their
     # neighbourhood) · by maps that it predicts from its own features, of the foreground or of each
-    # part (docs/method.md, "Branches").
-    pooling: Literal["gap", "gem", "context", "foreground", "parts"] = "parts"
+    # part (docs/method.md, "Branches") · cls (the class token of a vision transformer instead)
+    pooling: Literal["gap", "gem", "context", "foreground", "parts", "cls"] = "parts"
     # False: the baseline, the main branch alone in training too.
     pose_branches: bool = True
     # Precision of convolutions and matrix products. Parameters, statistics, pooled features and
@@ -465,6 +465,8 @@ def _image_checks(config: Config) -> Iterator[_Relation]:
     yield backbone.channels % NUM_PARTS == 0, "model.backbone", message
     droppable = not config.model.drop_path or hasattr(backbone, "drop_path")
     yield droppable, "model.drop_path", f"must be 0 with {config.model.backbone}"
+    pools = config.model.pooling != "cls" or hasattr(backbone, "with_class_token")
+    yield pools, "model.pooling", f"{config.model.backbone} has no class token"
     half = min(data.height, data.width) // 2
     message = f"must be at most half the shorter side, {half}, or crops show little but black"
     yield data.augment.pad <= half, "data.augment.pad", message

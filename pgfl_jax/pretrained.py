@@ -19,7 +19,14 @@ from safetensors import SafetensorError
 from pgfl_jax.files import replacing, stand_in
 from pgfl_jax.models.classifier import CLASS_MULTIPLE
 from pgfl_jax.weight_tables import TABLES
-from pgfl_jax.weight_tables.table import PretrainedError, Shape, Shapes, StateDict, Table
+from pgfl_jax.weight_tables.table import (
+    Normalisation,
+    PretrainedError,
+    Shape,
+    Shapes,
+    StateDict,
+    Table,
+)
 
 __all__ = [
     "PretrainedError",
@@ -83,6 +90,7 @@ class Report:
         left_over: arrays of the file that were not taken.
         reasons: why not, for arrays that one might expect to be taken.
         choice: which of the file's state dicts was read, where it has others; else empty.
+        normalisation: how pictures were normalised in training, where the file shows that.
     """
 
     used: Mapping[str, Shape]
@@ -90,6 +98,7 @@ class Report:
     left_over: Mapping[str, Shape]
     reasons: Mapping[str, str]
     choice: str = ""
+    normalisation: Normalisation | None = None
 
     def __str__(self) -> str:
         """One line of counts, with the first missing and left-over names, and the choice."""
@@ -134,6 +143,7 @@ def load_backbone(
     table, wanted = _table(variables), _wanted(variables, None)
     names = _our_names(table, tensors, str(path))
     of_trunk = {name: our for name, our in names.items() if our.startswith("trunk.")}
+    normalisation = _normalisation(table, of_trunk, tensors)
     trunk = {our: tensors.pop(name) for name, our in of_trunk.items()}
     arranged, note = table.arrange(trunk, wanted, map_shape, str(path))
     theirs = {our: name for name, our in of_trunk.items()}
@@ -141,7 +151,8 @@ def load_backbone(
         tensors[theirs.get(our, our)] = value
         names[theirs.get(our, our)] = our
     filled, report = _fill(tensors, names, variables, str(path), None)
-    return filled, dataclasses.replace(report, choice="; ".join(filter(None, (choice, note))))
+    choice = "; ".join(filter(None, (choice, note)))
+    return filled, dataclasses.replace(report, choice=choice, normalisation=normalisation)
 
 
 def from_state_dict(
@@ -409,6 +420,26 @@ def _our_names(table: Table, tensors: Iterable[str], source: str) -> dict[str, s
         for name, our in ours.items()
         if not our.startswith("trunk.") or table.layer.match(our)
     }
+
+
+def _normalisation(
+    table: Table, of_trunk: Iterable[str], tensors: StateDict
+) -> Normalisation | None:
+    """How pictures were normalised in training, where a file's names or arrays show that."""
+    mean, std = (
+        tuple(float(x) / 255 for x in tensors.get(name, np.zeros(0)).ravel())
+        for name in ("pixel_mean", "pixel_std")  # fast-reid's, of pictures in [0, 255]
+    )
+    if len(mean) == len(std) == 3 and max(mean) > 0.01:
+        return Normalisation("by its pixel_mean and pixel_std", mean, std)
+    return next(
+        (
+            normalisation
+            for pattern, normalisation in table.normalised.items()
+            if any(re.search(pattern, name) for name in of_trunk)
+        ),
+        None,
+    )
 
 
 def _respelled(table: Table, names: Sequence[str]) -> dict[str, str]:

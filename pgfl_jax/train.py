@@ -102,6 +102,9 @@ def begin(config: Config, workdir: Path, *, evaluates: bool) -> Pretrained | Non
     if pretrained := read_pretrained(config):
         assert_same_everywhere({"the file of config.model.pretrained": pretrained.sha256})
         say(f"{config.model.pretrained}: {pretrained.report}")
+        trained = pretrained.report.normalisation
+        if trained and (line := trained.mismatch(config.data.mean, config.data.std)):
+            _warn(f"{config.model.pretrained}: {line} (docs/pretrained.md)")
     elif not evaluates:
         _warn_of_random_weights(config.model.backbone)
     for line in () if evaluates else oddities(config):

@@ -84,6 +84,7 @@ def test_a_map_cell_is_the_backbones_stride():
         ("eval.occlusion_bins", (0.0, 20.0, 100.0), "must be in [0, 1]; divide percentages by 100"),
         ("eval.occlusion_bins", (-0.1, 0.5), "must be in [0, 1]"),
         ("eval.embeddings", ("main", "parts", "parts"), "must not name an embedding twice"),
+        ("model.pooling", "cls", "resnet50 has no class token"),
         ("data.augment.pad", 65, "must be at most half the shorter side, 64, or crops show little"),
     ],
 )

@@ -728,6 +728,30 @@ def test_a_sharded_state_and_its_average_start_from_the_file(tmp_path, tiny_conf
 
 
 @pytest.mark.usefixtures("small_network")
+def test_other_pictures_than_the_weights_know_are_a_warning(tiny_config, tmp_path, capsys):
+    path = tmp_path / "net.safetensors"
+    variables = random_variables("resnet8", np.float32)
+    trunk = {
+        name: value
+        for name, value in to_state_dict(variables, 10).items()
+        if name.startswith("trunk.")
+    }
+    pixels = {"pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12, 57.375)}
+    arrays = {name: np.float32(value).reshape(3, 1, 1) for name, value in pixels.items()}
+    save_state_dict(path, trunk | arrays)
+    options = {"model.pretrained": str(path), "model.backbone": "resnet8"}
+
+    begin(tiny_config(**options), tmp_path / "same", evaluates=False)
+    assert capsys.readouterr().err == ""
+    options |= {"data.mean": (0.5, 0.5, 0.5), "data.std": (0.5, 0.5, 0.5)}
+    begin(tiny_config(**options), tmp_path / "other", evaluates=False)
+    assert capsys.readouterr().err == (
+        f"warning: {path}: trained on pictures normalised by mean (0.485, 0.456, 0.406) and "
+        "std (0.229, 0.224, 0.225), by its pixel_mean and pixel_std; this run has config.data.mean "
+        "= (0.5, 0.5, 0.5) and config.data.std = (0.5, 0.5, 0.5) (docs/pretrained.md)\n"
+    )
+
+
 @pytest.mark.usefixtures("small_network")
 def test_a_run_needs_the_file_only_to_start(tiny_config, tmp_path, capsys):
     devices = jax.devices()[:1]

@@ -205,6 +205,28 @@ def test_the_neck_of_transreid_is_taken_and_its_cameras_are_left(tmp_path):
     assert "the last block and LayerNorm are those of the global branch, b1" in str(report)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "mean", "std"),
+    [
+        ("CLIP", (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)),
+        ("CLIP-ReID", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ("TransReID", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ("torchvision", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("timm", None, None), ("DINO", None, None), ("MAE", None, None), ("PASS", None, None),
+    ],
+)  # fmt: skip
+def test_names_show_how_pictures_were_normalised_or_nothing_is_said(scheme, mean, std, tmp_path):
+    backbone = "vit_base_clip" if scheme.startswith("CLIP") else "vit_tiny"
+    found = load(SCHEMES[scheme](), tmp_path / "w.safetensors", backbone)[1].normalisation
+    if mean is None:
+        assert found is None
+        return
+    assert found.source == f"as {scheme}'s are"
+    np.testing.assert_allclose((found.mean, found.std), (mean, std), atol=5e-4)
+    assert not found.mismatch(mean, std)
+    assert found.mismatch(mean, (0.229, 0.224, 0.3)) and found.mismatch((0.5, 0.44, 0.5), std)
+
+
 WRONG = {
     "another depth": (
         timm(depth=11), "vit_tiny", r"blocks\.11\.attn\.proj\.bias is missing, in the network",

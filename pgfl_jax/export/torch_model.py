@@ -284,11 +284,15 @@ class ViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, 3, H, W) to the feature map (N, C, h, w): the patches' tokens."""
+        return self.with_class_token(x)[0]
+
+    def with_class_token(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same features, and the class token (N, C)."""
         cells = self.patch_embed(x)
         token = self.cls_token.expand(x.shape[0], -1, -1)
         x = torch.cat([token, cells.flatten(1, 2)], 1) + self.pos_embed
         x = self.norm(self.blocks(self.norm_pre(x)))
-        return x[:, 1:].transpose(1, 2).unflatten(2, cells.shape[1:3])
+        return x[:, 1:].transpose(1, 2).unflatten(2, cells.shape[1:3]), x[:, 0]
 
 
 class WindowAttention(nn.Module):
@@ -484,6 +488,14 @@ class AveragePooling(nn.Module):
         return Pooled(features.mean((2, 3)))
 
 
+class ClassToken(nn.Module):
+    """The class token of a vision transformer; nothing is pooled."""
+
+    def forward(self, token: Tensor) -> Pooled:
+        """Take (N, C) as it is."""
+        return Pooled(token)
+
+
 class GeneralizedMeanPooling(nn.Module):
     """(Mean over the map of F^p)^(1/p), with a learned p that starts at 3."""
 
@@ -576,7 +588,8 @@ class MainBranch(nn.Module):
     Args:
         backbone: a name in :data:`BACKBONES`.
         size: (H, W) of the pictures.
-        pooling: ``gap``, ``gem``, ``context``, or by predicted maps, ``foreground`` or ``parts``.
+        pooling: ``gap``, ``gem``, ``context``, or by predicted maps, ``foreground`` or ``parts``;
+            or ``cls``, the trunk's class token instead.
         dtype: precision of the trunk; None means the precision of the parameters.
     """
 
@@ -599,19 +612,32 @@ class MainBranch(nn.Module):
             "context": functools.partial(ContextPooling, channels, dtype),
             "foreground": functools.partial(PredictedPooling, channels, 1, dtype),
             "parts": functools.partial(PredictedPooling, channels, NUM_PARTS, dtype),
+            "cls": ClassToken,
         }
         self.main_pooling = poolings[pooling]()
         self.main_neck = BNNeck(channels)
 
-    def features(self, images: Tensor) -> Tensor:
-        """The feature map (N, C, h, w) of normalised images (N, 3, H, W)."""
+    def pooled(self, images: Tensor) -> tuple[Tensor, Pooled]:
+        """The feature map (N, C, h, w) of normalised images (N, 3, H, W), and its pooling.
+
+        The pooling is in the precision of the images.
+        """
         # Contiguous: on channels-last maps PyTorch's BatchNorm sums the values one by one, which
         # loses one or two digits.
-        images = images.contiguous()
+        features, token = self._features(images.contiguous())
+        of_main = features if token is None else token
+        return features, self.main_pooling(of_main.to(images.dtype))
+
+    def _features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.dtype is None:
-            return self.trunk(images)
+            return self._trunk(images)
         with torch.autocast(images.device.type, self.dtype):
-            return self.trunk(images)
+            return self._trunk(images)
+
+    def _trunk(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        if isinstance(self.main_pooling, ClassToken) and isinstance(self.trunk, ViT):
+            return self.trunk.with_class_token(images)
+        return self.trunk(images), None
 
 
 class Embedder(MainBranch):
@@ -673,7 +699,7 @@ class Embedder(MainBranch):
         pictures = (images if self.channels_first else images.permute(0, 3, 1, 2)).float()
         if not self.normalised:
             pictures = pictures * self.scale + self.offset
-        pooled = self.main_pooling(self.features(pictures).float())
+        _, pooled = self.pooled(pictures)
         neck = self.main_neck(pooled.embedding, pooled.seen)
         return neck / torch.linalg.vector_norm(neck, dim=1, keepdim=True).clamp(min=EPSILON)
 

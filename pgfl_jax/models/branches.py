@@ -51,6 +51,14 @@ class AveragePooling(nn.Module):
         return Pooled(jnp.mean(features, axis=(1, 2)))
 
 
+class ClassToken(nn.Module):
+    """MB's vector is the class token of a vision transformer; nothing is pooled."""
+
+    def __call__(self, token: Float[Array, "batch channels"]) -> Pooled:
+        """Take (B, C) as it is."""
+        return Pooled(token)
+
+
 class ContextPooling(nn.Module):
     """MB's pooling by a plain mean, of features that have seen their neighbourhood.
 

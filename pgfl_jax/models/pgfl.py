@@ -15,6 +15,7 @@ from pgfl_jax.models.branches import (
     EPSILON,
     NUM_PARTS,
     AveragePooling,
+    ClassToken,
     ContextPooling,
     GeneralizedMeanPooling,
     PredictedPooling,
@@ -32,7 +33,8 @@ class PGFL(nn.Module):
         num_identities: classes of the identity classifiers.
         backbone: a name in :data:`pgfl_jax.models.backbones.BACKBONES`.
         pooling: MB's pooling: ``gap``, ``gem``, ``context`` (a plain mean of features that have
-            seen their neighbourhood), or by a map that it predicts: ``foreground``, ``parts``.
+            seen their neighbourhood), or by a map that it predicts: ``foreground``, ``parts``; or
+            ``cls``, the trunk's class token instead.
         pose_branches: False for the baseline: MB alone, in training too.
         interaction: how the branches train one another; ``shared_classifier`` gives all branches
             MB's classifier, ``cross_classifier`` adds MB's logits from the teachers' classifiers;
@@ -64,6 +66,7 @@ class PGFL(nn.Module):
             "context": ContextPooling(self.dtype),
             "foreground": PredictedPooling(1, self.dtype),
             "parts": PredictedPooling(NUM_PARTS, self.dtype),
+            "cls": ClassToken(),
         }[self.pooling]
         self.main_neck, self.foreground_neck, self.parts_neck = BNNeck(), BNNeck(), BNNeck()
         self.main_classifier = self._classifier()
@@ -95,9 +98,11 @@ class PGFL(nn.Module):
             The named outputs. Rows without a pose (visibility all 0) do not count in the batch
             statistics of FEB and SAB; their outputs there are meaningless.
         """
-        features = self.trunk(images, train=train)
-        pooled = features.astype(jnp.promote_types(features.dtype, jnp.float32))
-        embedding, seen, map_logits, own = self.main_pooling(pooled)
+        features, token = self._features(images, train)
+        precision = jnp.promote_types(features.dtype, jnp.float32)
+        pooled = features.astype(precision)
+        of_main = pooled if token is None else token.astype(precision)
+        embedding, seen, map_logits, own = self.main_pooling(of_main)
         main = self._branch(embedding, self.main_neck, self.main_classifier, seen, train)
         if pose_maps is None or visibility is None or not self.pose_branches:
             return PGFLOutputs(features, main, None, None, None, map_logits, own)
@@ -124,6 +129,13 @@ class PGFL(nn.Module):
                 self.parts_classifier(main.neck),
             )
         return PGFLOutputs(features, main, foreground, parts, cross_logits, map_logits, own)
+
+    def _features(self, images: Array, train: bool) -> tuple[Array, Array | None]:
+        """The trunk's map; and its class token, if MB takes it."""
+        trunk: Any = self.trunk
+        if self.pooling == "cls":
+            return trunk.with_class_token(images, train=train)
+        return trunk(images, train=train), None
 
     def _branch(
         self,

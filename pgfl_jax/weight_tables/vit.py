@@ -7,7 +7,16 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import Float
 
-from pgfl_jax.weight_tables.table import MapShape, PretrainedError, Shapes, StateDict, Table
+from pgfl_jax.weight_tables.table import (
+    HALF,
+    IMAGENET,
+    MapShape,
+    Normalisation,
+    PretrainedError,
+    Shapes,
+    StateDict,
+    Table,
+)
 
 _TORCHVISION = {
     r"class_token$": "cls_token",
@@ -33,6 +42,7 @@ _CLIP = {
     r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.": r"blocks.\1.mlp.fc1.",
     r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.": r"blocks.\1.mlp.fc2.",
 }
+_OF_CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _CLS, _POSITIONS = "trunk.cls_token", "trunk.pos_embed"
 
 
@@ -159,4 +169,12 @@ VIT = Table(
     teacher=re.compile(r"(?:^|[._])teacher[._]"),
     needs_stem=True,
     arrange=_arrange,
+    normalised=MappingProxyType(
+        {
+            r"(?:^|\.)visual\.conv1\.": Normalisation("as CLIP's are", *_OF_CLIP),
+            r"(?:^|\.)image_encoder\.conv1\.": Normalisation("as CLIP-ReID's are", *HALF),
+            r"(?:^|\.)base\.patch_embed\.": Normalisation("as TransReID's are", *HALF),
+            r"(?:^|\.)conv_proj\.": Normalisation("as torchvision's are", *IMAGENET),
+        }
+    ),
 )

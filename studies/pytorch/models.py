@@ -110,9 +110,8 @@ class PGFL(MainBranch):
             part_maps: in [0, 1]; None runs only the main branch.
             visibility: in [0, 1].
         """
-        features = self.features(images.permute(0, 3, 1, 2))
+        features, (embedding, seen, map_logits, own) = self.pooled(images.permute(0, 3, 1, 2))
         pooled = features.to(images.dtype)
-        embedding, seen, map_logits, own = self.main_pooling(pooled)
         main = self._branch(embedding, self.main_neck, "main", seen)
         if part_maps is None or visibility is None or not self.pose_branches:
             return PGFLOutputs(features, main, None, None, None, map_logits, own)

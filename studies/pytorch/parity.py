@@ -112,6 +112,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model.backbone": "vit_tiny",
         "model.pooling": "parts",
     },
+    "vision transformer, class token": {
+        "model.backbone": "vit_tiny",
+        "model.pooling": "cls",
+    },
     "main branch alone": {
         "model.pose_branches": False,
         "model.pooling": "gap",

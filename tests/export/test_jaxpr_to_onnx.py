@@ -70,7 +70,7 @@ def test_networks_give_the_same_embeddings_at_any_batch(backbone, pooling, convo
         # Patches; in each block four products with weights, and two of activations. Queries, keys,
         # values and result of each block; pixels, patches, and the map for its pooling.
         ("vit", "parts", 1 + 2, 2 * (4 + 2), 2 * 4 + 2 + 2),
-        ("vit_overlap", "gap", 1, 2 * (4 + 2), 2 * 4 + 2),
+        ("vit_overlap", "cls", 1, 2 * (4 + 2), 2 * 4 + 2),
         ("vit_clip", "gap", 1, 2 * (4 + 2), 2 * 4 + 2),
         # Merging; cells into windows and back.
         ("swin", "parts", 1 + 2, 3 * (4 + 2) + 1, 3 * (4 + 2) + 2),

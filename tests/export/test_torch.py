@@ -106,6 +106,17 @@ def test_a_transformer(backbone, tmp_path):
     assert (graph.kernels, graph.multiply_adds) == (main.kernels, main.multiply_adds)
 
 
+@pytest.mark.slow  # ONNX's test and the twin's in tests/studies have it
+@small_networks()
+@pytest.mark.usefixtures("all_optimizations")
+def test_a_class_token(tmp_path):
+    embedder = random_embedder("vit", "cls")
+    with small_twins():
+        _same_in_pytorch(embedder, tmp_path)
+        graph, main = read_program(tmp_path / "model.pt2"), main_branch(embedder)
+    assert (graph.kernels, graph.multiply_adds) == (main.kernels, main.multiply_adds)
+
+
 def _same_in_pytorch(embedder, tmp_path):
     write_torch(embedder, CONTRACTS["normalised_nchw"], tmp_path)
     network = torch_model.load(tmp_path)

@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -5,25 +7,27 @@ import numpy as np
 import pytest
 
 from pgfl_jax.models import PGFL, main_branch, unit_length
+from pgfl_jax.models.backbones import BACKBONES
+from tests.networks import small_networks
 
 IDENTITIES, COLUMNS, PARTS = 5, 128, 8
 
 
-def _inputs(seed=0, batch=6):
+def _inputs(seed=0, batch=6, cells=(8, 4)):
     rng = np.random.default_rng(seed)
     images = jnp.asarray(rng.normal(size=(batch, 64, 32, 3)), jnp.float32)
-    pose_maps = jnp.asarray(rng.uniform(size=(batch, 8, 4, PARTS)), jnp.float32)
+    pose_maps = jnp.asarray(rng.uniform(size=(batch, *cells, PARTS)), jnp.float32)
     visibility = jnp.asarray(rng.uniform(0.1, 1, (batch, PARTS)), jnp.float32)
     return images, pose_maps, visibility
 
 
 @pytest.fixture(scope="module")
 def initialised():
-    def make(**options):
-        model = PGFL(IDENTITIES, "resnet8", **options)
-        variables = nn.unbox(
-            jax.jit(model.init, static_argnames="train")(jax.random.key(0), *_inputs(), train=True)
-        )
+    def make(backbone="resnet8", **options):
+        model = PGFL(IDENTITIES, backbone, **options)
+        inputs = _inputs(cells=BACKBONES[backbone].map_shape(64, 32))
+        init = jax.jit(model.init, static_argnames="train")
+        variables = nn.unbox(init(jax.random.key(0), *inputs, train=True))
         # Away from the symmetric initial values, so that nothing is equal by accident.
         rng = np.random.default_rng(1)
         noisy = jax.tree.map(
@@ -50,9 +54,9 @@ def _forward(model, variables, *inputs, train=True):
 
 
 def _mean_by_parts(features, maps):
-    groups = features.reshape(6, 8, 4, maps.shape[-1], -1)
+    groups = features.reshape(*maps.shape, -1)
     sums = np.einsum("bhwgc,bhwg->bgc", groups, maps) / maps.sum((1, 2))[:, :, None]
-    return sums.reshape(6, 192)
+    return sums.reshape(6, -1)
 
 
 @pytest.mark.parametrize("pooling", ["gap", "foreground", "parts"])
@@ -84,6 +88,30 @@ def test_every_branch_is_neck_and_classifier_of_its_pooling(initialised, pooling
         np.testing.assert_allclose(branch.neck, neck, rtol=1e-2, atol=1e-2)
         logits = _real_columns(branch.logits)
         np.testing.assert_allclose(logits, np.asarray(branch.neck) @ kernel, rtol=1e-3, atol=1e-4)
+
+
+@small_networks()
+def test_the_class_token_is_the_main_branchs_vector_and_teachers_pool_the_patches(initialised):
+    model, variables = initialised("vit", pooling="cls")
+    images, maps, visibility = _inputs(cells=(4, 2))
+    trunk = functools.partial(BACKBONES["vit"].apply, train=True, method="with_class_token")
+
+    @jax.jit
+    def run(variables):
+        outputs, _ = _forward(model, variables, images, maps, visibility)
+        return outputs, *trunk({"params": variables["params"]["trunk"]}, images)
+
+    outputs, features, token = jax.device_get(run(variables))
+    np.testing.assert_allclose(outputs.main.embedding, token, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(outputs.features, features, rtol=1e-4, atol=1e-5)
+    for name, weights in (("foreground", maps.max(-1, keepdims=True)), ("parts", maps)):
+        expected = _mean_by_parts(features, np.asarray(weights))
+        found = getattr(outputs, name).embedding
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    scale = np.asarray(variables["params"]["main_neck"]["scale"])
+    neck = (token - token.mean(0)) / np.sqrt(token.var(0) + 1e-5) * scale
+    np.testing.assert_allclose(outputs.main.neck, neck, rtol=1e-2, atol=1e-2)
+    assert "main_pooling" not in variables["params"]
 
 
 def test_poses_change_nothing_in_the_main_branch(initialised):

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import jax
@@ -52,7 +53,8 @@ def _reference(images, p, net):
         x = _norm(x, p["norm_pre"], epsilon)
     for i in range(net.depth):
         x = _block(x, p[f"blocks_{i}"], net.heads, net.clip, epsilon)
-    return _norm(x, p["norm"], epsilon)[:, 1:].reshape(2, rows, columns, net.width)
+    x = _norm(x, p["norm"], epsilon)
+    return x[:, 1:].reshape(2, rows, columns, net.width), x[:, 0]
 
 
 @pytest.mark.parametrize("options", [{}, {"stride": 12}, {"clip": True}], ids=str)
@@ -64,9 +66,13 @@ def test_the_network_equals_a_reference_in_numpy(options):
     shapes = jax.eval_shape(init, images.astype(np.float32))
     variables = jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape), shapes)
     with jax.enable_x64(True):
-        found = jax.jit(lambda v, x: net.apply(v, x, train=False))(variables, images)
-    expected = _reference(images, variables["params"], net)
-    np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-12)
+        apply = functools.partial(net.apply, train=False)
+        run = jax.jit(lambda v, x: (apply(v, x), *apply(v, x, method="with_class_token")))
+        alone, features, token = run(variables, images)
+    np.testing.assert_array_equal(alone, features)
+    pairs = zip((features, token), _reference(images, variables["params"], net), strict=True)
+    for found, expected in pairs:
+        np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-12)
 
 
 def test_residuals_are_dropped_by_their_rates_and_scaled():

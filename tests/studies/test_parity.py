@@ -171,12 +171,15 @@ def test_instance_and_batch_norm_side_by_side_in_training():
 
 @small_networks()
 @pytest.mark.parametrize(
-    "backbone", ["resnet8", "resnet50_ibn_a", "vit", "vit_overlap", "vit_clip", "swin"]
+    ("backbone", "pooling"),
+    [
+        *((name, "gap") for name in ("resnet8", "resnet50_ibn_a", "vit", "vit_overlap", "swin")),
+        ("vit_clip", "cls"),
+    ],
 )
-def test_evaluation_runs_on_images_alone(backbone):
-    experiment = parity.make_experiment(
-        parity.make_config("data", **SMALL, **{"model.backbone": backbone})
-    )
+def test_evaluation_runs_on_images_alone(backbone, pooling):
+    network = {"model.backbone": backbone, "model.pooling": pooling}
+    experiment = parity.make_experiment(parity.make_config("data", **SMALL, **network))
     variables, images = draw_variables(experiment, 0, np.float64), draw_batch(0)["images"]
     with jax.enable_x64(True):
         evaluate = jax.jit(lambda v, x: experiment.model.apply(v, x, train=False).main.neck)

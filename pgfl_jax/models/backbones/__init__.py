@@ -19,7 +19,9 @@ class Backbone(Protocol):
 
     Its attributes, which ``copy`` sets, include ``dtype`` (the precision it computes in; None means
     that of the parameters) and ``remat`` (a name in `REMAT_POLICIES`, or ``none``). One whose
-    residuals can be dropped also has ``drop_path``, a share in [0, 1).
+    residuals can be dropped also has ``drop_path``, a share in [0, 1). One with a class token also
+    has the method ``with_class_token``, which takes what a call takes and returns the map and the
+    token (B, C).
     """
 
     @property

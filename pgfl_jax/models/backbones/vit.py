@@ -2,9 +2,9 @@
 
 Module names follow timm (``patch_embed``, ``blocks_0/attn/qkv``, ``norm``), so weights convert by
 name. The feature map holds the patches' tokens after the last LayerNorm. The class token takes part
-in the attention and is then left out. Reference: A. Dosovitskiy et al., "An Image is Worth 16x16
-Words", ICLR 2021; overlapping patches after S. He et al., "TransReID: Transformer-based Object
-Re-Identification", ICCV 2021.
+in the attention; ``with_class_token`` returns it beside the map. Reference: A. Dosovitskiy et al.,
+"An Image is Worth 16x16 Words", ICLR 2021; overlapping patches after S. He et al., "TransReID:
+Transformer-based Object Re-Identification", ICCV 2021.
 """
 
 import math
@@ -233,9 +233,24 @@ class ViT(nn.Module):
         rows, columns = (max(0, 1 + (side - PATCH) // self.stride) for side in (height, width))
         return rows, columns
 
-    @nn.compact
     def __call__(self, images: Images, *, train: bool) -> Map:
         """Map images (B, H, W, 3) to features (B, h, w, width)."""
+        return self._map(self._tokens(images, train), images)
+
+    def with_class_token(
+        self, images: Images, *, train: bool
+    ) -> tuple[Map, Float[Array, "batch channels"]]:
+        """The same features, and the class token (B, width) after the last LayerNorm."""
+        x = self._tokens(images, train)
+        token = jax.lax.slice_in_dim(x, 0, 1, axis=1)
+        return self._map(x, images), token.reshape(x.shape[0], self.width)
+
+    def _map(self, x: Tokens, images: Images) -> Map:
+        patches_alone = jax.lax.slice_in_dim(x, 1, x.shape[1], axis=1)
+        return patches_alone.reshape(x.shape[0], *self.map_shape(*images.shape[1:3]), self.width)
+
+    @nn.compact
+    def _tokens(self, images: Images, train: bool) -> Tokens:
         options = self.width, PATCH, self.stride, not self.clip, self.dtype
         x = PatchEmbedding(*options, name="patch_embed")(images)
         batch, rows, columns, width = x.shape
@@ -251,9 +266,7 @@ class ViT(nn.Module):
         for i in range(self.depth):
             layer = block(self.heads, self.clip, self.dtype, name=f"blocks_{i}")
             x = layer(x, None if scales is None else scales[i])
-        x = layer_norm(_epsilon(self.clip), self.dtype, "norm")(x)
-        patches_alone = jax.lax.slice_in_dim(x, 1, x.shape[1], axis=1)
-        return patches_alone.reshape(batch, rows, columns, width)
+        return layer_norm(_epsilon(self.clip), self.dtype, "norm")(x)
 
     def _offsets(self, count: int) -> Float[Array, "1 tokens channels"]:
         """What is added to each token, the class token at the head of them included."""
