@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pgfl_jax.models.backbones import BACKBONES, ConvNeXt, OSNet, ResNet, Swin, ViT
+from pgfl_jax.models.backbones import BACKBONES, ConvNeXt, ResNet, Swin, ViT
 from pgfl_jax.models.backbones.resnet import BasicBlock
 
 ROOT = Path(__file__).parent.parent
@@ -146,7 +146,6 @@ def one_block():
         "vit_tiny": ViT(16, 2, 2),
         "swin_tiny": Swin(16, (2,), (1,), 8),
         "convnext_tiny": ConvNeXt(16, (2,), (1,)),
-        "osnet_x1_0": OSNet((16, 64, 64, 64)),
     }
     return mock.patch.dict(BACKBONES, resnet8=small, **others)
 
@@ -160,7 +159,6 @@ NETWORKS = {
 OTHERS = {
     "swin_tiny": {"model.backbone": "swin_tiny", "model.drop_path": 0.5},
     "convnext_tiny": {"model.backbone": "convnext_tiny", "model.drop_path": 0.5},
-    "osnet_x1_0": {"model.backbone": "osnet_x1_0"},
 }
 
 
