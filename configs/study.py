@@ -13,6 +13,6 @@ def get_config(cell: str) -> ConfigDict:
         raise ValueError(f"no cell {cell!r}; there are {', '.join(CELLS)}")
     config: ConfigDict = importlib.import_module(f"configs.{CELLS[cell].base}").get_config()
     config.train.eval_every = 10**6
-    config.eval.report = False
+    config.eval.report, config.eval.compare = False, ()
     config.update_from_flattened_dict(CELLS[cell].changes)
     return config

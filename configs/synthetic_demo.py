@@ -4,9 +4,14 @@ Run ``make demo``, or ``python main.py --config=configs/synthetic_demo.py --work
 takes about 5 minutes when the cores are idle. Its scores are in docs/results.md.
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from configs import default
+
+# Results of the best baseline, seed 0 (docs/report.md, "A stored baseline").
+BASELINE = Path(__file__).parent.parent / "studies" / "ablation" / "baseline"
 
 
 def get_config() -> ConfigDict:
@@ -29,4 +34,5 @@ def get_config() -> ConfigDict:
     config.train.checkpoint_every = 192
     config.eval.batch_size = 200
     config.eval.report = True
+    config.eval.compare = (str(BASELINE),)
     return config

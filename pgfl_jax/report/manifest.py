@@ -1,5 +1,6 @@
 """What went into a run: enough to distinguish two runs, or to repeat one."""
 
+import dataclasses
 import json
 import os
 import platform
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 
 from pgfl_jax.checkpoint import checkpoint_steps, stored_options
-from pgfl_jax.config import Config, ConfigError, current_dataset_name, stored_config
+from pgfl_jax.config import Config, ConfigError, DataConfig, current_dataset_name, stored_config
 from pgfl_jax.errors import UserError
 from pgfl_jax.export.verify import RECORD
 from pgfl_jax.report.writers import write_json
@@ -109,6 +110,14 @@ def read_config(workdir: Path) -> Config:
         return stored_config(options)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}; the run is from another version") from error
+
+
+def without_places(config: Config) -> Config:
+    """The configuration without the folders of data, which mean nothing on another machine."""
+    data = dataclasses.replace(
+        config.data, data_dir=DataConfig.data_dir, manual_dir=DataConfig.manual_dir
+    )
+    return dataclasses.replace(config, data=data)
 
 
 def first_difference(

@@ -13,7 +13,13 @@ from configs import study
 from pgfl_jax.config import ConfigError, parse_config, stored_config
 from pgfl_jax.errors import UserError
 from pgfl_jax.experiment import Experiment
-from pgfl_jax.report.manifest import FREE_OPTIONS, first_difference, read_config, read_run
+from pgfl_jax.report.manifest import (
+    FREE_OPTIONS,
+    first_difference,
+    read_config,
+    read_run,
+    without_places,
+)
 from pgfl_jax.report.summary import read_results
 from pgfl_jax.report.writers import embedding_label
 from studies.ablation.cells import Grid
@@ -100,7 +106,8 @@ def finished(workdir: Path, grid: Grid) -> Run | None:
         }
     if not scores:
         return None
-    return {"commit": manifest["commit"], "options": config.flat_options(), "scores": scores}
+    options = without_places(config).flat_options()
+    return {"commit": manifest["commit"], "options": options, "scores": scores}
 
 
 def table(runs: Sequence[Run], cells: Sequence[str]) -> str:

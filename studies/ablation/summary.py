@@ -1,6 +1,6 @@
 r"""Keeps what the report needs of a finished run in a small folder: every query, no checkpoint.
 
-    python -m studies.ablation.summary --run=runs/study/demo_validation/alone/seed0 \
+    python -m studies.ablation.summary --run=runs/study/demo/alone_attention_longer/seed0 \
         --out=studies/ablation/baseline
 
 The run's newest checkpoint is scored on the test set of the data that it was trained on, whatever
@@ -19,9 +19,8 @@ from input_pipeline.from_config import evaluation_data
 from pgfl_jax.command_flags import define_path
 from pgfl_jax.command_line import run as run_command_line
 from pgfl_jax.command_line import writable_folder
-from pgfl_jax.config import DataConfig
 from pgfl_jax.report.gallery import TOP
-from pgfl_jax.report.manifest import read_config, read_json
+from pgfl_jax.report.manifest import read_config, read_json, without_places
 from pgfl_jax.report.writers import replace_bytes, write_json
 from pgfl_jax.retrieval.blocks import Ranking
 from pgfl_jax.retrieval.evaluate import evaluate_checkpoint
@@ -54,9 +53,7 @@ def summarise(run: Path, out: Path, data_dir: str) -> None:
     wanted = dataclasses.replace(
         stored.eval, datasets=(), checkpoint="newest", embeddings=("main",), compare=()
     )
-    # Where the data are on this machine means nothing elsewhere.
-    places = {"data_dir": DataConfig.data_dir, "manual_dir": DataConfig.manual_dir}
-    kept = dataclasses.replace(stored, data=dataclasses.replace(stored.data, **places), eval=wanted)
+    kept = dataclasses.replace(without_places(stored), eval=wanted)
     here = dataclasses.replace(kept, data=dataclasses.replace(stored.data, data_dir=data_dir))
     results = evaluate_checkpoint(here, run, evaluation_data(here, run=run))
     write_json(out / "config.json", kept.flat_options())
