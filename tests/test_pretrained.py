@@ -727,7 +727,6 @@ def test_a_sharded_state_and_its_average_start_from_the_file(tmp_path, tiny_conf
     np.testing.assert_array_equal(kernel, drawn.params["main_classifier"]["kernel"])
 
 
-@pytest.mark.usefixtures("small_network")
 def test_other_pictures_than_the_weights_know_are_a_warning(tiny_config, tmp_path, capsys):
     path = tmp_path / "net.safetensors"
     variables = random_variables("resnet8", np.float32)

@@ -64,7 +64,7 @@ def _assert_close(actual, expected, rtol):
 
 
 @pytest.mark.parametrize(
-    "network", [*NETWORKS, "swin_tiny", pytest.param("convnext_tiny", marks=pytest.mark.slow)]
+    "network", [*NETWORKS, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
 )
 def test_one_step_of_training_is_the_optimizer_on_these_gradients(tiny_config, network):
     config = tiny_config(**EVERY_LOSS, **(NETWORKS | OTHERS)[network])

@@ -86,7 +86,7 @@ def _arrange(
         return arrays, "; ".join(notes)
     positions = arrays[_POSITIONS].reshape(1, -1, arrays[_POSITIONS].shape[-1])
     count = wanted[_POSITIONS][1] - 1
-    rows, columns = map_shape or _grids(count, 2, source)[0]
+    rows, columns = map_shape or _grids(count, 2.0, source)[0]
     old = _grid(positions[0, 1:], (rows, columns), source)
     if old != (rows, columns) and (map_shape or len(positions[0]) != 1 + count):
         cells = resample(positions[0, 1:].reshape(*old, -1), rows, columns)

@@ -119,6 +119,7 @@ def test_a_disk_that_is_full_before_the_first_save(drive, undisturbed, disk):
     assert_same_end(workdir, undisturbed, STEPS)
 
 
+@pytest.mark.slow
 def test_through_the_command_line(tiny_data_dir, tmp_path):
     short = "--config.train.epochs=2.5", "--config.train.eval_every=10"
     finished = finish(start(tiny_data_dir, tmp_path, *short, file_size=MIB))

@@ -57,7 +57,7 @@ def _kill(process, workdir, moment, rng):
 
 @pytest.mark.parametrize(
     ("saving", "stepping", "starting"),
-    [(2, 0, 1), pytest.param(11, 6, 3, marks=pytest.mark.slow)],
+    [(2, 1, 0), pytest.param(11, 6, 3, marks=pytest.mark.slow)],
     ids=["three", "twenty"],
 )
 def test_kills_change_nothing(drive, tmp_path, saving, stepping, starting):
@@ -72,7 +72,8 @@ def test_kills_change_nothing(drive, tmp_path, saving, stepping, starting):
         reached += steps(workdir)[-1:] if (workdir / "checkpoints").exists() else []
     assert in_a_save >= saving // 2
     # The newest step never went back, and often advanced.
-    assert reached == sorted(reached) and len(set(reached)) >= 2 + len(moments) // 5
+    assert reached == sorted(reached) and reached[-1] > 0
+    assert len(set(reached)) > len(moments) // 4
     print(f"{in_a_save} kills fell into a save; the newest steps were {reached}")
     code, out, err = finish(drive(workdir, *SAVED_OFTEN))
     assert code == 0 and "warning" not in err, err

@@ -57,6 +57,7 @@ def test_a_planted_error_fails(drawn_batches, monkeypatch, tmp_path, capsys):
     assert {where[:8] for name, where in failed if name == "loss terms"} == {"kd_logit"}
 
 
+@pytest.mark.slow
 def test_a_rounding_of_the_start_grows_like_the_difference_between_frameworks(
     drawn_batches, monkeypatch, tmp_path, capsys
 ):

@@ -101,6 +101,7 @@ def test_the_control_moves_every_value_by_one_rounding(bits):
     assert apart.tolist() == [1, 1, 1, 0]
 
 
+@pytest.mark.slow
 def test_both_sides_train_alike(tiny_config):
     config = tiny_config(**{"train.epochs": 1.25})  # 10 steps
     ours, theirs = (study.measure(config, side) for side in ("jax", "torch"))
