@@ -8,7 +8,6 @@ Reference: Z. Liu et al., "A ConvNet for the 2020s", CVPR 2022.
 """
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pgfl_jax.models.backbones.resnet import REMAT_POLICIES
+from pgfl_jax.models.backbones.resnet import divided, recomputing
 from pgfl_jax.models.backbones.vit import (
     Images,
     Map,
@@ -115,19 +114,14 @@ class ConvNeXt(nn.Module):
         Raises:
             ValueError: the height or width is not a multiple of the stride.
         """
-        stride = PATCH * math.prod(self.strides)
-        if height % stride or width % stride:
-            raise ValueError(f"must be a multiple of the stride, {stride}")
-        return height // stride, width // stride
+        return divided(height, width, PATCH * math.prod(self.strides))
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool) -> Map:
         """Map images (B, H, W, 3) to features (B, h, w, channels)."""
         x = PatchEmbedding(self.width, PATCH, PATCH, True, self.dtype, name="stem_0")(images)
         x = layer_norm(EPSILON, self.dtype, "stem_1")(x)
-        block: Any = ConvNeXtBlock
-        if self.remat != "none":
-            block = nn.remat(block, policy=REMAT_POLICIES[self.remat])
+        block = recomputing(ConvNeXtBlock, self.remat)
         depth, batch = sum(self.stage_sizes), x.shape[0]
         scales = drop_path_scales(self, self.drop_path, depth, batch) if train else None
         number = 0

@@ -7,8 +7,6 @@ is left out: the BNNeck takes its place.
 Reference: K. Zhou et al., "Omni-Scale Feature Learning for Person Re-Identification", ICCV 2019.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pgfl_jax.models.backbones.resnet import REMAT_POLICIES, Features, Output
+from pgfl_jax.models.backbones.resnet import Features, Output, divided, recomputing
 from pgfl_jax.models.batch_norm import BatchNorm
 from pgfl_jax.models.convolution import Kernel, convolve
 from pgfl_jax.models.pooling import max_pool
@@ -135,19 +133,14 @@ class OSNet(nn.Module):
         Raises:
             ValueError: the height or width is not a multiple of 16.
         """
-        if height % STRIDE or width % STRIDE:
-            raise ValueError(f"must be a multiple of the stride, {STRIDE}")
-        return height // STRIDE, width // STRIDE
+        return divided(height, width, STRIDE)
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "batch image_height image_width 3"], *, train: bool
     ) -> Output:
         """Map images (B, H, W, 3) to features (B, H / 16, W / 16, channels)."""
-        block: Any = OSBlock
-        if self.remat != "none":
-            policy = REMAT_POLICIES[self.remat]
-            block = nn.remat(block, policy=policy, static_argnums=(2,))  # train
+        block = recomputing(OSBlock, self.remat, static_argnums=(2,))  # train
         x = _ConvNorm(self.widths[0], self.dtype, 7, 2, name="conv1")(images, train)
         x = max_pool(x)
         for i, width in enumerate(self.widths[1:], start=2):

@@ -40,6 +40,30 @@ REMAT_POLICIES: Mapping[str, Callable[..., Any]] = MappingProxyType(
 )
 
 
+def recomputing(block: Any, remat: str, *, static_argnums: tuple[int, ...] = ()) -> Any:
+    """A module class whose backward pass recomputes what ``remat`` says.
+
+    Args:
+        block: the class.
+        remat: a name in `REMAT_POLICIES`, or ``none``.
+        static_argnums: arguments of its call that are no arrays; the module itself is number 0.
+    """
+    if remat == "none":
+        return block
+    return nn.remat(block, policy=REMAT_POLICIES[remat], static_argnums=static_argnums)
+
+
+def divided(height: int, width: int, stride: int) -> tuple[int, int]:
+    """(height / stride, width / stride).
+
+    Raises:
+        ValueError: the height or width is not a multiple of the stride.
+    """
+    if height % stride or width % stride:
+        raise ValueError(f"must be a multiple of the stride, {stride}")
+    return height // stride, width // stride
+
+
 class InstanceBatchNorm(nn.Module):
     """IBN-a: normalises half of the channels per image and the rest over the batch."""
 
@@ -185,10 +209,7 @@ class ResNet(nn.Module):
         Raises:
             ValueError: the height or width is not a multiple of the stride.
         """
-        stride = 4 * math.prod(self.strides)
-        if height % stride or width % stride:
-            raise ValueError(f"must be a multiple of the stride, {stride}")
-        return height // stride, width // stride
+        return divided(height, width, 4 * math.prod(self.strides))
 
     @nn.compact
     def __call__(self, images: Features, *, train: bool) -> Output:
@@ -199,10 +220,7 @@ class ResNet(nn.Module):
         else:
             x = layer(images, 64, 7, ("conv1", "bn1"), 2)
             x = max_pool(x)
-        block: Any = self.block
-        if self.remat != "none":
-            policy = REMAT_POLICIES[self.remat]
-            block = nn.remat(block, policy=policy, static_argnums=(2,))  # train
+        block = recomputing(self.block, self.remat, static_argnums=(2,))  # train
         stages = zip(self.stage_sizes, self.widths, self.strides, strict=True)
         for i, (size, width, stride) in enumerate(stages, start=1):
             make = functools.partial(block, ibn=True) if i <= self.ibn_stages else block

@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from pgfl_jax.models.backbones.resnet import REMAT_POLICIES
+from pgfl_jax.models.backbones.resnet import divided, recomputing
 from pgfl_jax.models.backbones.vit import (
     EPSILON,
     Images,
@@ -228,10 +228,7 @@ class Swin(nn.Module):
         Raises:
             ValueError: the height or width is not a multiple of the stride.
         """
-        stride = PATCH * math.prod(self.strides)
-        if height % stride or width % stride:
-            raise ValueError(f"must be a multiple of the stride, {stride}")
-        return height // stride, width // stride
+        return divided(height, width, PATCH * math.prod(self.strides))
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool) -> Map:
@@ -240,9 +237,7 @@ class Swin(nn.Module):
         batch, rows, columns, _ = x.shape
         x = x.reshape(batch, rows * columns, self.width)
         x = layer_norm(EPSILON, self.dtype, "patch_embed_norm")(x)
-        block: Any = SwinBlock
-        if self.remat != "none":
-            block = nn.remat(block, policy=REMAT_POLICIES[self.remat])
+        block = recomputing(SwinBlock, self.remat)
         depth = sum(self.stage_sizes)
         scales = drop_path_scales(self, self.drop_path, depth, batch) if train else None
         number = 0

@@ -9,7 +9,6 @@ Transformer-based Object Re-Identification", ICCV 2021.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pgfl_jax.models.backbones.resnet import REMAT_POLICIES
+from pgfl_jax.models.backbones.resnet import recomputing
 from pgfl_jax.models.convolution import patches
 
 PATCH = 16
@@ -258,10 +257,7 @@ class ViT(nn.Module):
         x = jnp.pad(x, ((0, 0), (1, 0), (0, 0))) + self._offsets(rows * columns).astype(x.dtype)
         if self.clip:
             x = layer_norm(EPSILON, self.dtype, "norm_pre")(x)
-        block: Any = Block
-        if self.remat != "none":
-            policy = REMAT_POLICIES[self.remat]
-            block = nn.remat(block, policy=policy)
+        block = recomputing(Block, self.remat)
         scales = drop_path_scales(self, self.drop_path, self.depth, batch) if train else None
         for i in range(self.depth):
             layer = block(self.heads, self.clip, self.dtype, name=f"blocks_{i}")
